@@ -1,0 +1,148 @@
+"""Running calibration data through a model, and leaving the model as it was."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import nncf
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from actsparse.errors import ActsparseError, DatasetError
+
+_logger = logging.getLogger(__name__)
+
+
+class CalibrationBatches:
+    """
+    The batches of a calibration dataset, read once.
+
+    :param dataset: An `nncf.Dataset`, or any iterable of model inputs.
+    :raises DatasetError: If it is not iterable, or its first batch cannot be read or is missing.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._batches = _open(dataset)
+        self.length = _length(dataset)
+        try:
+            self.first = next(self._batches)
+        except StopIteration:
+            msg = "the calibration dataset is empty"
+            raise DatasetError(msg) from None
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.first
+        yield from self._batches
+
+
+def run_model(model: nn.Module, batch: Any) -> Any:
+    """
+    Run one model input: a dict as keyword arguments, a tuple as positional ones, anything else as the only one.
+
+    :param model: The model.
+    :param batch: The model input.
+    :return: The model's output.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def run_batches(model: nn.Module, batches: Iterable[Any], *, total: int | None, description: str) -> int:
+    """
+    Run every batch in evaluation mode and without gradients, with a progress bar.
+
+    :param model: The model; its training flags are restored afterwards, whatever happens.
+    :param batches: Model inputs.
+    :param total: How many, where it is known.
+    :param description: What the progress bar says.
+    :return: Number of batches run.
+    :raises DatasetError: If the model cannot take a batch; names the batch.
+    """
+    count = 0
+    with evaluation_mode(model), torch.no_grad(), _progress() as bar:
+        task = bar.add_task(description, total=total)
+        for batch in batches:
+            try:
+                run_model(model, batch)
+            except ActsparseError:
+                raise
+            except Exception as error:
+                _logger.debug("batch %d failed", count, exc_info=True)
+                msg = f"the model cannot take batch {count} of the dataset ({describe_batch(batch)}): {one_line(error)}"
+                raise DatasetError(msg) from error
+            count += 1
+            bar.advance(task)
+    return count
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """
+    Put a model in evaluation mode for a while.
+
+    :param model: The model.
+    :return: A context after which each module's training flag is what it was.
+    """
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def describe_batch(batch: Any) -> str:
+    """
+    Say what a batch is, for an error message.
+
+    :param batch: A model input.
+    :return: Its type and shapes.
+    """
+    if isinstance(batch, torch.Tensor):
+        return f"tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{key}: {_shape(value)}" for key, value in batch.items()) or "empty dict"
+    if isinstance(batch, tuple):
+        return ", ".join(_shape(value) for value in batch) or "empty tuple"
+    return type(batch).__name__
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """
+    Shorten an exception to one line.
+
+    :param error: The exception.
+    :param limit: Number of characters to keep.
+    :return: Its type and the start of its message.
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:limit]
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _open(dataset: Any) -> Iterator[Any]:
+    if isinstance(dataset, nncf.Dataset):
+        return iter(dataset.get_inference_data())
+    if isinstance(dataset, torch.Tensor | Mapping | str | bytes) or not isinstance(dataset, Iterable):
+        msg = f"the dataset must be an nncf.Dataset or an iterable of model inputs, not {type(dataset).__name__}"
+        raise DatasetError(msg)
+    return iter(dataset)
+
+
+def _length(dataset: Any) -> int | None:
+    if isinstance(dataset, nncf.Dataset):
+        return dataset.get_length()
+    return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,44 @@
+"""The mistakes a caller can make, each one line of text; the command line prints them without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+import nncf
+
+
+class ActsparseError(ValueError):
+    """Something the caller gave cannot be used; nothing was changed."""
+
+
+class ScopeError(ActsparseError, nncf.ValidationError):
+    """A scope matches nothing, too much, or asks for an impossible sparsity."""
+
+
+class DatasetError(ActsparseError):
+    """The calibration data is empty, does not fit the model, or makes it produce NaN or infinity."""
+
+
+class ThresholdsError(ActsparseError):
+    """A thresholds file cannot be read, or belongs to another model."""
+
+
+class SourceError(ActsparseError):
+    """A text source or a model cannot be found or read."""
+
+
+class OutputError(ActsparseError):
+    """A result cannot be written where it was asked for."""
+
+
+def nearest(name: str, candidates: Iterable[str], limit: int = 3) -> str:
+    """
+    List the candidates most similar to a name, for an error message.
+
+    :param name: What the caller wrote.
+    :param candidates: What would have been accepted.
+    :param limit: How many to list at most.
+    :return: The nearest candidates joined by commas; all-unlike names fall back to the first ones.
+    """
+    pool = list(dict.fromkeys(candidates))
+    close = difflib.get_close_matches(name, pool, n=limit, cutoff=0.4) or pool[:limit]
+    return ", ".join(close) if close else "none"

@@ -1,0 +1,170 @@
+"""Measured sparsity: the share of zeros that masked layers really see, layer by layer and by weight bytes."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from actsparse.calibration import CalibrationBatches, run_batches
+from actsparse.errors import ActsparseError
+from actsparse.insertion import intercept_outputs, named_sparsifiers
+from actsparse.scopes.layers import named_linears
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """
+    What one masked layer saw.
+
+    :param name: The layer.
+    :param roles: What it does in its block.
+    :param target_sparsity: The share of zeros asked for.
+    :param sparsity: The share of zeros measured.
+    :param weight_bytes: Size of its weight as stored.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    target_sparsity: float
+    sparsity: float
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """
+    Measured sparsity of a model on some data.
+
+    :param layers: The masked layers, in the model's order.
+    :param linear_bytes: Size of the weights of all the model's Linear layers, masked or not.
+    :param tokens: Which tokens are masked: ``all``, ``decode``, or both joined.
+    """
+
+    layers: tuple[LayerSparsity, ...]
+    linear_bytes: int
+    tokens: str
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros over the masked layers, weighted by weight bytes."""
+        return _weighted(self.layers)
+
+    @property
+    def weight_reads_skipped(self) -> float:
+        """Share of the bytes of all Linear weights, the head's included, that zeros make unnecessary to read."""
+        return sum(x.sparsity * x.weight_bytes for x in self.layers) / self.linear_bytes
+
+    @property
+    def by_role(self) -> dict[str, float]:
+        """Share of zeros for each role, weighted by weight bytes; layers without a role are under ``other``."""
+        groups: dict[str, list[LayerSparsity]] = {}
+        for layer in self.layers:
+            groups.setdefault("+".join(layer.roles) or "other", []).append(layer)
+        return {role: _weighted(group) for role, group in groups.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the report into what JSON can hold.
+
+        :return: Totals, roles and layers.
+        """
+        return {
+            "sparsity": self.sparsity,
+            "weight_reads_skipped": self.weight_reads_skipped,
+            "tokens": self.tokens,
+            "by_role": self.by_role,
+            "by_layer": {x.name: {"target": x.target_sparsity, "sparsity": x.sparsity} for x in self.layers},
+        }
+
+
+class SparsityCounter:
+    """
+    Count zeros behind a model's masks.
+
+    :param model: The masked model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._zeros: dict[str, int] = {}
+        self._entries: dict[str, int] = {}
+
+    def count(self, name: str, masked: torch.Tensor) -> torch.Tensor:
+        """
+        Count the zeros of one masked input.
+
+        :param name: The layer.
+        :param masked: Its input after the mask.
+        :return: The same tensor.
+        """
+        nonzero = int(torch.count_nonzero(masked))
+        self._zeros[name] = self._zeros.get(name, 0) + masked.numel() - nonzero
+        self._entries[name] = self._entries.get(name, 0) + masked.numel()
+        return masked
+
+    def report(self) -> SparsityReport:
+        """
+        Sum up what was counted.
+
+        :return: The measured sparsity.
+        :raises ActsparseError: If a masked layer was never run.
+        """
+        sparsifiers = dict(named_sparsifiers(self._model))
+        missing = next((name for name in sparsifiers if not self._entries.get(name)), None)
+        if missing is not None:
+            msg = f"the sparsity of layer {missing} cannot be measured: no data went through it"
+            raise ActsparseError(msg)
+        layers = [
+            LayerSparsity(
+                name, s.roles, s.target_sparsity, self._zeros[name] / self._entries[name], _weight_bytes(self._model, name)
+            )
+            for name, s in sparsifiers.items()
+        ]
+        total = sum(_weight_bytes(self._model, name) for name, _ in named_linears(self._model))
+        tokens = "+".join(sorted({s.tokens for s in sparsifiers.values()}))
+        return SparsityReport(tuple(layers), total, tokens)
+
+
+@contextmanager
+def count_zeros(model: nn.Module) -> Iterator[SparsityCounter]:
+    """
+    Count zeros behind a model's masks while it runs, for example inside `word_perplexity`.
+
+    :param model: The masked model.
+    :return: A context with the counter; ask it for its report afterwards.
+    """
+    counter = SparsityCounter(model)
+    with intercept_outputs(dict(named_sparsifiers(model)), counter.count):
+        yield counter
+
+
+def measure_sparsity(model: nn.Module, dataset: Iterable[Any]) -> SparsityReport:
+    """
+    Measure a masked model's sparsity on data.
+
+    :param model: The masked model.
+    :param dataset: Model inputs, as for `sparsify_activations`.
+    :return: The share of zeros by layer and role, and the share of weight reads that they make unnecessary.
+    :raises ActsparseError: If the model has no masks.
+    :raises DatasetError: If the dataset is empty or does not fit the model.
+    """
+    if next(named_sparsifiers(model), None) is None:
+        msg = "the model has no activation sparsifiers to measure"
+        raise ActsparseError(msg)
+    batches = CalibrationBatches(dataset)
+    with count_zeros(model) as counter:
+        run_batches(model, batches, total=batches.length, description="measuring sparsity")
+    return counter.report()
+
+
+def _weighted(layers: Iterable[LayerSparsity]) -> float:
+    layers = list(layers)
+    return sum(x.sparsity * x.weight_bytes for x in layers) / max(sum(x.weight_bytes for x in layers), 1)
+
+
+def _weight_bytes(model: nn.Module, name: str) -> int:
+    weight = model.get_submodule(name).weight
+    return weight.numel() * weight.element_size()  # type: ignore[operator, union-attr]

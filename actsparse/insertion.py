@@ -1,0 +1,127 @@
+"""Putting masks on layers and taking them off; the only file that registers hooks."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from actsparse.sparsifier import ActivationSparsifier
+
+CHILD = "activation_sparsifier"
+
+
+def mask_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """
+    Run a layer's mask before the layer: the forward pre-hook of every masked layer.
+
+    It finds the mask through its argument instead of closing over it, so that copies and pickles of the model use
+    their own masks.
+
+    :param module: The layer.
+    :param args: Its positional arguments, the activations first.
+    :return: The arguments with masked activations.
+    :raises TypeError: If the activations were passed by keyword.
+    """
+    if not args:
+        msg = f"a masked {type(module).__name__} takes its input as a positional argument"
+        raise TypeError(msg)
+    return (getattr(module, CHILD)(args[0]), *args[1:])
+
+
+def insert_sparsifier(layer: nn.Module, sparsifier: ActivationSparsifier) -> None:
+    """
+    Mask a layer's input, replacing the mask that it may have.
+
+    :param layer: The Linear layer.
+    :param sparsifier: Its mask; moved to the layer's device.
+    """
+    had_mask = CHILD in layer._modules
+    layer.add_module(CHILD, sparsifier.to(layer.weight.device))  # type: ignore[arg-type]
+    if not had_mask:
+        layer.register_forward_pre_hook(mask_input)
+
+
+def remove_sparsifier(layer: nn.Module) -> None:
+    """
+    Take the mask off one layer.
+
+    :param layer: A layer, masked or not.
+    """
+    layer._modules.pop(CHILD, None)
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if hook is mask_input:
+            del layer._forward_pre_hooks[key]
+
+
+def remove_sparsifiers(model: nn.Module) -> nn.Module:
+    """
+    Take every mask off a model, which is then what it was before.
+
+    :param model: A model, masked or not.
+    :return: The same model.
+    """
+    for name, _ in list(named_sparsifiers(model)):
+        remove_sparsifier(model.get_submodule(name))
+    return model
+
+
+def named_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsifier]]:
+    """
+    Iterate over a model's masks.
+
+    :param model: A model, masked or not.
+    :return: The name of each masked layer and its mask, in the model's order.
+    """
+    for name, module in model.named_modules():
+        sparsifier = module._modules.get(CHILD)
+        if isinstance(sparsifier, ActivationSparsifier):
+            yield name, sparsifier
+
+
+@contextmanager
+def suspend_sparsifiers(sparsifiers: Iterable[ActivationSparsifier]) -> Iterator[None]:
+    """
+    Let masks pass everything for a while.
+
+    :param sparsifiers: The masks.
+    :return: A context in which they do nothing.
+    """
+    states = [(sparsifier, sparsifier.is_active) for sparsifier in sparsifiers]
+    try:
+        for sparsifier, _ in states:
+            sparsifier.is_active = False
+        yield
+    finally:
+        for sparsifier, was_active in states:
+            sparsifier.is_active = was_active
+
+
+@contextmanager
+def intercept_outputs(
+    sparsifiers: Mapping[str, ActivationSparsifier], intercept: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """
+    See, and replace, what masks hand on to their layers.
+
+    :param sparsifiers: The masks by layer name.
+    :param intercept: Called with the layer name and the mask's output; what it returns goes to the layer.
+    :return: A context in which that happens.
+    """
+    handles: list[Any] = []
+    try:
+        for name, sparsifier in sparsifiers.items():
+            hook = partial(_intercept_output, intercept, name)
+            handles.append(sparsifier.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _intercept_output(
+    intercept: Callable[[str, torch.Tensor], torch.Tensor], name: str, _module: nn.Module, _args: Any, x: torch.Tensor
+) -> torch.Tensor:
+    return intercept(name, x)

@@ -1,0 +1,109 @@
+"""The NNCF graph of a torch model, and walks over its data flow."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nncf.common.graph.graph import NNCFGraph
+from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+from torch import nn
+
+CONSTANT = "nncf_model_const"
+INPUT = "nncf_model_input"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the graph: output `port` of the node with id `node`."""
+
+    node: int
+    port: int
+
+
+class Flow:
+    """
+    The data flow of an NNCF graph, with everything that depends on constants alone (weights, their
+    decompression, rotary tables) left out.
+
+    :param graph: The graph of the model.
+    """
+
+    def __init__(self, graph: NNCFGraph) -> None:
+        self.nodes = {node.node_id: node for node in graph.get_all_nodes()}
+        inputs = {i: [Tensor(e.from_node.node_id, e.output_port_id) for e in graph.get_input_edges(n)]
+                  for i, n in self.nodes.items()}  # fmt: skip
+        self.dynamic = _reachable(inputs, [i for i, n in self.nodes.items() if n.node_type == INPUT])
+        self.inputs = {i: [t for t in ts if t.node in self.dynamic] for i, ts in inputs.items()}
+        self.constant_inputs = {i: [t for t in ts if t.node not in self.dynamic] for i, ts in inputs.items()}
+
+    def type_of(self, node: int) -> str:
+        """
+        Name the operation of a node.
+
+        :param node: The node's id.
+        :return: The operation's name, such as ``linear`` or ``silu``.
+        """
+        return self.nodes[node].node_type
+
+    def upstream(self, starts: Iterable[int], stop: Callable[[int], bool]) -> set[int]:
+        """
+        Walk against the data flow.
+
+        :param starts: Nodes to start from; they are part of the result.
+        :param stop: Nodes for which it is true are visited but not walked past.
+        :return: The ids of all nodes visited.
+        """
+        seen: set[int] = set()
+        todo = list(starts)
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if not stop(node):
+                todo.extend(tensor.node for tensor in self.inputs[node])
+        return seen
+
+    def constants_of(self, node: int) -> list[str]:
+        """
+        List the parameters and buffers that a node's constant inputs are computed from.
+
+        :param node: The node's id.
+        :return: Their full names in the model.
+        """
+        names: list[str] = []
+        todo = [t.node for t in self.constant_inputs[node]]
+        while todo:
+            current = todo.pop()
+            if self.type_of(current) == CONSTANT:
+                names.append(self.nodes[current].node_name)
+            todo.extend(t.node for t in self.constant_inputs[current])
+        return names
+
+
+def _reachable(inputs: dict[int, list[Tensor]], roots: list[int]) -> set[int]:
+    consumers: dict[int, list[int]] = {}
+    for node, tensors in inputs.items():
+        for tensor in tensors:
+            consumers.setdefault(tensor.node, []).append(node)
+    seen: set[int] = set()
+    todo = list(roots)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo.extend(consumers.get(node, ()))
+    return seen
+
+
+def trace_graph(model: nn.Module, example_input: Any) -> NNCFGraph:
+    """
+    Build the NNCF graph of a model without changing the model.
+
+    :param model: Any torch module, compressed by NNCF or not.
+    :param example_input: One model input: a tensor, a tuple of arguments or a dict of keyword arguments.
+    :return: The graph that `nncf.build_graph` gives for the same model.
+    """
+    with torch.no_grad():
+        return build_nncf_graph(model, example_input)

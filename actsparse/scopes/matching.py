@@ -1,0 +1,156 @@
+"""From scopes to layers: NNCF's rules on graph node names, the same rules on module names, and roles."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+
+import nncf
+from nncf.common.graph.graph import NNCFGraph
+from nncf.scopes import get_matched_ignored_scope_info
+
+from actsparse.errors import ScopeError, nearest
+from actsparse.scopes.layers import Layer
+from actsparse.scopes.target_scope import compile_pattern
+
+
+def validate_targets(targets: object, ignored_scope: object) -> None:
+    """
+    Check what can be checked before a model is traced.
+
+    :param targets: Target sparsity for each scope, or one number.
+    :param ignored_scope: The scope to leave out, or None.
+    :raises ScopeError: If a target is not a number in [0, 1] or a scope is not a scope.
+    """
+    if isinstance(targets, Mapping):
+        if not targets:
+            msg = "target_sparsity_by_scope is empty: give at least one scope, or one number for all block layers"
+            raise ScopeError(msg)
+        for scope, target in targets.items():
+            _require_scope(scope, "a key of target_sparsity_by_scope")
+            _require_sparsity(target, f" for {describe_scope(scope)}")
+    else:
+        _require_sparsity(targets, "")
+    if ignored_scope is not None:
+        _require_scope(ignored_scope, "ignored_scope")
+
+
+def match_targets(
+    targets: Mapping[nncf.IgnoredScope, float],
+    ignored_scope: nncf.IgnoredScope | None,
+    graph: NNCFGraph,
+    layers: list[Layer],
+) -> dict[str, float]:
+    """
+    Resolve scopes into layers.
+
+    :param targets: Target sparsity for each scope.
+    :param ignored_scope: Layers to leave out, or None.
+    :param graph: The model's NNCF graph.
+    :param layers: Its Linear layers.
+    :return: Target sparsity by layer name, in call order.
+    :raises ScopeError: If a rule matches nothing, a scope matches no Linear layer, a layer is matched by two scopes, or
+        no layer is left.
+    """
+    ignored = _match_scope(ignored_scope, graph, layers) if ignored_scope is not None else set()
+    matched: dict[str, float] = {}
+    owner: dict[str, nncf.IgnoredScope] = {}
+    for scope, target in targets.items():
+        names = _match_scope(scope, graph, layers)
+        if not names and scope.validate:
+            msg = f"{describe_scope(scope)} matches no Linear layer; some that there are: {_examples(layers)}"
+            raise ScopeError(msg)
+        for name in names - ignored:
+            if name in matched:
+                scopes = f"{describe_scope(owner[name])} and {describe_scope(scope)}"
+                msg = f"layer {name} is matched by multiple items in `target_sparsity_by_scope`: {scopes}"
+                raise ScopeError(msg)
+            matched[name], owner[name] = float(target), scope
+    if not matched:
+        msg = f"No layers to conduct activation sparsification; the model's Linear layers: {_examples(layers)}"
+        raise ScopeError(msg)
+    return {layer.name: matched[layer.name] for layer in layers if layer.name in matched}
+
+
+def describe_scope(scope: nncf.IgnoredScope) -> str:
+    """
+    Say in one line what a scope asks for.
+
+    :param scope: The scope.
+    :return: Its rules, without those that are empty.
+    """
+    rules = [(kind, list(getattr(scope, kind, ()))) for kind in ("names", "patterns", "types", "roles", "subgraphs")]
+    return f"TargetScope({', '.join(f'{kind}={values}' for kind, values in rules if values)})"
+
+
+def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: list[Layer]) -> set[str]:
+    nodes = sorted(node.node_name for node in graph.get_all_nodes())
+    by_node = {node: layer.name for layer in layers for node in layer.nodes}
+    found: set[str] = set()
+    for name in scope.names:
+        hits = {name} & {*nodes, *(layer.name for layer in layers)}
+        _require_match(hits, f"name {name!r}", name, scope, layers)
+        found |= hits
+    for pattern in scope.patterns:
+        matches = compile_pattern(pattern).match
+        hits = _filter(matches, nodes) | _filter(matches, (layer.name for layer in layers))
+        _require_match(hits, f"pattern {pattern!r}", pattern, scope, layers)
+        found |= hits
+    for role in getattr(scope, "roles", ()):
+        hits = {layer.name for layer in layers if role in layer.roles}
+        there = sorted({r for layer in layers for r in layer.roles})
+        if not hits and scope.validate:
+            msg = f"role {role!r} matches no layer of this model; roles found: {', '.join(there) or 'none'}"
+            raise ScopeError(msg)
+        found |= hits
+    found |= _match_types_and_subgraphs(scope, graph)
+    return {by_node.get(name, name) for name in found} & {layer.name for layer in layers}
+
+
+def _match_types_and_subgraphs(scope: nncf.IgnoredScope, graph: NNCFGraph) -> set[str]:
+    rest = nncf.IgnoredScope(types=list(scope.types), subgraphs=list(scope.subgraphs))
+    try:
+        known, matches = get_matched_ignored_scope_info(rest, [graph])
+    except (RuntimeError, KeyError) as error:
+        msg = f"{describe_scope(scope)}: {' '.join(str(error).split())}"
+        raise ScopeError(msg) from None
+    if scope.validate:
+        for kind in rest.types:
+            if kind not in known.types:
+                all_types = sorted({node.node_type for node in graph.get_all_nodes()})
+                msg = f"type {kind!r} matches nothing in this model; nearest: {nearest(kind, all_types)}"
+                raise ScopeError(msg)
+        for subgraph in rest.subgraphs:
+            if subgraph not in known.subgraphs:
+                msg = f"{subgraph} matches nothing in this model"
+                raise ScopeError(msg)
+    return set().union(*matches.values())
+
+
+def _filter(matches: Callable[[str], object], names: Iterable[str]) -> set[str]:
+    return {name for name in names if matches(name)}
+
+
+def _require_match(hits: set[str], rule: str, text: str, scope: nncf.IgnoredScope, layers: list[Layer]) -> None:
+    if hits or not scope.validate:
+        return
+    candidates = [n for layer in layers for n in (layer.name, *layer.nodes)]
+    msg = f"{rule} matches nothing in this model; nearest: {nearest(text, candidates)}"
+    raise ScopeError(msg)
+
+
+def _examples(layers: list[Layer]) -> str:
+    names = [layer.name for layer in layers]
+    return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+
+
+def _require_scope(scope: object, where: str) -> None:
+    if not isinstance(scope, nncf.IgnoredScope):
+        msg = f"{where} must be a TargetScope or one of NNCF's scopes, not {type(scope).__name__}: {scope!r}"
+        raise ScopeError(msg)
+
+
+def _require_sparsity(target: object, where: str) -> None:
+    is_number = isinstance(target, Real) and not isinstance(target, bool)
+    if not is_number or math.isnan(float(target)) or not 0.0 <= float(target) <= 1.0:  # type: ignore[arg-type]
+        msg = f"target sparsity{where} should be a number in range [0, 1], not {target!r}"
+        raise ScopeError(msg)

@@ -1,0 +1,97 @@
+"""What each Linear layer does in its block, told from graph patterns, so that it holds for any architecture."""
+
+from actsparse.scopes.graph import INPUT, Flow, Tensor
+
+ACTIVATION_FUNCTIONS = frozenset(
+    "relu relu_ relu6 leaky_relu prelu gelu silu silu_ sigmoid tanh elu selu celu softplus mish "
+    "hardswish hardsigmoid hardtanh erf logsigmoid threshold".split()
+)
+MATRIX_PRODUCTS = frozenset("matmul bmm baddbmm einsum __matmul__ __rmatmul__".split())
+
+
+def find_roles(
+    flow: Flow,
+    linears: dict[int, str],
+    sizes: dict[str, tuple[int, int]],
+    inputs: dict[str, tuple[Tensor, ...]],
+) -> dict[str, tuple[str, ...]]:
+    """
+    Find the roles of Linear layers in attention and feed-forward networks.
+
+    Walking against the data flow and stopping at Linear layers and attention products:
+
+    - ``attention.qkv``: what an attention product is computed from, fused or not;
+    - ``attention.out``: a layer computed from an attention product;
+    - ``ffn.down``: a layer computed from one input tensor through one or two Linear layers and an activation
+      function, giving back as many channels as those layers read;
+    - with two Linear layers, ``ffn.gate`` is the one behind the activation function and ``ffn.up`` the other;
+    - with one as wide as the down projection's input, that is ``ffn.in``; twice as wide, it is both gate and up.
+
+    :param flow: The model's data flow.
+    :param linears: Layer name of each Linear node.
+    :param sizes: Input and output channels of each layer.
+    :param inputs: The tensors that each layer reads.
+    :return: Roles of each layer that has any.
+    """
+    products = {n for n in flow.nodes if n not in linears and _is_attention_product(flow, n)}
+    roles: dict[str, dict[str, None]] = {}
+
+    def assign(name: str, *given: str) -> None:
+        for role in given:
+            roles.setdefault(name, {})[role] = None
+
+    def stop(node: int) -> bool:
+        return node in linears or node in products
+
+    for product in products:
+        for node in flow.upstream((t.node for t in flow.inputs[product]), stop) & linears.keys():
+            assign(linears[node], "attention.qkv")
+    for node, down in linears.items():
+        cone = flow.upstream((t.node for t in flow.inputs[node]), stop)
+        if cone & products:
+            assign(down, "attention.out")
+            continue
+        for name, role in _ffn_roles(flow, node, cone, linears, sizes, inputs):
+            assign(name, role)
+    return {name: tuple(given) for name, given in roles.items()}
+
+
+def _is_attention_product(flow: Flow, node: int) -> bool:
+    kind = flow.type_of(node)
+    return kind == "scaled_dot_product_attention" or (kind in MATRIX_PRODUCTS and len(flow.inputs[node]) >= 2)
+
+
+def _ffn_roles(
+    flow: Flow,
+    down_node: int,
+    cone: set[int],
+    linears: dict[int, str],
+    sizes: dict[str, tuple[int, int]],
+    inputs: dict[str, tuple[Tensor, ...]],
+) -> list[tuple[str, str]]:
+    down = linears[down_node]
+    first_nodes = sorted(cone & linears.keys())
+    first = list(dict.fromkeys(linears[n] for n in first_nodes))
+    activations = {n for n in cone if flow.type_of(n) in ACTIVATION_FUNCTIONS}
+    is_ffn = (
+        len(first) in (1, 2)
+        and bool(activations)
+        and all(flow.type_of(n) not in (INPUT, "embedding") for n in cone)
+        and len({inputs[name] for name in first}) == 1
+        and sizes[down][1] == sizes[first[0]][0]
+    )
+    if not is_ffn:
+        return []
+    width = sizes[down][0]
+    if len(first) == 1:
+        if sizes[first[0]][1] == width:
+            return [(first[0], "ffn.in"), (down, "ffn.down")]
+        if sizes[first[0]][1] == 2 * width:
+            return [(first[0], "ffn.gate"), (first[0], "ffn.up"), (down, "ffn.down")]
+        return []
+    behind = flow.upstream(activations, lambda n: n in linears)
+    # A layer whose values reach the activation function gates the other; where both do, the first called gates.
+    gates = [linears[n] for n in first_nodes if n in behind]
+    gate = gates[0]
+    up = next(name for name in first if name != gate)
+    return [(gate, "ffn.gate"), (up, "ffn.up"), (down, "ffn.down")]

@@ -1,0 +1,70 @@
+"""The caller's way to say which layers: NNCF's scope, plus roles."""
+
+import re
+from dataclasses import dataclass, field
+
+import nncf
+
+from actsparse.errors import ScopeError, nearest
+
+ROLES = ("attention.qkv", "attention.out", "ffn.gate", "ffn.up", "ffn.in", "ffn.down")
+
+
+@dataclass
+class TargetScope(nncf.IgnoredScope):
+    r"""
+    Select layers by name, regular expression, operation type, subgraph or role.
+
+    Names and patterns are compared with NNCF graph node names (``model/mlp/up_proj/linear/0``) and with
+    module names (``model.layers.0.mlp.up_proj``). Patterns are anchored at the start only (``re.match``), as in NNCF.
+
+    .. code-block:: python
+
+        TargetScope(patterns=[".*up_proj.*", ".*gate_proj.*"])
+        TargetScope(patterns=[r"model\.layers\.(0|1)\.mlp\..*"])
+        TargetScope(roles=("ffn.up", "ffn.gate"))
+
+    :param names: Node or module names.
+    :param patterns: Regular expressions for node or module names.
+    :param types: NNCF operation types, such as ``linear``.
+    :param subgraphs: ``nncf.Subgraph`` objects; every node between their inputs and outputs matches.
+    :param validate: Whether a rule that matches nothing is an error.
+    :param roles: Any of ``attention.qkv``, ``attention.out``, ``ffn.gate``, ``ffn.up``, ``ffn.in``, ``ffn.down``,
+        found on the model's graph, whatever the layers are called.
+    :raises ScopeError: If a role is unknown, a pattern is not a regular expression, or a list is given as one string.
+    """
+
+    roles: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("names", "patterns", "types", "roles"):
+            if isinstance(getattr(self, name), str):
+                msg = f"TargetScope({name}=…) takes a list of strings, not one string: {getattr(self, name)!r}"
+                raise ScopeError(msg)
+        self.roles = tuple(self.roles)
+        for role in self.roles:
+            if role not in ROLES:
+                msg = f"unknown role {role!r}; nearest: {nearest(role, ROLES)}; all roles: {', '.join(ROLES)}"
+                raise ScopeError(msg)
+        for pattern in self.patterns:
+            compile_pattern(pattern)
+
+    def __hash__(self) -> int:
+        subgraphs = frozenset((frozenset(s.inputs), frozenset(s.outputs)) for s in self.subgraphs)
+        rules = (self.names, self.patterns, self.types, self.roles)
+        return hash((*(frozenset(r) for r in rules), subgraphs, self.validate))
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """
+    Compile a caller's regular expression.
+
+    :param pattern: The expression.
+    :return: The compiled expression.
+    :raises ScopeError: If it is not one.
+    """
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        msg = f"{pattern!r} is not a regular expression: {error}"
+        raise ScopeError(msg) from None

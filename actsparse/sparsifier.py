@@ -1,0 +1,80 @@
+"""The mask: one threshold buffer, and zeros where the magnitude does not exceed it."""
+
+import torch
+from torch import nn
+
+TOKENS = ("all", "decode")
+
+
+class ActivationSparsifier(nn.Module):
+    """
+    Zero the entries of a tensor whose magnitude does not exceed the threshold.
+
+    The threshold is minus infinity, which masks nothing, until something is copied into it.
+
+    :param target_sparsity: The share of zeros asked for, in [0, 1].
+    :param channels: Number of input channels for one threshold per channel, or None for a single one.
+    :param tokens: ``all`` masks every token, ``decode`` only forwards of a single new token.
+    :param roles: What the layer does in its block, for reports.
+    :param site: Name of the site whose input this masks.
+    :param algorithm: Name of the algorithm that sets the threshold.
+    """
+
+    def __init__(
+        self,
+        target_sparsity: float,
+        *,
+        channels: int | None = None,
+        tokens: str = "all",
+        roles: tuple[str, ...] = (),
+        site: str = "",
+        algorithm: str = "",
+    ) -> None:
+        super().__init__()
+        self.threshold: torch.Tensor
+        self.register_buffer("threshold", torch.full(() if channels is None else (channels,), -torch.inf))
+        self.target_sparsity = target_sparsity
+        self.tokens = tokens
+        self.roles = roles
+        self.site = site
+        self.algorithm = algorithm
+        self.is_active = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Mask a layer's input.
+
+        :param x: Activations, [..., tokens, in_features].
+        :return: The same tensor with zeros where ``|x| <= threshold``.
+        """
+        if not self.is_active or (self.tokens == "decode" and x.shape[-2] != 1):
+            return x
+        return mask_small(x, self.threshold)
+
+    def extra_repr(self) -> str:
+        """
+        Describe the mask when its model is printed.
+
+        :return: The settings that matter.
+        """
+        return f"target_sparsity={self.target_sparsity}, tokens={self.tokens!r}, algorithm={self.algorithm!r}"
+
+
+def mask_small(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """
+    Zero the entries whose magnitude does not exceed a threshold.
+
+    :param x: Activations, [..., tokens, in_features].
+    :param threshold: One threshold, 0-d, or one per channel, [in_features]; taken in the activations' own type.
+    :return: The activations with zeros where ``|x| <= threshold``.
+    """
+    threshold = threshold.to(x.dtype)
+    if threshold.ndim == 0 and threshold.device.type == "cpu" and not _is_traced():
+        # The same comparison in one pass over memory instead of three; reading the scalar is free on the CPU only.
+        return nn.functional.hardshrink(x, threshold.item())
+    return torch.where(torch.le(x.abs(), threshold), torch.zeros((), dtype=x.dtype, device=x.device), x)
+
+
+def _is_traced() -> bool:
+    # A traced graph must read the buffer and keep Abs, LessEqual and Select, which runtimes recognise.
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

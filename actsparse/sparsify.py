@@ -1,0 +1,162 @@
+"""The call: validate, find the sites, calibrate, insert."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import nncf
+import torch
+from nncf.torch.model_creation import is_wrapped_model
+from torch import nn
+
+from actsparse.algorithms import ThresholdEstimator, get_algorithm
+from actsparse.calibration import CalibrationBatches, describe_batch, evaluation_mode, one_line, run_batches
+from actsparse.errors import ActsparseError, DatasetError, ScopeError
+from actsparse.insertion import (
+    insert_sparsifier,
+    intercept_outputs,
+    named_sparsifiers,
+    remove_sparsifier,
+    suspend_sparsifiers,
+)
+from actsparse.scopes import Layer, Site, find_layers, group_sites, match_targets
+from actsparse.scopes.graph import trace_graph
+from actsparse.scopes.layers import block_layers, named_linears
+from actsparse.scopes.matching import validate_targets
+from actsparse.scopes.target_scope import TargetScope
+from actsparse.sparsifier import TOKENS, ActivationSparsifier
+
+
+def sparsify_activations(
+    model: nn.Module,
+    dataset: nncf.Dataset | Iterable[Any],
+    target_sparsity_by_scope: Mapping[Any, float] | float,
+    ignored_scope: nncf.IgnoredScope | None = None,
+    *,
+    algorithm: str = "magnitude",
+    tokens: str = "all",
+    keep_existing: bool = False,
+) -> nn.Module:
+    """
+    Make Linear layers ignore input entries of small magnitude, with thresholds calibrated on data.
+
+    The first four parameters are those of `nncf.experimental.torch.sparsify_activations.sparsify_activations`. The
+    model may have been compressed by `nncf.compress_weights`, or may be compressed afterwards. A call that fails leaves
+    the model as it was.
+
+    :param model: Any torch module; changed in place.
+    :param dataset: Calibration data: an `nncf.Dataset`, or any iterable of model inputs (tensor, tuple or dict).
+    :param target_sparsity_by_scope: Target sparsity in [0, 1] for each `TargetScope`, or one number for every Linear
+        layer of the model's blocks.
+    :param ignored_scope: Layers to leave out.
+    :param algorithm: How thresholds are found: ``magnitude`` (the quantile over all calibration tokens) or ``nncf``
+        (NNCF's moving average).
+    :param tokens: ``all`` masks every token, ``decode`` only forwards of a single new token.
+    :param keep_existing: Whether masks from an earlier call stay on the layers that this call does not match. Without
+        it, this call's masks replace all earlier ones.
+    :return: The same model, masked.
+    :raises ScopeError: If a scope matches nothing, two scopes match one layer, or a target is not in [0, 1].
+    :raises DatasetError: If the dataset is empty, does not fit the model, or gives NaN or infinite activations.
+    :raises ActsparseError: If the algorithm or `tokens` is unknown.
+    """
+    model = model.model if is_wrapped_model(model) else model
+    estimator_type = _validate(model, target_sparsity_by_scope, ignored_scope, algorithm, tokens)
+    batches = CalibrationBatches(dataset)
+    existing = dict(named_sparsifiers(model))
+    layers, targets = _resolve(model, batches.first, target_sparsity_by_scope, ignored_scope, existing)
+    sites = group_sites(layer for layer in layers if layer.name in targets)
+    sparsifiers = {
+        layer.name: ActivationSparsifier(
+            targets[layer.name], tokens=tokens, roles=layer.roles, site=site.name, algorithm=algorithm
+        )
+        for site in sites
+        for layer in site.layers
+    }
+    replaced = {n: s for n, s in existing.items() if n in targets or not keep_existing}
+    try:
+        for name, sparsifier in sparsifiers.items():
+            insert_sparsifier(model.get_submodule(name), sparsifier)
+        with suspend_sparsifiers(replaced.values()):
+            _calibrate(model, batches, sites, sparsifiers, estimator_type)
+    except BaseException:
+        _restore(model, sparsifiers, existing)
+        raise
+    for name in replaced.keys() - sparsifiers.keys():
+        remove_sparsifier(model.get_submodule(name))
+    return model
+
+
+def _validate(model: Any, targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> type[ThresholdEstimator]:
+    if not isinstance(model, nn.Module):
+        msg = f"the model must be a torch module, not {type(model).__name__}"
+        raise ActsparseError(msg)
+    validate_targets(targets, ignored_scope)
+    if tokens not in TOKENS:
+        msg = f"tokens must be one of {', '.join(TOKENS)}, not {tokens!r}"
+        raise ActsparseError(msg)
+    if next(named_linears(model), None) is None:
+        msg = f"{type(model).__name__} has no Linear layers to sparsify"
+        raise ScopeError(msg)
+    return get_algorithm(algorithm)
+
+
+def _resolve(
+    model: nn.Module, example: Any, targets: Any, ignored: Any, existing: dict[str, ActivationSparsifier]
+) -> tuple[list[Layer], dict[str, float]]:
+    with suspend_sparsifiers(existing.values()), evaluation_mode(model):
+        try:
+            graph = trace_graph(model, example)
+        except Exception as error:
+            msg = f"the model cannot take batch 0 of the dataset ({describe_batch(example)}): {one_line(error)}"
+            raise DatasetError(msg) from error
+    layers = find_layers(model, graph)
+    if not isinstance(targets, Mapping):
+        names = [layer.name for layer in block_layers(model, layers)]
+        targets = {TargetScope(names=names): targets}
+    return layers, match_targets(targets, ignored, graph, layers)
+
+
+def _calibrate(
+    model: nn.Module,
+    batches: CalibrationBatches,
+    sites: list[Site],
+    sparsifiers: dict[str, ActivationSparsifier],
+    estimator_type: type[ThresholdEstimator],
+) -> None:
+    estimators: dict[str, ThresholdEstimator] = {}
+    for site in sites:
+        # Target 0 is the identity whatever the data, so there is nothing to estimate.
+        targets = {sparsifiers[layer.name].target_sparsity for layer in site.layers} - {0.0}
+        if targets:
+            estimators[site.name] = estimator_type(tuple(sorted(targets)))
+    seen: set[str] = set()
+
+    def calibrate_layer(name: str, x: torch.Tensor) -> torch.Tensor:
+        site, target = sparsifiers[name].site, sparsifiers[name].target_sparsity
+        # The layers of a site read one tensor: the first one called is named after the site and counts for all.
+        if name == site and name in estimators:
+            seen.add(name)
+            try:
+                estimators[name].update(x)
+            except ValueError as error:
+                msg = f"{error} in the input of layer {name}"
+                raise DatasetError(msg) from None
+        return estimators[site].mask_batch(x, target) if target > 0 else x
+
+    with intercept_outputs(sparsifiers, calibrate_layer):
+        run_batches(model, batches, total=batches.length, description="calibrating")
+    unseen = next((name for name in estimators if name not in seen), None)
+    if unseen is not None:
+        msg = f"layer {unseen} received no activations from the dataset"
+        raise DatasetError(msg)
+    for sparsifier in sparsifiers.values():
+        if sparsifier.target_sparsity > 0:
+            sparsifier.threshold.copy_(estimators[sparsifier.site].threshold(sparsifier.target_sparsity))
+
+
+def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:
+    for name in inserted:
+        layer = model.get_submodule(name)
+        if name in existing:
+            insert_sparsifier(layer, existing[name])
+        else:
+            remove_sparsifier(layer)
