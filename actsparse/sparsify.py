@@ -142,7 +142,8 @@ def _calibrate(
                 raise DatasetError(msg) from None
         return estimators[site].mask_batch(x, target) if target > 0 else x
 
-    with intercept_outputs(sparsifiers, calibrate_layer):
+    # The estimators mask during calibration; the masks themselves have no thresholds yet.
+    with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, calibrate_layer):
         run_batches(model, batches, total=batches.length, description="calibrating")
     unseen = next((name for name in estimators if name not in seen), None)
     if unseen is not None:

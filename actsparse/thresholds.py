@@ -127,7 +127,9 @@ def load_thresholds(model: nn.Module, path: str | Path) -> nn.Module:
     sparsifiers: dict[str, ActivationSparsifier] = {}
     for name, threshold in contents.thresholds.items():
         if name not in linears or threshold.shape not in ((), (in_features(linears[name]),)):
-            msg = f"{path}: the model has no Linear layer {name} that takes a threshold of shape {list(threshold.shape)}"
+            msg = (
+                f"{path}: the model has no Linear layer {name} that takes a threshold of shape {list(threshold.shape)}"
+            )
             raise ThresholdsError(msg)
         sparsifiers[name] = _make_sparsifier(contents.layers[name], threshold)
     remove_sparsifiers(model)

@@ -43,6 +43,8 @@ class PooledQuantile:
         :return: The masked input.
         """
         thresholds = self._sequence_thresholds[target]
+        if len(thresholds) == 1:
+            return mask_small(x, thresholds[0])
         masked = [mask_small(sequence, t) for sequence, t in zip(_sequences(x), thresholds, strict=True)]
         return torch.stack(masked).reshape(x.shape)
 

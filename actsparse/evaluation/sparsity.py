@@ -119,7 +119,11 @@ class SparsityCounter:
             raise ActsparseError(msg)
         layers = [
             LayerSparsity(
-                name, s.roles, s.target_sparsity, self._zeros[name] / self._entries[name], _weight_bytes(self._model, name)
+                name,
+                s.roles,
+                s.target_sparsity,
+                self._zeros[name] / self._entries[name],
+                _weight_bytes(self._model, name),
             )
             for name, s in sparsifiers.items()
         ]
