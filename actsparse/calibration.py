@@ -137,9 +137,11 @@ def _open(dataset: Any) -> Iterator[Any]:
 
 
 def _length(dataset: Any) -> int | None:
-    if isinstance(dataset, nncf.Dataset):
-        return dataset.get_length()
-    return len(dataset) if hasattr(dataset, "__len__") else None
+    try:
+        return dataset.get_length() if isinstance(dataset, nncf.Dataset) else len(dataset)
+    except TypeError:
+        # A DataLoader of a stream has a length that cannot be asked for.
+        return None
 
 
 def _progress() -> Progress:

@@ -36,10 +36,10 @@ def insert_sparsifier(layer: nn.Module, sparsifier: ActivationSparsifier) -> Non
     Mask a layer's input, replacing the mask that it may have.
 
     :param layer: The Linear layer.
-    :param sparsifier: Its mask; moved to the layer's device.
+    :param sparsifier: Its mask; moved to the layer's device and put in its mode.
     """
     had_mask = CHILD in layer._modules
-    layer.add_module(CHILD, sparsifier.to(layer.weight.device))  # type: ignore[arg-type]
+    layer.add_module(CHILD, sparsifier.to(layer.weight.device).train(layer.training))  # type: ignore[arg-type]
     if not had_mask:
         layer.register_forward_pre_hook(mask_input)
 

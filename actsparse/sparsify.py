@@ -5,7 +5,7 @@ from typing import Any
 
 import nncf
 import torch
-from nncf.torch.model_creation import is_wrapped_model
+from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 from torch import nn
 
 from actsparse.algorithms import ThresholdEstimator, get_algorithm
@@ -58,7 +58,8 @@ def sparsify_activations(
     :raises DatasetError: If the dataset is empty, does not fit the model, or gives NaN or infinite activations.
     :raises ActsparseError: If the algorithm or `tokens` is unknown.
     """
-    model = model.model if is_wrapped_model(model) else model
+    if isinstance(model, GraphModelWrapper):  # what `nncf.torch.wrap_model` returns, which NNCF's call takes too
+        model = model.model
     estimator_type = _validate(model, target_sparsity_by_scope, ignored_scope, algorithm, tokens)
     batches = CalibrationBatches(dataset)
     existing = dict(named_sparsifiers(model))
@@ -109,6 +110,9 @@ def _resolve(
             msg = f"the model cannot take batch 0 of the dataset ({describe_batch(example)}): {one_line(error)}"
             raise DatasetError(msg) from error
     layers = find_layers(model, graph)
+    if not layers:
+        msg = f"{type(model).__name__} calls none of its Linear layers on batch 0 of the dataset"
+        raise ScopeError(msg)
     if not isinstance(targets, Mapping):
         names = [layer.name for layer in block_layers(model, layers)]
         targets = {TargetScope(names=names): targets}

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from actsparse.environment import library_versions
 from actsparse.errors import ThresholdsError
 from actsparse.files import write_bytes
 from actsparse.insertion import CHILD, insert_sparsifier, named_sparsifiers, remove_sparsifiers
@@ -22,7 +22,6 @@ from actsparse.sparsifier import TOKENS, ActivationSparsifier
 FORMAT = "actsparse.thresholds"
 FORMAT_VERSION = 1
 _KEY = f".{CHILD}.threshold"
-_LIBRARIES = ("actsparse", "torch", "transformers", "nncf")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def save_thresholds(model: nn.Module, path: str | Path, **notes: Any) -> None:
     }
     described = {
         "model": model_name(model),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": library_versions(),
         **notes,
     }
     try:
@@ -127,9 +126,7 @@ def load_thresholds(model: nn.Module, path: str | Path) -> nn.Module:
     sparsifiers: dict[str, ActivationSparsifier] = {}
     for name, threshold in contents.thresholds.items():
         if name not in linears or threshold.shape not in ((), (in_features(linears[name]),)):
-            msg = (
-                f"{path}: the model has no Linear layer {name} that takes a threshold of shape {list(threshold.shape)}"
-            )
+            msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(threshold.shape)}"
             raise ThresholdsError(msg)
         sparsifiers[name] = _make_sparsifier(contents.layers[name], threshold)
     remove_sparsifiers(model)
@@ -161,16 +158,10 @@ def read_thresholds(path: str | Path) -> ThresholdsFile:
         msg = f"{path} is not a readable safetensors file: {error}"
         raise ThresholdsError(msg) from None
     try:
-        records = json.loads(metadata["layers"])
-        layers = {name: LayerRecord(**{**record, "roles": tuple(record["roles"])}) for name, record in records.items()}
-        notes = json.loads(metadata["notes"])
-        is_complete = layers.keys() == thresholds.keys() and isinstance(notes, dict) and bool(layers)
+        return _parse(thresholds, metadata)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        is_complete = False
-    if not is_complete or not all(map(_is_threshold, thresholds.values())):
         msg = f"{path} is damaged: its thresholds and its metadata do not agree"
-        raise ThresholdsError(msg)
-    return ThresholdsFile(thresholds, layers, metadata.get("fingerprint", ""), notes)
+        raise ThresholdsError(msg) from None
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -206,6 +197,16 @@ def _make_sparsifier(record: LayerRecord, threshold: torch.Tensor) -> Activation
     )
     sparsifier.threshold.copy_(threshold)
     return sparsifier
+
+
+def _parse(thresholds: dict[str, torch.Tensor], metadata: dict[str, str]) -> ThresholdsFile:
+    records = json.loads(metadata["layers"])
+    layers = {name: LayerRecord(**{**record, "roles": tuple(record["roles"])}) for name, record in records.items()}
+    notes = json.loads(metadata["notes"])
+    is_complete = bool(layers) and layers.keys() == thresholds.keys() and isinstance(notes, dict)
+    if not is_complete or not all(map(_is_threshold, thresholds.values())):
+        raise ValueError
+    return ThresholdsFile(thresholds, layers, metadata["fingerprint"], notes)
 
 
 def _check_format(path: Path, metadata: dict[str, str]) -> None:

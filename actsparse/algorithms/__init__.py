@@ -27,7 +27,8 @@ def get_algorithm(name: str) -> type[ThresholdEstimator]:
     :return: The class that estimates thresholds.
     :raises ActsparseError: If there is none of that name.
     """
-    if name not in ALGORITHMS:
+    algorithm = ALGORITHMS.get(name) if isinstance(name, str) else None
+    if algorithm is None:
         msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), ALGORITHMS)}"
         raise ActsparseError(msg)
-    return ALGORITHMS[name]
+    return algorithm

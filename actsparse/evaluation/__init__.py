@@ -1,0 +1,1 @@
+"""What masks cost and what they save: word perplexity and measured sparsity."""

@@ -23,8 +23,9 @@ class Tensor:
 
 class Flow:
     """
-    The data flow of an NNCF graph, with everything that depends on constants alone (weights, their
-    decompression, rotary tables) left out.
+    Follow the data flow of an NNCF graph.
+
+    What depends on constants alone (weights, their decompression, rotary tables) is not part of it.
 
     :param graph: The graph of the model.
     """

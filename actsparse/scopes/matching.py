@@ -110,7 +110,7 @@ def _match_types_and_subgraphs(scope: nncf.IgnoredScope, graph: NNCFGraph) -> se
     rest = nncf.IgnoredScope(types=list(scope.types), subgraphs=list(scope.subgraphs))
     try:
         known, matches = get_matched_ignored_scope_info(rest, [graph])
-    except (RuntimeError, KeyError) as error:
+    except (nncf.InternalError, RuntimeError, KeyError) as error:
         msg = f"{describe_scope(scope)}: {' '.join(str(error).split())}"
         raise ScopeError(msg) from None
     if scope.validate:

@@ -2,11 +2,13 @@
 
 from actsparse.scopes.graph import INPUT, Flow, Tensor
 
-ACTIVATION_FUNCTIONS = frozenset(
-    "relu relu_ relu6 leaky_relu prelu gelu silu silu_ sigmoid tanh elu selu celu softplus mish "
-    "hardswish hardsigmoid hardtanh erf logsigmoid threshold".split()
-)
-MATRIX_PRODUCTS = frozenset("matmul bmm baddbmm einsum __matmul__ __rmatmul__".split())
+# fmt: off
+ACTIVATION_FUNCTIONS = frozenset((
+    "relu", "relu_", "relu6", "leaky_relu", "prelu", "gelu", "silu", "silu_", "sigmoid", "tanh", "elu", "selu", "celu",
+    "softplus", "mish", "hardswish", "hardsigmoid", "hardtanh", "erf", "logsigmoid", "threshold",
+))
+# fmt: on
+MATRIX_PRODUCTS = frozenset(("matmul", "bmm", "baddbmm", "einsum", "__matmul__", "__rmatmul__"))
 
 
 def find_roles(

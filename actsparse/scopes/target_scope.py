@@ -31,16 +31,14 @@ class TargetScope(nncf.IgnoredScope):
     :param validate: Whether a rule that matches nothing is an error.
     :param roles: Any of ``attention.qkv``, ``attention.out``, ``ffn.gate``, ``ffn.up``, ``ffn.in``, ``ffn.down``,
         found on the model's graph, whatever the layers are called.
-    :raises ScopeError: If a role is unknown, a pattern is not a regular expression, or a list is given as one string.
+    :raises ScopeError: If a role is unknown, a pattern is not a regular expression, or something is not a list of strings.
     """
 
     roles: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("names", "patterns", "types", "roles"):
-            if isinstance(getattr(self, name), str):
-                msg = f"TargetScope({name}=…) takes a list of strings, not one string: {getattr(self, name)!r}"
-                raise ScopeError(msg)
+            _require_strings(name, getattr(self, name))
         self.roles = tuple(self.roles)
         for role in self.roles:
             if role not in ROLES:
@@ -53,6 +51,19 @@ class TargetScope(nncf.IgnoredScope):
         subgraphs = frozenset((frozenset(s.inputs), frozenset(s.outputs)) for s in self.subgraphs)
         rules = (self.names, self.patterns, self.types, self.roles)
         return hash((*(frozenset(r) for r in rules), subgraphs, self.validate))
+
+
+def _require_strings(name: str, values: object) -> None:
+    if isinstance(values, str):
+        what = f"one string: {values!r}"
+    elif not isinstance(values, list | tuple | set | frozenset):
+        what = repr(values)
+    elif others := [value for value in values if not isinstance(value, str)]:
+        what = f"a list with {others[0]!r}"
+    else:
+        return
+    msg = f"TargetScope({name}=…) takes a list of strings, not {what}"
+    raise ScopeError(msg)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

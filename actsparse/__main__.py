@@ -1,0 +1,5 @@
+"""`python -m actsparse` is the `actsparse` command."""
+
+from actsparse.cli import main
+
+main()

@@ -1,0 +1,245 @@
+"""The jobs behind `actsparse sparsify` and `actsparse evaluate`."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from actsparse.algorithms import get_algorithm
+from actsparse.compression import INT8_MODES, compress_int8
+from actsparse.demo import write_report
+from actsparse.environment import describe_environment
+from actsparse.errors import ActsparseError, ScopeError, SourceError, nearest
+from actsparse.evaluation.cost import evaluate_cost
+from actsparse.evaluation.sparsity import measure_sparsity
+from actsparse.files import prepare_folder
+from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.models import LoadedModel, load_model
+from actsparse.plot import plot_sparsity_by_layer
+from actsparse.report import Report, Row, sparsity_table, write_json
+from actsparse.scopes.target_scope import TargetScope
+from actsparse.sparsify import sparsify_activations
+from actsparse.texts import load_pages, token_batches
+from actsparse.thresholds import load_thresholds, read_thresholds, save_thresholds
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+THRESHOLDS_NAME = "thresholds.safetensors"
+CALIBRATION_LENGTH = 256
+# Enough to see whether the targets are met; the evaluation text is where sparsity is measured properly.
+MEASURED_BATCHES = 8
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SparsifyJob:
+    """What `actsparse sparsify` is asked to do; see its help."""
+
+    model: str
+    out: Path
+    targets: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    sparsity: float | None = None
+    ignored: tuple[str, ...] = ()
+    algorithm: str = "magnitude"
+    int8: str | None = None
+    calibration: str = "default"
+    num_batches: int = 32
+    text: str | None = None
+    num_pages: int | None = None
+    max_length: int | None = None
+    dtype: str = "fp32"
+
+    def __post_init__(self) -> None:
+        get_algorithm(self.algorithm)
+        _validate_precision(self.int8, self.dtype)
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """What `actsparse evaluate` is asked to do; see its help."""
+
+    model: str
+    text: str = "default"
+    num_pages: int | None = None
+    max_length: int | None = None
+    thresholds: Path | None = None
+    int8: str | None = None
+    dtype: str = "fp32"
+
+    def __post_init__(self) -> None:
+        _validate_precision(self.int8, self.dtype)
+
+
+def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table]]:
+    """
+    Calibrate thresholds and write them with a report.
+
+    :param job: What to do.
+    :param say: Told what happens next.
+    :return: Every figure, and tables to print.
+    :raises ActsparseError: If an input cannot be used or the output cannot be written.
+    """
+    targets = parse_targets(job.targets, job.roles, job.sparsity)
+    ignored = TargetScope(patterns=list(job.ignored)) if job.ignored else None
+    calibration = load_pages(job.calibration, purpose="calibration")
+    text = load_pages(job.text, num_pages=job.num_pages) if job.text is not None else None
+    prepare_folder(job.out)
+    say(f"loading {job.model}")
+    loaded = load_model(job.model, dtype=DTYPES[job.dtype])
+    batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
+    model = loaded.model
+    if job.int8 is not None:
+        say(f"compressing the weights to INT8_{job.int8.upper()}")
+        model = compress_int8(model, job.int8, batches[0])
+    start = time.perf_counter()
+    model = sparsify_activations(model, batches, targets, ignored, algorithm=job.algorithm)
+    seconds = time.perf_counter() - start
+    settings = {
+        "model": job.model,
+        "weights": f"INT8_{job.int8.upper()}" if job.int8 else job.dtype,
+        "calibration text": f"{calibration.name}: {job.num_batches} x {CALIBRATION_LENGTH} tokens",
+        "algorithm": job.algorithm,
+        "tokens masked": "all",
+    }
+    measured = measure_sparsity(model, batches[:MEASURED_BATCHES])
+    notes = {"source": _absolute(job.model), "int8": job.int8, "calibration": settings["calibration text"]}
+    save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
+    title = f"Sparsity on {min(job.num_batches, MEASURED_BATCHES)} calibration batches, calibrated in {seconds:.1f} s"
+    tables = [sparsity_table(measured, title)]
+    result: dict[str, Any] = {
+        "settings": settings,
+        "calibration_seconds": round(seconds, 2),
+        "calibration_sparsity": measured.to_dict(),
+        "environment": describe_environment(),
+    }
+    if text is None:
+        write_json(job.out / "report.json", result)
+        plot_sparsity_by_layer({"calibration batches": measured}, job.out / "sparsity_by_layer.png")
+        return result, tables
+    say(f"evaluating on {text.name}")
+    with suspend_sparsifiers(s for _, s in named_sparsifiers(model)):
+        dense = evaluate_cost(model, loaded.tokenizer, text.pages, max_length=job.max_length)
+    sparse = evaluate_cost(model, loaded.tokenizer, text.pages, max_length=job.max_length)
+    report = Report(
+        f"What the masks of {job.model} cost",
+        (Row("dense", dense), Row("sparse", sparse, seconds)),
+        {**settings, "evaluation text": text.name},
+    )
+    write_report(report, job.out)
+    return {**result, **report.to_dict()}, [*tables, report.to_table()]
+
+
+def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table]]:
+    """
+    Measure word perplexity and sparsity.
+
+    :param job: What to do.
+    :param say: Told what happens next.
+    :return: Every figure, and tables to print.
+    :raises ActsparseError: If an input cannot be used.
+    """
+    text = load_pages(job.text, num_pages=job.num_pages)
+    loaded, int8 = _load_for_evaluation(job, say)
+    say(f"evaluating on {text.name}")
+    cost = evaluate_cost(loaded.model, loaded.tokenizer, text.pages, max_length=job.max_length)
+    settings = {
+        "model": job.model,
+        "weights": f"INT8_{int8.upper()}" if int8 else job.dtype,
+        "evaluation text": f"{text.name}: {cost.perplexity.num_words} words, {cost.perplexity.num_tokens} tokens, "
+        f"windows of {cost.perplexity.max_length}",
+    }
+    if cost.sparsity is not None:
+        settings["tokens masked"] = cost.sparsity.tokens
+    report = Report("Word perplexity", (Row("sparse" if cost.sparsity else "dense", cost),), settings)
+    tables = [report.to_table()]
+    if cost.sparsity is not None:
+        tables.append(sparsity_table(cost.sparsity, "Sparsity on the evaluation text"))
+    return report.to_dict(), tables
+
+
+def parse_targets(targets: tuple[str, ...], roles: tuple[str, ...], sparsity: float | None) -> Any:
+    """
+    Turn the command line's targets into what `sparsify_activations` takes.
+
+    :param targets: Texts of the form PATTERN=S.
+    :param roles: Texts of the form ROLE=S.
+    :param sparsity: One sparsity for all block layers.
+    :return: Scopes with their targets, or the one sparsity.
+    :raises ScopeError: If none or both forms are given, or a text has another form.
+    """
+    if (sparsity is None) == (not targets and not roles):
+        msg = "give either --sparsity S, or one or more of --target 'PATTERN=S' and --role ROLE=S"
+        raise ScopeError(msg)
+    if sparsity is not None:
+        return sparsity
+    scopes: dict[TargetScope, float] = {}
+    for option, texts in (("--target", targets), ("--role", roles)):
+        for text in texts:
+            name, separator, number = text.rpartition("=")
+            value = _to_number(number)
+            if not separator or not name or value is None:
+                msg = f"{option} takes {'PATTERN' if option == '--target' else 'ROLE'}=S such as x=0.3, not {text!r}"
+                raise ScopeError(msg)
+            scope = TargetScope(patterns=[name]) if option == "--target" else TargetScope(roles=(name,))
+            if scope in scopes:
+                msg = f"{option} {name} is given twice"
+                raise ScopeError(msg)
+            scopes[scope] = value
+    return scopes
+
+
+def _load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | None]:
+    name, thresholds, int8 = job.model, job.thresholds, job.int8
+    folder_file = Path(name) / THRESHOLDS_NAME
+    if thresholds is None and folder_file.is_file():
+        thresholds = folder_file
+        notes = read_thresholds(thresholds).notes
+        int8 = int8 or notes.get("int8")
+        if not (Path(name) / "config.json").is_file():
+            name = notes.get("source")
+            if not isinstance(name, str):
+                msg = f"{folder_file} does not say which model it belongs to; give the model and --thresholds"
+                raise SourceError(msg)
+        _validate_precision(int8, job.dtype)
+    elif thresholds is not None:
+        read_thresholds(thresholds)
+    say(f"loading {name}")
+    loaded = load_model(name, dtype=DTYPES[job.dtype])
+    model = loaded.model
+    if int8 is not None:
+        say(f"compressing the weights to INT8_{int8.upper()}")
+        example = loaded.tokenizer("An example input.", return_tensors="pt")
+        model = compress_int8(model, int8, {"input_ids": example["input_ids"]})
+    if thresholds is not None:
+        load_thresholds(model, thresholds)
+    return LoadedModel(model, loaded.tokenizer, name), int8  # type: ignore[arg-type]
+
+
+def _validate_precision(int8: Any, dtype: str) -> None:
+    _require_choice("--dtype", dtype, DTYPES)
+    if int8 is not None:
+        _require_choice("--int8", int8, INT8_MODES)
+
+
+def _require_choice(option: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        msg = f"{option} is {value!r}; it is one of {', '.join(choices)} (nearest: {nearest(str(value), choices, 1)})"
+        raise ActsparseError(msg)
+
+
+def _to_number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name

@@ -1,0 +1,165 @@
+"""Reports: the same rows as a table, as Markdown and as JSON."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from actsparse.environment import describe_environment
+from actsparse.evaluation.cost import Cost
+from actsparse.evaluation.sparsity import SparsityReport
+from actsparse.files import write_bytes
+
+COLUMNS = (
+    "model",
+    "sparsity",
+    "weight reads skipped",
+    "word perplexity",
+    "token perplexity",
+    "calibration, s",
+    "evaluation, s",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One line of a report.
+
+    :param name: What was evaluated.
+    :param cost: What it cost.
+    :param calibration_seconds: How long its call of `sparsify_activations` took; None without one.
+    """
+
+    name: str
+    cost: Cost
+    calibration_seconds: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """
+        Format the row.
+
+        :return: A text for each of `COLUMNS`.
+        """
+        sparsity, perplexity = self.cost.sparsity, self.cost.perplexity
+        return (
+            self.name,
+            percent(sparsity.sparsity) if sparsity else "–",
+            percent(sparsity.weight_reads_skipped) if sparsity else "–",
+            f"{perplexity.word_perplexity:.3f}",
+            f"{perplexity.token_perplexity:.3f}",
+            "–" if self.calibration_seconds is None else f"{self.calibration_seconds:.1f}",
+            f"{self.cost.seconds:.1f}",
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    Rows measured on one text.
+
+    :param title: What the report is about.
+    :param rows: The rows.
+    :param settings: How they were measured: model, texts, context length, tokens masked.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_table(self) -> Table:
+        """
+        Draw the report for a terminal.
+
+        :return: A rich table, its settings below.
+        """
+        settings = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
+        table = Table(title=self.title, caption=settings, caption_justify="left")
+        for column in COLUMNS:
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for row in self.rows:
+            table.add_row(*row.cells())
+        return table
+
+    def to_markdown(self) -> str:
+        """
+        Write the report as Markdown.
+
+        :return: A table and its settings.
+        """
+        lines = [
+            COLUMNS,
+            tuple("---" if c == "model" else "---:" for c in COLUMNS),
+            *(row.cells() for row in self.rows),
+        ]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
+        return f"# {self.title}\n\n{table}\n\n{settings}\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the report into what JSON can hold.
+
+        :return: Rows, settings, versions and machine.
+        """
+        rows = [
+            {"name": r.name, "calibration_seconds": r.calibration_seconds, **r.cost.to_dict()} for r in self.rows
+        ]  # fmt: skip
+        return {"title": self.title, "settings": self.settings, "rows": rows, "environment": describe_environment()}
+
+
+def sparsity_table(sparsity: SparsityReport, title: str) -> Table:
+    """
+    Draw measured sparsity by role.
+
+    :param sparsity: What was measured.
+    :param title: Where it was measured.
+    :return: A rich table.
+    """
+    table = Table(title=title)
+    for column in ("role", "layers", "target", "measured"):
+        table.add_column(column, justify="left" if column == "role" else "right")
+    for role, measured in sparsity.by_role.items():
+        layers = [x for x in sparsity.layers if ("+".join(x.roles) or "other") == role]
+        targets = sorted({x.target_sparsity for x in layers})
+        span = " – ".join(percent(t) for t in dict.fromkeys((targets[0], targets[-1])))
+        table.add_row(role, str(len(layers)), span, percent(measured))
+    table.add_section()
+    table.add_row("all, by weight bytes", str(len(sparsity.layers)), "", percent(sparsity.sparsity))
+    table.add_row("share of all weight reads skipped", "", "", percent(sparsity.weight_reads_skipped))
+    return table
+
+
+def write_json(path: Path, contents: dict[str, Any]) -> None:
+    """
+    Write a JSON file, whole or not at all.
+
+    :param path: The file.
+    :param contents: What it shall hold.
+    :raises OutputError: If it cannot be written.
+    """
+    write_bytes(path, (json.dumps(contents, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def print_table(table: Table) -> None:
+    """
+    Print a table on standard output, as wide as it needs to be where that is not a terminal.
+
+    :param table: The table.
+    """
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
+
+
+def percent(share: float) -> str:
+    """
+    Format a share.
+
+    :param share: Between 0 and 1.
+    :return: Such as ``37.5%``.
+    """
+    return f"{100 * share:.1f}%"

@@ -1,0 +1,104 @@
+"""NNCF's own activation sparsity, called on the same model, data and layers as ours."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import nncf
+import torch
+from nncf.experimental.torch.sparsify_activations import TargetScope as NncfTargetScope
+from nncf.experimental.torch.sparsify_activations import sparsify_activations
+from nncf.experimental.torch.sparsify_activations.torch_backend import ActivationsSparsifier
+from nncf.torch.function_hook.hook_storage import decode_hook_name
+from nncf.torch.function_hook.wrapper import get_hook_storage
+from torch import nn
+
+from actsparse import TargetScope
+from actsparse.calibration import run_batches
+from actsparse.scopes import find_layers, match_targets
+from actsparse.scopes.graph import trace_graph
+from actsparse.scopes.layers import block_layers
+
+
+def find_layer_names(model: nn.Module, example: Any) -> dict[str, str]:
+    """
+    Map NNCF's node names to ours.
+
+    :param model: A model without masks.
+    :param example: One model input.
+    :return: Layer name by node name.
+    """
+    return {node: layer.name for layer in find_layers(model, trace_graph(model, example)) for node in layer.nodes}
+
+
+def translate_targets(model: nn.Module, example: Any, targets: Mapping[Any, float] | float) -> dict[Any, float]:
+    """
+    Ask NNCF for the layers that our scopes select: it knows neither roles nor a single number.
+
+    :param model: A model without masks.
+    :param example: One model input.
+    :param targets: Target sparsities as `actsparse.sparsify_activations` takes them.
+    :return: The same as NNCF takes them.
+    """
+    graph = trace_graph(model, example)
+    layers = find_layers(model, graph)
+    if not isinstance(targets, Mapping):
+        targets = {TargetScope(names=[layer.name for layer in block_layers(model, layers)]): targets}
+    nodes: dict[float, list[str]] = {}
+    by_name = match_targets(targets, None, graph, layers)
+    for layer in layers:
+        if layer.name in by_name:
+            nodes.setdefault(by_name[layer.name], []).extend(layer.nodes)
+    return {NncfTargetScope(names=names): target for target, names in nodes.items()}
+
+
+def sparsify_with_nncf(model: nn.Module, batches: Iterable[Any], targets: Mapping[Any, float]) -> nn.Module:
+    """
+    Call NNCF's `sparsify_activations`.
+
+    :param model: The model; NNCF changes it and does not change it back.
+    :param batches: Model inputs.
+    :param targets: Target sparsity for each of NNCF's scopes.
+    :return: The model with NNCF's masks.
+    """
+    # NNCF draws its progress bar on stdout, where the table goes.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return sparsify_activations(model, nncf.Dataset(batches), dict(targets))
+
+
+def named_nncf_sparsifiers(model: nn.Module) -> dict[str, ActivationsSparsifier]:
+    """
+    Find NNCF's masks.
+
+    :param model: A model with NNCF's masks.
+    :return: The masks by node name.
+    """
+    hooks = get_hook_storage(model).named_hooks()
+    return {decode_hook_name(name)[1]: hook for name, hook in hooks if isinstance(hook, ActivationsSparsifier)}
+
+
+def measure_nncf_sparsity(model: nn.Module, batches: list[Any]) -> dict[str, float]:
+    """
+    Count zeros behind NNCF's masks, as `measure_sparsity` does behind ours.
+
+    :param model: A model with NNCF's masks.
+    :param batches: Model inputs.
+    :return: Share of zeros by node name.
+    """
+    zeros: dict[str, int] = {}
+    entries: dict[str, int] = {}
+    handles = []
+    for name, sparsifier in named_nncf_sparsifiers(model).items():
+
+        def count(_module: nn.Module, _args: Any, masked: torch.Tensor, name: str = name) -> None:
+            zeros[name] = zeros.get(name, 0) + masked.numel() - int(torch.count_nonzero(masked))
+            entries[name] = entries.get(name, 0) + masked.numel()
+
+        handles.append(sparsifier.register_forward_hook(count))
+    try:
+        run_batches(model, batches, total=len(batches), description="measuring NNCF's sparsity")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: zeros[name] / entries[name] for name in zeros}

@@ -1,0 +1,128 @@
+"""Tiny seeded models of nine architectures, tiny batches, and quiet libraries."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import nncf
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+from transformers.utils import logging as transformers_logging
+
+VOCABULARY = 64
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 2}
+
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**GROUPED),
+    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=8),
+    "gemma3": lambda: Gemma3TextConfig(**GROUPED, head_dim=8),
+    "phi3": lambda: Phi3Config(**GROUPED, pad_token_id=0),
+    "mistral": lambda: MistralConfig(**GROUPED),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_inner=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**SIZES, bos_token_id=0, eos_token_id=0),
+    "opt": lambda: OPTConfig(**{k: v for k, v in SIZES.items() if k != "intermediate_size"}, ffn_dim=48,
+                             word_embed_proj_dim=32),
+    "bert": lambda: BertConfig(**SIZES),
+}  # fmt: skip
+
+MakeModel = Callable[..., PreTrainedModel]
+
+
+@pytest.fixture(autouse=True)
+def quiet_libraries() -> Iterator[None]:
+    level = logging.getLogger("nncf").level
+    nncf.set_log_level(logging.ERROR)
+    yield
+    nncf.set_log_level(level)
+
+
+@pytest.fixture(params=list(CONFIGS))
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_model() -> MakeModel:
+    """Make a tiny model in evaluation mode; equal arguments give equal models."""
+
+    def make(
+        architecture: str = "llama", *, attn_implementation: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> PreTrainedModel:
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            config = CONFIGS[architecture]()
+            auto: Any = AutoModelForMaskedLM if architecture == "bert" else AutoModelForCausalLM
+            model = auto.from_config(config, attn_implementation=attn_implementation)
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+        # Wider than the usual initialisation, so that tokens differ from each other and masks change the output.
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.3, generator=generator)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def llama(make_model: MakeModel) -> PreTrainedModel:
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def make_batches() -> Callable[..., list[dict[str, torch.Tensor]]]:
+    """Make batches of random tokens; equal arguments give equal batches."""
+
+    def make(num_batches: int = 4, *, batch_size: int = 2, length: int = 16) -> list[dict[str, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(1)
+        size = (batch_size, length)
+        return [
+            {"input_ids": torch.randint(0, VOCABULARY, size, generator=generator)} for _ in range(num_batches)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def batches(make_batches: Callable[..., list[dict[str, torch.Tensor]]]) -> list[dict[str, torch.Tensor]]:
+    return make_batches()
+
+
+@pytest.fixture(scope="session")
+def compress() -> Callable[..., Any]:
+    """Compress a model's weights to INT8 with NNCF."""
+
+    def run(model: nn.Module, mode: nncf.CompressWeightsMode = nncf.CompressWeightsMode.INT8_ASYM) -> Any:
+        example = {"input_ids": torch.arange(8).reshape(1, 8)}
+        return nncf.compress_weights(model, mode=mode, dataset=nncf.Dataset([example]))
+
+    return run
