@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Activation sparsity for language models: mask what does not matter, keep INT8, know what it costs.",
     no_args_is_help=True,
@@ -172,8 +174,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; nothing half-written was left behind", 130))
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            _fail("interrupted; no file was left half-written", INTERRUPTED)
+        raise
     except Exception as error:
         from actsparse.errors import ActsparseError
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actsparse.errors import OutputError
-from actsparse.evaluation.sparsity import SparsityReport
+from actsparse.evaluation.sparsity import LayerSparsity, SparsityReport
 from actsparse.files import write_bytes
 
 
 def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) -> None:
     """
-    Draw measured sparsity against depth, a line for each role, with the targets dashed.
+    Draw measured sparsity against depth, a line for each kind of site, with the targets dashed.
 
     :param reports: Measured sparsity by title; one panel each.
     :param path: The PNG file to write.
@@ -25,19 +25,26 @@ def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) ->
     figure = Figure(figsize=(5.5 * len(reports), 4), layout="constrained")
     panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
     for panel, (title, report) in zip(panels, reports.items(), strict=True):
-        groups: dict[str, list[tuple[float, float]]] = {}
-        for layer in report.layers:
-            role = "+".join(layer.roles) or "other"
-            groups.setdefault(role, []).append((layer.sparsity, layer.target_sparsity))
-        # Layers of one role follow one another through the blocks, so their rank is the depth.
-        for number, (role, points) in enumerate(groups.items()):
+        for number, (kind, points) in enumerate(_group_by_kind(report).items()):
             measured, targets = zip(*points, strict=True)
-            panel.plot([100 * m for m in measured], label=role, color=f"C{number}", linewidth=1.5)
+            panel.plot([100 * m for m in measured], label=kind, color=f"C{number}", linewidth=1.5)
             panel.plot([100 * t for t in targets], color=f"C{number}", linewidth=0.8, linestyle="--")
-        panel.set(title=title, xlabel="depth (layers of one role, in order)", ylim=(0, 100))
+        panel.set(title=title, xlabel="depth (sites of one kind, in order)", ylim=(0, 100))
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     panels[0].set_ylabel("measured sparsity, % (dashed: target)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_bytes(path, buffer.getvalue())
+
+
+def _group_by_kind(report: SparsityReport) -> dict[str, list[tuple[float, float]]]:
+    sites: dict[str, list[LayerSparsity]] = {}
+    for layer in report.layers:
+        sites.setdefault(layer.site, []).append(layer)
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for layers in sites.values():
+        # Layers of a site see one tensor: unless their targets differ, the first speaks for all.
+        roles = dict.fromkeys(role for layer in layers for role in layer.roles)
+        kinds.setdefault(" + ".join(roles) or "other", []).append((layers[0].sparsity, layers[0].target_sparsity))
+    return kinds

@@ -79,7 +79,7 @@ def run_benchmark(
     seconds = time.perf_counter() - started
     Console().print(make_table(f"{name} ({seconds:.0f} s)", measurement.bars))
     if options.json:
-        command = shlex.join(["python", f"benchmarks/{name}.py", *arguments])
+        command = shlex.join(["python", f"benchmarks/{name}.py", *_without_json(arguments)])
         timing: dict[str, Any] = {"seconds": round(seconds, 1), "load_average_before": load_before}
         write_json(options.json, describe_run(name, command, measurement) | timing)
     return 0 if measurement.is_met else 1
@@ -92,3 +92,14 @@ def announce(step: str) -> None:
     :param step: What begins.
     """
     Console(stderr=True).print(f"{step} …", markup=False, highlight=False, soft_wrap=True)
+
+
+def _without_json(arguments: Sequence[str]) -> list[str]:
+    # Where a report was first written says nothing of what it reports.
+    kept = list(arguments)
+    for position, argument in enumerate(arguments):
+        if argument == "--json":
+            return kept[:position] + kept[position + 2 :]
+        if argument.startswith("--json="):
+            return kept[:position] + kept[position + 1 :]
+    return kept

@@ -2,7 +2,8 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import nncf
@@ -62,9 +63,25 @@ def sparsify_with_nncf(model: nn.Module, batches: Iterable[Any], targets: Mappin
     :param targets: Target sparsity for each of NNCF's scopes.
     :return: The model with NNCF's masks.
     """
-    # NNCF draws its progress bar on stdout, where the table goes.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet_nncf():
         return sparsify_activations(model, nncf.Dataset(batches), dict(targets))
+
+
+@contextlib.contextmanager
+def quiet_nncf() -> Iterator[None]:
+    """
+    Keep NNCF's messages and progress bars off stdout, where the table goes.
+
+    :return: A context in which that is so.
+    """
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    try:
+        logger.setLevel(logging.WARNING)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def named_nncf_sparsifiers(model: nn.Module) -> dict[str, ActivationsSparsifier]:

@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import announce, make_parser, run_benchmark
+from command import announce, make_parser, positive, run_benchmark
 from nncf_reference import (
     NncfTargetScope,
     find_layer_names,
     named_nncf_sparsifiers,
+    quiet_nncf,
     sparsify_with_nncf,
     translate_targets,
 )
 from report import Bar, Measurement
+from tiny_models import FAMILIES, GATED, Patterns, make_tiny
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from workload import FFN_TARGETS, Batch, load_workload
 
 from actsparse import TargetScope, sparsify_activations
@@ -39,35 +40,6 @@ from actsparse.texts import load_pages, token_batches
 THRESHOLD_BAR = 1e-6
 LOGITS_BAR = 1e-5
 
-Patterns = tuple[tuple[str, ...], tuple[str, ...]]
-GATED: Patterns = ((".*up_proj.*", ".*gate_proj.*"), (".*down_proj.*",))
-# Patterns of the layers that get 30% and of those that get 50%.
-FAMILIES: dict[str, Patterns] = {
-    "llama": GATED,
-    "qwen3": GATED,
-    "gemma3_text": GATED,
-    "mistral": GATED,
-    "phi3": ((".*gate_up_proj.*",), (".*down_proj.*",)),
-    "gpt_neox": ((".*dense_h_to_4h.*",), (".*dense_4h_to_h.*",)),
-    "opt": ((".*fc1.*",), (".*fc2.*",)),
-    "bert": ((".*intermediate.*",), ("encoder/output/.*",)),
-}
-TINY = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-# Where an architecture has its own names, or no grouped heads.
-TINY_CHANGES: dict[str, dict[str, Any]] = {
-    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "init_std": 0.2},
-}
 # What NNCF's documentation shows, with the import left open.
 SCRIPT = """
 import nncf
@@ -112,17 +84,18 @@ def measure(options: argparse.Namespace) -> Measurement:
     """
     work = load_workload(options)
     held_out = token_batches(work.tokenizer, load_pages("default"), num_batches=options.held_out, length=options.length)
-    announce(f"{options.model}: NNCF and both of our ways to name the same layers")
+    announce("real model: NNCF and both of our ways to name the same layers")
     real = compare(work.model, work.batches, held_out, GATED)
     tiny: dict[str, dict[str, Difference]] = {}
     for family, patterns in FAMILIES.items():
         announce(f"tiny {family}")
         tiny[family] = compare(*make_tiny(family), patterns) | compare_uniform(*make_tiny(family))
     announce("a script in which only the import changes")
-    same_layers, changed = compare_script(work.model, work.batches[:2])
-    bars = [*(bar for way, found in real.items() for bar in make_bars(f"{options.model}, {way}", [found]))]
-    bars += make_bars(f"tiny models of {len(tiny)} architectures", [d for found in tiny.values() for d in found.values()])
-    bars.append(Bar("import-only script: layers masked by one side only", float(same_layers), 0))
+    only_one, changed = compare_script(work.model, work.batches[:2])
+    all_tiny = [difference for found in tiny.values() for difference in found.values()]
+    bars = [bar for way, difference in real.items() for bar in make_bars(f"real model {way}", [difference])]
+    bars += make_bars(f"tiny models, {len(tiny)} architectures", all_tiny)
+    bars.append(Bar("script with only the import changed: layers that one side masks", float(only_one), 0))
     samples = {"real": real, "script_layers": changed} | {f"tiny {family}": found for family, found in tiny.items()}
     settings = work.settings | {"held_out_tokens": options.held_out * options.length, "tokens_masked": "all"}
     return Measurement(tuple(bars), settings, to_json(samples))
@@ -136,11 +109,12 @@ def make_bars(name: str, found: list[Difference]) -> list[Bar]:
     :param found: The differences.
     :return: The figures.
     """
+    threshold, logits = max(d.threshold for d in found), max(d.logits for d in found)
+    layers = sum(d.layers for d in found)
     relative = max(d.logits / d.scale for d in found)
     return [
-        Bar(f"{name}: thresholds, largest relative difference", max(d.threshold for d in found), THRESHOLD_BAR),
-        Bar(f"{name}: logits, largest difference", max(d.logits for d in found), LOGITS_BAR),
-        Bar(f"{name}: the same relative to the largest logit", relative),
+        Bar(f"{name}: thresholds", threshold, THRESHOLD_BAR, note=f"largest relative difference, {layers} layers"),
+        Bar(f"{name}: logits", logits, LOGITS_BAR, note=f"largest difference; {relative:.1g} of the largest logit"),
     ]
 
 
@@ -239,22 +213,6 @@ def run_outputs(model: nn.Module, batches: list[Batch]) -> list[torch.Tensor]:
         return [model(**batch)[0].float() for batch in batches]
 
 
-def make_tiny(family: str) -> tuple[nn.Module, list[Batch], list[Batch]]:
-    """
-    Make a tiny random model and tokens for it.
-
-    :param family: Its architecture, as transformers calls it.
-    :return: The model, calibration batches and held-out batches.
-    """
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(TINY | TINY_CHANGES.get(family, {})))
-    factory = AutoModel if family == "bert" else AutoModelForCausalLM
-    model = factory.from_config(config, attn_implementation="sdpa").eval()
-    tokens = [torch.randint(3, TINY["vocab_size"], (2, 24)) for _ in range(9)]
-    batches = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in tokens]
-    return model, batches[:6], batches[6:]
-
-
 def compare_script(model: nn.Module, batches: list[Batch]) -> tuple[int, dict[str, int]]:
     """
     Run one and the same script with NNCF's import and with ours.
@@ -269,7 +227,8 @@ def compare_script(model: nn.Module, batches: list[Batch]) -> tuple[int, dict[st
         for module in MODULES:
             script = Path(folder) / "script.py"
             script.write_text(SCRIPT.format(module=module), encoding="utf-8")
-            names = runpy.run_path(str(script), {"model": copy.deepcopy(model), "batches": batches})
+            with quiet_nncf():
+                names = runpy.run_path(str(script), {"model": copy.deepcopy(model), "batches": batches})
             if module == "actsparse":
                 masked[module] = {(n, s.target_sparsity) for n, s in named_sparsifiers(names["model"])}
             else:
@@ -299,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: The exit code: 0 if every bar is reached, 1 if not, 2 for a mistake of the user.
     """
     parser = make_parser("Hold algorithm='nncf' against NNCF's own thresholds and logits.")
-    parser.add_argument("--held-out", type=int, default=4, help="held-out batches to compare logits on")
+    parser.add_argument("--held-out", type=positive, default=4, help="held-out batches to compare logits on")
     return run_benchmark("parity", parser, measure, arguments)
 
 

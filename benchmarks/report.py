@@ -29,6 +29,7 @@ class Bar:
     :param limit: What it has to reach; None for a figure that only stands beside the others.
     :param is_minimum: Whether the figure has to be at least the limit, not at most.
     :param unit: Unit of both.
+    :param note: What else to say of it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Bar:
     limit: float | None = None
     is_minimum: bool = False
     unit: str = ""
+    note: str = ""
 
     @property
     def is_met(self) -> bool | None:
@@ -45,12 +47,12 @@ class Bar:
         return self.measured >= self.limit if self.is_minimum else self.measured <= self.limit
 
     @property
-    def cells(self) -> tuple[str, str, str, str]:
-        """Name, bar, measured figure and verdict, as tables show them."""
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Name, bar, measured figure, verdict and note, as tables show them."""
         sign = "≥" if self.is_minimum else "≤"
         limit = "–" if self.limit is None else f"{sign} {_with_unit(self.limit, self.unit)}"
         verdict = {None: "–", True: "pass", False: "fail"}[self.is_met]
-        return self.name, limit, _with_unit(self.measured, self.unit), verdict
+        return self.name, limit, _with_unit(self.measured, self.unit), verdict, self.note
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def make_table(title: str, bars: Iterable[Bar]) -> Table:
     :return: The table.
     """
     table = Table(title=title)
-    for heading in ("figure", "bar", "measured", "result"):
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for heading in ("figure", "bar", "measured", "result", "note"):
+        table.add_column(heading, justify="left" if heading in ("figure", "note") else "right")
     for bar in bars:
         style = {None: "dim", True: "", False: "bold red"}[bar.is_met]
         table.add_row(*bar.cells, style=style)

@@ -10,7 +10,7 @@ def time_interleaved(
     contenders: Mapping[str, Callable[[], Any]], *, repeats: int, clean_up: Callable[[], Any] = lambda: None
 ) -> dict[str, list[float]]:
     """
-    Time calls in turn: A B A B …
+    Time calls in turn, A B A B and so on.
 
     :param contenders: What to call, by name. Each should have been warmed up.
     :param repeats: How often to call each.

@@ -16,13 +16,25 @@ from actsparse.texts import Text, load_pages, token_batches
 
 Batch = dict[str, torch.Tensor]
 
-FFN_SETTING = "up/gate 30% + down 50%"
 # NNCF's published setting; `ffn.in` is what a feed-forward network without a gate has in place of up and gate.
 FFN_TARGETS = {
     TargetScope(roles=("ffn.up", "ffn.gate", "ffn.in"), validate=False): 0.3,
     TargetScope(roles=("ffn.down",)): 0.5,
 }
-SETTINGS: dict[str, Any] = {FFN_SETTING: FFN_TARGETS, "uniform 40%": 0.4, "uniform 50%": 0.5}
+
+
+class Setting(NamedTuple):
+    """Target sparsities, and what tables call them."""
+
+    title: str
+    targets: Any
+
+
+SETTINGS = {
+    "ffn": Setting("up/gate 30% + down 50%", FFN_TARGETS),
+    "uniform-40": Setting("all 40%", 0.4),
+    "uniform-50": Setting("all 50%", 0.5),
+}
 
 
 class Workload(NamedTuple):

@@ -126,3 +126,25 @@ def compress() -> Callable[..., Any]:
         return nncf.compress_weights(model, mode=mode, dataset=nncf.Dataset([example]))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[nn.Module], Any]:
+    """Take down everything about a model that a mask could change; equal pictures mean an unchanged model."""
+
+    def take(model: nn.Module) -> Any:
+        state = {name: (tensor.dtype, tensor.clone().tolist()) for name, tensor in model.state_dict().items()}
+        modules = {
+            name: (
+                type(module),
+                module.training,
+                # Of hooks, what they are; of the rest, which attributes there are.
+                {key: list(value.values()) for key, value in vars(module).items() if key.endswith("_hooks")},
+                sorted(vars(module)),
+                getattr(module, "is_active", None),
+            )
+            for name, module in model.named_modules()
+        }
+        return state, modules, {name: id(parameter) for name, parameter in model.named_parameters()}
+
+    return take

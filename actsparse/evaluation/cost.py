@@ -18,7 +18,7 @@ class Cost:
     One model on one text.
 
     :param perplexity: What the model makes of the text.
-    :param sparsity: Measured on the same text; None for a model without masks.
+    :param sparsity: Measured on the same text; None for a model without active masks.
     :param seconds: How long that took.
     """
 
@@ -52,5 +52,5 @@ def evaluate_cost(model: nn.Module, tokenizer: Any, pages: Sequence[str], *, max
     start = time.perf_counter()
     with count_zeros(model) as counter:
         perplexity = word_perplexity(model, tokenizer, pages, max_length=max_length)
-    is_masked = next(named_sparsifiers(model), None) is not None
+    is_masked = any(sparsifier.is_active for _, sparsifier in named_sparsifiers(model))
     return Cost(perplexity, counter.report() if is_masked else None, time.perf_counter() - start)

@@ -20,6 +20,7 @@ class LayerSparsity:
     What one masked layer saw.
 
     :param name: The layer.
+    :param site: The site whose input it reads.
     :param roles: What it does in its block.
     :param target_sparsity: The share of zeros asked for.
     :param sparsity: The share of zeros measured.
@@ -27,6 +28,7 @@ class LayerSparsity:
     """
 
     name: str
+    site: str
     roles: tuple[str, ...]
     target_sparsity: float
     sparsity: float
@@ -120,6 +122,7 @@ class SparsityCounter:
         layers = [
             LayerSparsity(
                 name,
+                s.site,
                 s.roles,
                 s.target_sparsity,
                 self._zeros[name] / self._entries[name],

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
+from typing import Any
 
 import nncf
 from nncf.common.graph.graph import NNCFGraph
@@ -35,7 +36,7 @@ def validate_targets(targets: object, ignored_scope: object) -> None:
 
 
 def match_targets(
-    targets: Mapping[nncf.IgnoredScope, float],
+    targets: Mapping[Any, float],
     ignored_scope: nncf.IgnoredScope | None,
     graph: NNCFGraph,
     layers: list[Layer],

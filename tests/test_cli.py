@@ -1,0 +1,200 @@
+"""The command line, on a tiny model in a folder; and what it says to a user's mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from actsparse import cli
+
+SENTENCE = "the of and to in a is that for it as was with be by on not he his but at are this have from one or had"
+WORDS = SENTENCE.split()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and tiny texts."""
+    folder = tmp_path_factory.mktemp("cli")
+    vocabulary = {word: number for number, word in enumerate(["<s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(
+        folder / "model"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    text = " ".join(WORDS[(i * i + i // 7) % len(WORDS)] for i in range(1200))
+    (folder / "calibration.txt").write_text(text)
+    (folder / "evaluation.txt").write_text(" ".join(reversed(text.split()))[:900])
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.txt").write_bytes(b"\0\1\2\xff")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run the command line in this process."""
+    monkeypatch.setattr(sys, "argv", ["actsparse", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def sparsify(monkeypatch: pytest.MonkeyPatch, files: Path, out: Path, *options: str | Path) -> int:
+    texts = ("--calibration", files / "calibration.txt", "--batches", "4")
+    return run(monkeypatch, "sparsify", files / "model", "--out", out, *texts, *options)
+
+
+def test_sparsify_writes_a_folder_that_evaluate_reads(monkeypatch, files, tmp_path, capsys):
+    options = ("--role", "ffn.down=0.5", "--target", ".*up_proj.*=0.3", "--int8", "asym")
+    figures = tmp_path / "sparsify.json"
+    assert sparsify(monkeypatch, files, tmp_path / "out", *options, "--json", figures) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"thresholds.safetensors", "report.json", "sparsity_by_layer.png"}
+    measured = json.loads(figures.read_text())["calibration_sparsity"]["by_role"]
+    assert measured == {"ffn.up": pytest.approx(0.3, abs=0.01), "ffn.down": pytest.approx(0.5, abs=0.01)}
+    with safe_open(tmp_path / "out" / "thresholds.safetensors", framework="pt") as file:
+        assert len(file.keys()) == 4
+
+    evaluated = tmp_path / "evaluate.json"
+    text = ("--text", files / "evaluation.txt", "--max-length", "64")
+    assert run(monkeypatch, "evaluate", tmp_path / "out", *text, "--json", evaluated) == 0
+    row = json.loads(evaluated.read_text())["rows"][0]
+    assert set(row["sparsity"]["by_layer"]) == {
+        f"model.layers.{i}.mlp.{n}_proj" for i in (0, 1) for n in ("up", "down")
+    }
+    assert row["word_perplexity"] > 1
+    assert "INT8_ASYM" in capsys.readouterr().out
+
+
+def test_sparsify_with_a_text_compares_dense_and_sparse(monkeypatch, files, tmp_path, capsys):
+    text = ("--text", files / "evaluation.txt", "--max-length", "64")
+    assert sparsify(monkeypatch, files, tmp_path / "out", "--sparsity", "0.6", *text) == 0
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["dense", "sparse"]
+    assert rows[0]["sparsity"] is None
+    assert rows[1]["sparsity"]["sparsity"] == pytest.approx(0.6, abs=0.1)
+    assert rows[0]["word_perplexity"] != rows[1]["word_perplexity"]
+    # The dense row is the model as evaluate alone sees it.
+    alone = tmp_path / "alone.json"
+    assert run(monkeypatch, "evaluate", files / "model", *text, "--json", alone) == 0
+    alone_row = json.loads(alone.read_text())["rows"][0]
+    assert alone_row["word_perplexity"] == pytest.approx(rows[0]["word_perplexity"], rel=1e-6)
+
+
+def test_demo_writes_its_four_rows_and_files(monkeypatch, files, tmp_path, capsys):
+    out = tmp_path / "demo"
+    texts = ("--text", files / "evaluation.txt", "--calibration", files / "calibration.txt", "--batches", "4")
+    assert run(monkeypatch, "demo", "--model", files / "model", "--out", out, *texts) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert [row["sparsity"] is None for row in report["rows"]] == [True, False, False, False]
+    assert report["rows"][3]["sparsity"]["sparsity"] == pytest.approx(0.4, abs=0.1)
+    assert {p.name for p in out.iterdir()} == {
+        "report.json", "report.md", "thresholds.safetensors", "sparsity_by_layer.png"
+    }  # fmt: skip
+    assert (out / "report.md").read_text().count("\n|") == 6
+    assert "uniform 40%" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class Mistake:
+    name: str
+    arguments: tuple[str, ...]
+    message: str
+
+
+MODEL, OUT, CALIBRATION = "{files}/model", "{out}", ("--calibration", "{files}/calibration.txt", "--batches", "4")
+SPARSIFY = ("sparsify", MODEL, "--out", OUT, *CALIBRATION)
+EVALUATE, TEXT = ("evaluate", MODEL), ("--text", "{files}/evaluation.txt")
+MISTAKES = [
+    Mistake("no target", SPARSIFY, "give either --sparsity S, or one or more of"),
+    Mistake("two kinds of target", (*SPARSIFY, "--sparsity", "0.5", "--role", "ffn.down=0.5"), "give either"),
+    Mistake("target above 1", (*SPARSIFY, "--sparsity", "1.1"), "in range [0, 1], not 1.1"),
+    Mistake("negative target", (*SPARSIFY, "--role", "ffn.down=-0.1"), "in range [0, 1], not -0.1"),
+    Mistake("target not a number", (*SPARSIFY, "--target", ".*down.*=half"), "--target takes PATTERN=S"),
+    Mistake("target nan", (*SPARSIFY, "--sparsity", "nan"), "in range [0, 1], not nan"),
+    Mistake("unmatched pattern", (*SPARSIFY, "--target", ".*dwon_proj.*=0.5"), "nearest: "),
+    Mistake("unknown role", (*SPARSIFY, "--role", "ffn.dwon=0.5"), "nearest: ffn.down"),
+    Mistake("role the model lacks", (*SPARSIFY, "--role", "ffn.in=0.5"), "role 'ffn.in' matches no layer"),
+    Mistake("not a regular expression", (*SPARSIFY, "--target", "(=0.5"), "is not a regular expression"),
+    Mistake("only embeddings", (*SPARSIFY, "--target", ".*embed_tokens.*=0.5"), "matches no Linear layer"),
+    Mistake("matched twice", (*SPARSIFY, "--role", "ffn.down=0.5", "--target", ".*down.*=0.4"), "multiple items"),
+    Mistake("unknown algorithm", (*SPARSIFY, "--sparsity", "0.5", "--algorithm", "magnitud"), "nearest: magnitude"),
+    Mistake("unknown INT8 mode", (*SPARSIFY, "--sparsity", "0.5", "--int8", "asymm"), "nearest: asym"),
+    Mistake("too few tokens", (*SPARSIFY, "--sparsity", "0.5", "--batches", "99"), "too short"),
+    Mistake("no such model", ("evaluate", "./nowhere"), "nowhere"),
+    Mistake("no such text", (*EVALUATE, "--text", "{files}/evaluatoin.txt"), "evaluation.txt"),
+    Mistake("empty text", (*EVALUATE, "--text", "{files}/empty.txt"), "empty"),
+    Mistake("binary text", (*EVALUATE, "--text", "{files}/binary.txt"), "binary.txt"),
+    Mistake("too long a window", (*EVALUATE, *TEXT, "--max-length", "9999"), "at most 512"),
+    Mistake("no such thresholds", (*EVALUATE, *TEXT, "--thresholds", "x"), "no thresholds file"),
+    Mistake(
+        "thresholds that are text",
+        (*EVALUATE, *TEXT, "--thresholds", "{files}/evaluation.txt"),
+        "not a readable safetensors file",
+    ),
+    Mistake("output is a file", ("sparsify", MODEL, "--out", "{files}/empty.txt", "--sparsity", "0.5"), "is a file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_is_one_line_and_exit_code_2_and_writes_nothing(monkeypatch, files, tmp_path, capsys, mistake):
+    out = tmp_path / "out"
+    arguments = [argument.format(files=files, out=out) for argument in mistake.arguments]
+    assert run(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert mistake.message in last
+    assert captured.out == ""
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_an_interrupted_run_leaves_no_output(files, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "actsparse", "sparsify", str(files / "model"), "--out", str(out)]
+    options = ["--calibration", str(files / "calibration.txt"), "--batches", "4", "--sparsity", "0.5"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env={**os.environ})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("loading"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal arrived")
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("error: interrupted")
+    assert not any(path.suffix for path in out.iterdir())
+
+
+@pytest.mark.real_model
+def test_the_fast_demo_runs_on_the_default_model(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "demo", "--fast", "--out", tmp_path) == 0
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    dense, *sparse = (row["word_perplexity"] for row in rows)
+    assert all(dense < perplexity < 2 * dense for perplexity in sparse)
+    assert "4 pages" in capsys.readouterr().out
