@@ -9,6 +9,7 @@ the whole process, and that since the model was loaded, which loading cannot hid
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from actsparse.errors import ActsparseError
 BAR_MB = 150.0
 BARE, NNCF = "forward", "NNCF"
 SIDES = (BARE, "magnitude", "nncf", NNCF)
-PEAKS = {"whole_process_mb": "whole process", "since_loading_mb": "since loading"}
+WHOLE, SINCE_LOADING = "whole_process_mb", "since_loading_mb"
+PEAKS = (WHOLE, SINCE_LOADING)
 # Tells the kernel to forget the peak so far (proc(5)).
 _FORGET_PEAK = "5"
 
@@ -55,13 +57,16 @@ def measure(options: argparse.Namespace) -> Measurement:
     first = next(iter(samples.values()))[0]
     settings = first["settings"] | {"targets": SETTINGS[options.setting].title, "repeats": options.repeats}
     settings["calibration"] |= {"batches": options.sizes}
-    peaks = {name: [{peak: run[peak] for peak in PEAKS} for run in runs] for name, runs in samples.items()}
+    peaks = {
+        name: [{peak: run[peak] and round(run[peak], 1) for peak in PEAKS} for run in runs]
+        for name, runs in samples.items()
+    }
     return Measurement(tuple(bars), settings, peaks)
 
 
 def make_bars(samples: dict[str, list[dict[str, Any]]], sides: Sequence[str], num_batches: int) -> list[Bar]:
     """
-    Judge what each side takes beyond the forward passes.
+    Judge what each side takes beyond the forward passes, by the peak that differs more.
 
     :param samples: What each process reported.
     :param sides: The sides.
@@ -70,16 +75,29 @@ def make_bars(samples: dict[str, list[dict[str, Any]]], sides: Sequence[str], nu
     """
     bars = []
     for side in sides:
-        for peak, title in PEAKS.items():
-            runs, bare = (samples.get(f"{name}, {num_batches} batches", []) for name in (side, BARE))
-            values, bare_values = ([run[peak] for run in found if run[peak] is not None] for found in (runs, bare))
-            if side == BARE or not values or not bare_values:
-                continue
-            note = f"{median(values):.0f} MB, forward passes {median(bare_values):.0f} MB"
-            limit = BAR_MB if side == "magnitude" else None
-            difference = median(values) - median(bare_values)
-            bars.append(Bar(f"{side}, {num_batches} batches: peak, {title}", difference, limit, unit="MB", note=note))
+        runs, bare = (samples.get(f"{name}, {num_batches} batches", []) for name in (side, BARE))
+        if side == BARE or not runs:
+            continue
+        differences = {peak: median_peak(runs, peak) - median_peak(bare, peak) for peak in PEAKS}
+        known = {peak: size for peak, size in differences.items() if not math.isnan(size)}
+        note = f"{median_peak(runs, WHOLE):.0f} MB, forward passes {median_peak(bare, WHOLE):.0f} MB"
+        note += f"; since loading {differences[SINCE_LOADING]:+.0f} MB" if SINCE_LOADING in known else ""
+        limit = BAR_MB if side == "magnitude" else None
+        name = f"{side}, {num_batches} batches: peak above that of the forward passes"
+        bars.append(Bar(name, max(known.values()), limit, unit="MB", note=note))
     return bars
+
+
+def median_peak(runs: list[dict[str, Any]], peak: str) -> float:
+    """
+    Take the median of a peak.
+
+    :param runs: What the processes reported.
+    :param peak: Which peak.
+    :return: The median in MB; NaN where the system does not tell.
+    """
+    values = [run[peak] for run in runs]
+    return math.nan if None in values else median(values)
 
 
 def run_worker(options: argparse.Namespace, side: str, num_batches: int) -> dict[str, Any]:
@@ -92,7 +110,7 @@ def run_worker(options: argparse.Namespace, side: str, num_batches: int) -> dict
     :return: What the process reported.
     :raises ActsparseError: If it failed; carries its last line.
     """
-    command = [sys.executable, __file__, "--side", side, "--batches", str(num_batches)]
+    command = [sys.executable, __file__, "--side", side, "--sizes", str(num_batches)]
     for name in ("model", "text", "length", "setting", "threads"):
         if (value := getattr(options, name)) is not None:
             command += [f"--{name}", str(value)]
@@ -111,6 +129,7 @@ def measure_side(options: argparse.Namespace) -> dict[str, Any]:
     :param options: The options, `side` among them.
     :return: The peaks and the settings.
     """
+    options.batches = options.sizes[0]
     work = load_workload(options)
     targets = SETTINGS[options.setting].targets
     can_reset = _forget_peak()
@@ -127,7 +146,7 @@ def measure_side(options: argparse.Namespace) -> dict[str, Any]:
     # Linux counts in kilobytes, macOS in bytes.
     unit = 1e6 if sys.platform == "darwin" else 1e3 / 1.024
     whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {"whole_process_mb": whole, "since_loading_mb": _peak() if can_reset else None, "settings": work.settings}
+    return {WHOLE: whole, SINCE_LOADING: _peak() if can_reset else None, "settings": work.settings}
 
 
 def stream(batches: list[Batch]) -> Iterator[Batch]:
@@ -162,12 +181,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: The command line; None takes that of the process.
     :return: The exit code: 0 if every bar is reached, 1 if not, 2 for a mistake of the user.
     """
-    parser = make_parser("Measure how much more memory calibration takes than the forward passes alone.")
+    description = "Measure how much more memory calibration takes than the forward passes alone."
+    parser = make_parser(description, num_batches=None)
     parser.add_argument("--sizes", type=positive, nargs="+", default=[32, 256], help="numbers of batches to compare at")
     parser.add_argument("--repeats", type=positive, default=1, help="how many processes for each side and size")
     parser.add_argument("--setting", choices=SETTINGS, default="ffn", help="target sparsities")
     parser.add_argument("--no-nncf", action="store_true", help="leave NNCF's own call out; it takes minutes")
-    parser.add_argument("--side", choices=SIDES, help="run this side alone, on --batches, and print its peaks")
+    parser.add_argument("--side", choices=SIDES, help="run this side alone, at the first size, and print its peaks")
     options = parser.parse_args(arguments)
     if options.side is None:
         return run_benchmark("calibration_memory", parser, measure, arguments)

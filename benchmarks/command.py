@@ -15,19 +15,20 @@ from rich.console import Console
 from actsparse.errors import ActsparseError
 
 
-def make_parser(description: str, *, num_batches: int = 32, length: int = 256) -> argparse.ArgumentParser:
+def make_parser(description: str, *, num_batches: int | None = 32, length: int = 256) -> argparse.ArgumentParser:
     """
     Make a parser with the options that every benchmark has.
 
     :param description: What the benchmark does.
-    :param num_batches: Default number of calibration batches.
+    :param num_batches: Default number of calibration batches; None for a benchmark that has other numbers of them.
     :param length: Default number of tokens in each.
     :return: The parser, to add the benchmark's own options to.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default="default", help="hub id, folder, GGUF file or default")
     parser.add_argument("--text", default="wiki", help="calibration text: wiki (packaged), or any text source")
-    parser.add_argument("--batches", type=positive, default=num_batches, help="how many calibration batches")
+    if num_batches is not None:
+        parser.add_argument("--batches", type=positive, default=num_batches, help="how many calibration batches")
     parser.add_argument("--length", type=positive, default=length, help="tokens in each calibration batch")
     parser.add_argument("--threads", type=positive, help="threads that torch uses, if not its own choice")
     parser.add_argument("--json", type=Path, help="where to write the result")

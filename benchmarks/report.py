@@ -175,5 +175,5 @@ def _version(package: str) -> str | None:
 
 
 def _with_unit(value: float, unit: str) -> str:
-    number = f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.0f}" if 10 <= abs(value) < 1e5 else f"{value:.1g}"
+    number = f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.0f}" if 10 <= abs(value) < 1e5 else f"{value:.2g}"
     return f"{number}{'' if unit == '×' else ' '}{unit}".strip()

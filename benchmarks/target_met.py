@@ -127,7 +127,7 @@ def make_bars(title: str, where: str, found: dict[str, dict[str, Deviations]]) -
         beyond = sum(size > BARS[where] for size in sizes)
         note = f"mean {sum(sizes) / len(sizes):.2g}; {beyond} of {len(sizes)} layers beyond {BARS[where]:g}"
         if side == "magnitude" and NNCF in found:
-            note += f"; NNCF {max(map(abs, found[NNCF][where].values())):.2g}"
+            note += f"; NNCF's farthest {max(map(abs, found[NNCF][where].values())):.2g}"
         limit = BARS[where] if side == "magnitude" else None
         bars.append(Bar(f"{title}, {side}, {where}: farthest layer", max(sizes), limit, unit="points", note=note))
     return bars
