@@ -26,6 +26,8 @@ _HUB_DATASETS = ("EleutherAI/wikitext_document_level", "Salesforce/wikitext")
 _HUB_TIMEOUT_S = 5
 # The share of the packaged Wikipedia articles, from the file's end, that `default` evaluates on.
 _HELD_OUT_SHARE = 0.25
+# Two thirds of those are stubs, some only a title, which say little of a model and much of its first guess.
+_MIN_WORDS = 100
 _ARTICLE_START = re.compile(r'\s*<doc(?:\s+\w+="[^"]*")*\s*>')
 _ARTICLE_END = "</doc>"
 
@@ -175,8 +177,9 @@ def _load_default_evaluation() -> Text:
     from actsparse.assets import fetch_text
 
     articles, _ = _split_text(_read_text(fetch_text("wiki")))
-    held_out = articles[-int(len(articles) * _HELD_OUT_SHARE) :]
-    return Text(f"default evaluation text: Wikipedia, last {len(held_out)} articles", tuple(held_out))
+    last = articles[-int(len(articles) * _HELD_OUT_SHARE) :]
+    held_out = tuple(article for article in last if len(article.split()) >= _MIN_WORDS)
+    return Text(f"packaged Wikipedia, {len(held_out)} held-out articles of {_MIN_WORDS} words or more", held_out)
 
 
 def _load_default_calibration() -> Text:
@@ -184,7 +187,7 @@ def _load_default_calibration() -> Text:
 
     # The file has one document a line.
     documents = tuple(line for line in _read_text(fetch_text("c4")).split("\n") if line.strip())
-    return Text(f"default calibration text: C4, {len(documents)} documents", documents)
+    return Text(f"packaged C4, {len(documents)} documents", documents)
 
 
 def _load_file(source: str) -> Text:

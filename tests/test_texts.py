@@ -325,7 +325,11 @@ def test_the_hub_gives_the_test_split_to_evaluate_and_the_train_split_to_calibra
 
 @pytest.fixture
 def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    articles = "".join(f'<doc id="{i}" title="T{i}">\nT{i}\n\nText {i}.\n\n</doc>\n' for i in range(10))
+    # Of the last quarter, articles 9 and 11 have a hundred words; 10 is a stub.
+    lengths = {9: 98, 11: 200}
+    articles = "".join(
+        f'<doc id="{i}" title="T{i}">\nT{i}\n\nText{" word" * lengths.get(i, 1)}.\n\n</doc>\n' for i in range(12)
+    )
     (tmp_path / "wiki.utf8").write_text(articles)
     (tmp_path / "c4.utf8").write_text("One document.\nAnother = document =\n")
     module = ModuleType("actsparse.assets")
@@ -334,16 +338,17 @@ def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("assets")
-def test_the_default_to_evaluate_on_is_the_last_quarter_of_wikipedia() -> None:
+def test_the_default_to_evaluate_on_is_the_last_quarter_of_wikipedia_without_its_stubs() -> None:
     text = load_pages("default")
-    assert text == Text("default evaluation text: Wikipedia, last 2 articles", ("T8\n\nText 8.", "T9\n\nText 9."))
+    assert text.name == "packaged Wikipedia, 2 held-out articles of 100 words or more"
+    assert [page.split()[0] for page in text.pages] == ["T9", "T11"]
     assert load_pages("default", num_pages=1).pages == text.pages[:1]
 
 
 @pytest.mark.usefixtures("assets")
 def test_the_default_to_calibrate_with_is_c4_one_document_a_line() -> None:
     text = load_pages("default-calibration")
-    assert text == Text("default calibration text: C4, 2 documents", ("One document.", "Another = document ="))
+    assert text == Text("packaged C4, 2 documents", ("One document.", "Another = document ="))
     assert load_pages("default", purpose="calibration") == text
 
 
