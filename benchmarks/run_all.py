@@ -1,13 +1,15 @@
 """
-Run the benchmarks one after the other, keep their JSON files, and rewrite the table of results in README.md.
+Run the benchmarks and the demo one after the other, keep their results, and rewrite the README files' tables.
 
     python benchmarks/run_all.py [--only NAME ...] [--table]
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
 README = FOLDER / "README.md"
 BENCHMARKS = ("parity", "calibration_time", "calibration_memory", "mask_cost", "target_met")
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+DEMO = "demo"
+FRONT_PAGE = FOLDER.parent / "README.md"
 
 
 def run(name: str) -> int:
@@ -30,9 +33,27 @@ def run(name: str) -> int:
     :return: Its exit code.
     """
     Console(stderr=True).rule(name)
+    if name == DEMO:
+        return run_demo()
     path = (RESULTS / f"{name}.json").relative_to(FOLDER.parent)
     command = [sys.executable, f"benchmarks/{name}.py", "--json", str(path)]
     return subprocess.run(command, cwd=FOLDER.parent).returncode
+
+
+def run_demo() -> int:
+    """
+    Run `actsparse demo` and keep its report.
+
+    :return: Its exit code.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        code = subprocess.run(
+            [sys.executable, "-m", "actsparse", "demo", "--out", folder], cwd=FOLDER.parent
+        ).returncode
+        if code == 0:
+            for suffix in (".json", ".md"):
+                shutil.copyfile(Path(folder) / f"report{suffix}", RESULTS / f"{DEMO}{suffix}")
+    return code
 
 
 def make_markdown(reports: Sequence[dict[str, Any]]) -> str:
@@ -67,14 +88,46 @@ def describe_origin(report: dict[str, Any]) -> str:
     return f"`{report['command']}`: commit {commit}; {packages}; {machine['processor']}, {threads}"
 
 
-def write_table() -> None:
-    """Rewrite the table in README.md from the JSON files that there are."""
+def make_short_markdown(reports: Sequence[dict[str, Any]]) -> str:
+    """
+    Turn results into the front page's table.
+
+    :param reports: The JSON files' contents.
+    :return: Markdown.
+    """
+    lines = ["| benchmark | figure | bar | measured | result |", "| --- | --- | --- | --- | --- |"]
+    for report in reports:
+        for entry in report["bars"]:
+            bar = Bar(**{name: value for name, value in entry.items() if name != "is_met"})
+            if bar.limit is not None:
+                lines.append(f"| {' | '.join((report['benchmark'], *bar.cells[:-1]))} |")
+    return "\n".join(lines)
+
+
+def write_tables() -> None:
+    """Rewrite the generated parts of both README files from the results that there are."""
     paths = [RESULTS / f"{name}.json" for name in BENCHMARKS]
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{make_markdown(reports)}\n{END}{after}", encoding="utf-8")
+    replace_part(README, "results", make_markdown(reports))
+    replace_part(FRONT_PAGE, "results", make_short_markdown(reports))
+    demo = RESULTS / f"{DEMO}.md"
+    if demo.is_file():
+        _, _, table = demo.read_text(encoding="utf-8").partition("\n\n")
+        replace_part(FRONT_PAGE, DEMO, table.strip())
+
+
+def replace_part(path: Path, name: str, contents: str) -> None:
+    """
+    Replace what stands between two markers of a Markdown file.
+
+    :param path: The file.
+    :param name: The markers' name.
+    :param contents: What shall stand there.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n\n{contents}\n\n{end}{after}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,13 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: The command line; None takes that of the process.
     :return: The exit code: the highest of the benchmarks'.
     """
-    parser = argparse.ArgumentParser(description="Run the benchmarks and rewrite the table in README.md.")
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="run these alone")
-    parser.add_argument("--table", action="store_true", help="run nothing, only rewrite the table")
+    parser = argparse.ArgumentParser(description="Run the benchmarks and rewrite the README files' tables.")
+    names = (*BENCHMARKS, DEMO)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="run these alone")
+    parser.add_argument("--table", action="store_true", help="run nothing, only rewrite the tables")
     options = parser.parse_args(arguments)
     RESULTS.mkdir(exist_ok=True)
     codes = [] if options.table else [run(name) for name in options.only]
-    write_table()
+    write_tables()
     return max(codes, default=0)
 
 

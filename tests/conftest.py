@@ -7,6 +7,7 @@ from typing import Any
 import nncf
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +25,10 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.utils import logging as transformers_logging
+
+# A busy machine is no failure.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 VOCABULARY = 64
 SIZES: dict[str, Any] = {
@@ -43,13 +48,21 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "phi3": lambda: Phi3Config(**GROUPED, pad_token_id=0),
     "mistral": lambda: MistralConfig(**GROUPED),
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_inner=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_inner=48,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
     ),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES, bos_token_id=0, eos_token_id=0),
-    "opt": lambda: OPTConfig(**{k: v for k, v in SIZES.items() if k != "intermediate_size"}, ffn_dim=48,
-                             word_embed_proj_dim=32),
+    "opt": lambda: OPTConfig(
+        **{k: v for k, v in SIZES.items() if k != "intermediate_size"}, ffn_dim=48, word_embed_proj_dim=32
+    ),
     "bert": lambda: BertConfig(**SIZES),
-}  # fmt: skip
+}
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -105,9 +118,7 @@ def make_batches() -> Callable[..., list[dict[str, torch.Tensor]]]:
     def make(num_batches: int = 4, *, batch_size: int = 2, length: int = 16) -> list[dict[str, torch.Tensor]]:
         generator = torch.Generator().manual_seed(1)
         size = (batch_size, length)
-        return [
-            {"input_ids": torch.randint(0, VOCABULARY, size, generator=generator)} for _ in range(num_batches)
-        ]
+        return [{"input_ids": torch.randint(0, VOCABULARY, size, generator=generator)} for _ in range(num_batches)]
 
     return make
 

@@ -54,9 +54,7 @@ def read_parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 # ---- Round trips
 
 
-def test_a_loaded_model_is_the_saved_one(
-    masked: nn.Module, file: Path, make_model: Any, batches: list[Any]
-) -> None:
+def test_a_loaded_model_is_the_saved_one(masked: nn.Module, file: Path, make_model: Any, batches: list[Any]) -> None:
     model = make_model("llama")
     assert load_thresholds(model, file) is model
     assert describe(model) == describe(masked)
@@ -266,7 +264,9 @@ DAMAGES = [
     DamageCase("half precision", set_threshold(1.0, dtype=torch.float16), DISAGREE),
     DamageCase("two dimensions", lambda t, m: t.update({KEY: torch.zeros(2, 2)}), DISAGREE),
     DamageCase("no entries", lambda t, m: t.update({KEY: torch.zeros(0)}), DISAGREE),
-    DamageCase("wrong channels", set_threshold(0.1, 0.2), rf"no Linear layer {UP} of the model takes thresholds of shape \[2\]"),
+    DamageCase(
+        "wrong channels", set_threshold(0.1, 0.2), rf"no Linear layer {UP} of the model takes thresholds of shape \[2\]"
+    ),
     DamageCase("unknown layer", rename_layer, "no Linear layer model.layers.1.mlp.uq_proj of the model takes"),
     DamageCase("other fingerprint", lambda t, m: m.update(fingerprint="0" * 64), "belongs to another model"),
     DamageCase("no fingerprint", lambda t, m: m.pop("fingerprint"), DISAGREE),
@@ -287,7 +287,7 @@ def test_a_models_own_weights_are_refused(refuse: Callable[..., str], make_model
     assert FOREIGN in refuse(tmp_path / "model.safetensors")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_other_bytes_are_refused_or_read(data: st.DataObject, file: Path, tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())

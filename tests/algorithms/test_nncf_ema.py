@@ -104,9 +104,7 @@ def assert_parity(model: Any, batches: list[Any], case: ParityCase) -> None:
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_thresholds_and_logits_are_nncfs_on_every_architecture(
-    name: str, make_model: Any, batches: list[Any]
-) -> None:
+def test_thresholds_and_logits_are_nncfs_on_every_architecture(name: str, make_model: Any, batches: list[Any]) -> None:
     assert_parity(make_model(name), batches, CASES[0])
 
 

@@ -86,9 +86,12 @@ def test_the_readme_table_lists_the_bars_of_the_results(
     contents = report.describe_run("parity", "python benchmarks/parity.py", report.Measurement(bars, {}))
     report.write_json(tmp_path / "parity.json", contents)
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{run_all.BEGIN}\nold\n{run_all.END}\nafter\n", encoding="utf-8")
+    front_page = tmp_path / "FRONT.md"
+    for path in (readme, front_page):
+        path.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr(run_all, "RESULTS", tmp_path)
     monkeypatch.setattr(run_all, "README", readme)
+    monkeypatch.setattr(run_all, "FRONT_PAGE", front_page)
     for _ in range(2):
         assert run_all.main(["--table"]) == 0
         text = readme.read_text(encoding="utf-8")
@@ -97,11 +100,14 @@ def test_the_readme_table_lists_the_bars_of_the_results(
         assert "| parity | ratio | ≤ 1.30× | 1.23× | pass | a note |" in text
         assert "beside" not in text
         assert "old" not in text
+        assert "| parity | ratio | ≤ 1.30× | 1.23× | pass |\n" in front_page.read_text(encoding="utf-8")
 
 
 def test_the_readme_names_every_benchmark(benchmarks: Any) -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    front_page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     for name in benchmarks.run_all.BENCHMARKS:
         assert (FOLDER / f"{name}.py").is_file()
         assert f"`python benchmarks/{name}.py`" in readme
-    assert readme.count(benchmarks.run_all.BEGIN) == readme.count(benchmarks.run_all.END) == 1
+    for part, text in (("results", readme), ("results", front_page), ("demo", front_page)):
+        assert text.count(f"<!-- {part}: begin -->") == text.count(f"<!-- {part}: end -->") == 1

@@ -115,8 +115,11 @@ def test_layers_come_in_call_order_with_their_targets(graph_and_layers: Any) -> 
     matched = match_targets(targets, None, graph, layers)
     assert list(matched) == [layer.name for layer in layers if layer.name in matched]
     assert {name.rpartition(".")[2]: target for name, target in matched.items()} == {
-        "q_proj": 0.25, "k_proj": 0.25, "v_proj": 0.25, "down_proj": 1.0
-    }  # fmt: skip
+        "q_proj": 0.25,
+        "k_proj": 0.25,
+        "v_proj": 0.25,
+        "down_proj": 1.0,
+    }
 
 
 def test_a_layer_matched_twice_is_refused_with_both_scopes(graph_and_layers: Any) -> None:

@@ -64,8 +64,7 @@ CASES = [
     RoleCase(
         "opt",
         "model.decoder.layers.1",
-        SEPARATE_QKV
-        | {"self_attn.out_proj": ("attention.out",), "fc1": ("ffn.in",), "fc2": ("ffn.down",)},
+        SEPARATE_QKV | {"self_attn.out_proj": ("attention.out",), "fc1": ("ffn.in",), "fc2": ("ffn.down",)},
     ),
     RoleCase(
         "bert",
@@ -115,7 +114,9 @@ def test_roles_are_the_same_after_nncf_compressed_the_weights(
 
 @by_architecture
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2)], ids=str)
-def test_roles_do_not_depend_on_the_shape_of_the_example(case: RoleCase, size: tuple[int, int], make_model: Any) -> None:
+def test_roles_do_not_depend_on_the_shape_of_the_example(
+    case: RoleCase, size: tuple[int, int], make_model: Any
+) -> None:
     model = make_model(case.architecture)
     assert_roles(case, find_roles_of(model, {"input_ids": torch.ones(size, dtype=torch.int64)}))
 
