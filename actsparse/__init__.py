@@ -26,7 +26,6 @@ _HOMES = {
     "sparsify_activations": "sparsify",
     "word_perplexity": "evaluation.word_perplexity",
 }
-__all__ = list(_HOMES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,10 @@ from typing import Any
 
 import nncf
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
 from actsparse.errors import ActsparseError, DatasetError
+from actsparse.progress import progress_bar
 
 _logger = logging.getLogger(__name__)
 
@@ -63,8 +62,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any], *, total: int | None, 
     :raises DatasetError: If the model cannot take a batch; names the batch.
     """
     count = 0
-    with evaluation_mode(model), torch.no_grad(), _progress() as bar:
-        task = bar.add_task(description, total=total)
+    with evaluation_mode(model), torch.no_grad(), progress_bar(description, total=total, unit="batches") as advance:
         for batch in batches:
             try:
                 run_model(model, batch)
@@ -75,21 +73,23 @@ def run_batches(model: nn.Module, batches: Iterable[Any], *, total: int | None, 
                 msg = f"the model cannot take batch {count} of the dataset ({describe_batch(batch)}): {one_line(error)}"
                 raise DatasetError(msg) from error
             count += 1
-            bar.advance(task)
+            advance(1)
     return count
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """
     Put a model in evaluation mode for a while.
 
-    :param model: The model.
+    :param model: The model; anything that is not a torch module has no mode.
     :return: A context after which each module's training flag is what it was.
     """
-    training = [module for module in model.modules() if module.training]
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module for module in modules if module.training]
     try:
-        model.eval()
+        if isinstance(model, nn.Module):
+            model.eval()
         yield
     finally:
         for module in training:
@@ -142,9 +142,3 @@ def _length(dataset: Any) -> int | None:
     except TypeError:
         # A DataLoader of a stream has a length that cannot be asked for.
         return None
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)

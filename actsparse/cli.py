@@ -11,7 +11,6 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     help="Activation sparsity for language models: mask what does not matter, keep INT8, know what it costs.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -173,17 +172,24 @@ def main() -> None:
     # Libraries below must not talk over the tables; their errors are caught and shortened.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            _fail("interrupted; no file was left half-written", INTERRUPTED)
-        raise
+        code = app(standalone_mode=False)
     except Exception as error:
-        from actsparse.errors import ActsparseError
-
-        if not isinstance(error, ActsparseError):
+        message = _describe_mistake(error)
+        if message is None:
             raise
-        sys.exit(_fail(str(error), 2))
+        code = _fail(message, 2)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this
+        _fail("interrupted; no file was left half-written", INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _describe_mistake(error: Exception) -> str | None:
+    usage_message = getattr(error, "format_message", None)
+    if usage_message is not None:  # typer's own errors: an unknown option, a missing argument
+        return f"{usage_message()} (see actsparse --help)"
+    from actsparse.errors import ActsparseError
+
+    return str(error) if isinstance(error, ActsparseError) else None
 
 
 def _say(message: str) -> None:

@@ -1,6 +1,7 @@
 """The mistakes a caller can make, each one line of text; the command line prints them without a traceback."""
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 import nncf
@@ -42,3 +43,14 @@ def nearest(name: str, candidates: Iterable[str], limit: int = 3) -> str:
     pool = list(dict.fromkeys(candidates))
     close = difflib.get_close_matches(name, pool, n=limit, cutoff=0.4) or pool[:limit]
     return ", ".join(close) if close else "none"
+
+
+def shorten_message(error: BaseException, limit: int = 240) -> str:
+    """
+    Make one short line of what a library's error says, for an error message.
+
+    :param error: The error.
+    :param limit: Number of characters to keep.
+    :return: The start of its message, or its type where it has none.
+    """
+    return textwrap.shorten(str(error), width=limit, placeholder=" …") or type(error).__name__

@@ -69,10 +69,12 @@ MakeModel = Callable[..., PreTrainedModel]
 
 @pytest.fixture(autouse=True)
 def quiet_libraries() -> Iterator[None]:
-    level = logging.getLogger("nncf").level
-    nncf.set_log_level(logging.ERROR)
+    # Not nncf.set_log_level, which also turns down pytest's own handlers.
+    nncf_logger = logging.getLogger("nncf")
+    level = nncf_logger.level
+    nncf_logger.setLevel(logging.ERROR)
     yield
-    nncf.set_log_level(level)
+    nncf_logger.setLevel(level)
 
 
 @pytest.fixture(params=list(CONFIGS))

@@ -129,6 +129,11 @@ MODEL, OUT, CALIBRATION = "{files}/model", "{out}", ("--calibration", "{files}/c
 SPARSIFY = ("sparsify", MODEL, "--out", OUT, *CALIBRATION)
 EVALUATE, TEXT = ("evaluate", MODEL), ("--text", "{files}/evaluation.txt")
 MISTAKES = [
+    Mistake("no command", (), "Missing command"),
+    Mistake("unknown command", ("demmo",), "No such command 'demmo'"),
+    Mistake("no model", ("sparsify", "--out", OUT), "Missing argument 'MODEL'"),
+    Mistake("unknown option", (*SPARSIFY, "--sparsty", "0.5"), "No such option"),
+    Mistake("not a number of pages", (*EVALUATE, "--pages", "two"), "valid integer"),
     Mistake("no target", SPARSIFY, "give either --sparsity S, or one or more of"),
     Mistake("two kinds of target", (*SPARSIFY, "--sparsity", "0.5", "--role", "ffn.down=0.5"), "give either"),
     Mistake("target above 1", (*SPARSIFY, "--sparsity", "1.1"), "in range [0, 1], not 1.1"),

@@ -3,20 +3,18 @@
 import inspect
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.wikitext import detokenize
+from actsparse.progress import progress_bar
 
 DEFAULT_MAX_LENGTH = 2048
 # How many positions get fp32 log-probabilities at a time: 256 rows of a 256,000-word vocabulary are 260 MB.
@@ -137,8 +135,8 @@ def _score_pages(
     :raises ActsparseError: If it is not a number.
     """
     total = 0.0
-    with _eval_mode(model), torch.no_grad(), _progress_bar(progress) as bar:
-        task = bar.add_task("word perplexity", total=sum(map(len, page_tokens)))
+    bar = progress_bar("word perplexity", total=sum(map(len, page_tokens)), unit="tokens", is_wanted=progress)
+    with evaluation_mode(model), torch.no_grad(), bar as advance:
         for number, (page, tokens) in enumerate(zip(pages, page_tokens, strict=True), start=1):
             ids = torch.tensor([prefix, *tokens])
             for window in rolling_windows(len(tokens), max_length):
@@ -147,7 +145,7 @@ def _score_pages(
                     msg = f"the model's logits contain NaN on page {number} of {len(pages)}, {_first_words(page)!r}"
                     raise ActsparseError(msg)
                 total += loss
-                bar.advance(task, window.num_scored)
+                advance(window.num_scored)
     return total
 
 
@@ -265,43 +263,12 @@ def _validate_tokens(model: Any, prefix: int, page_tokens: list[list[int]], num_
         raise SourceError(msg)
 
 
-@contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    """
-    Put a module in eval mode for a while; each submodule then gets back the mode it had.
-
-    :param model: The model; anything that is not a torch module has no mode.
-    :return: A context manager.
-    """
-    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _device(model: Any) -> torch.device:
     if isinstance(model, nn.Module):
         parameter = next(model.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
     device = getattr(model, "device", "cpu")
     return device if isinstance(device, torch.device) else torch.device("cpu")
-
-
-def _progress_bar(progress: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not (progress and sys.stderr.isatty()),
-    )
 
 
 def _first_words(page: str) -> str:

@@ -31,7 +31,8 @@ class TargetScope(nncf.IgnoredScope):
     :param validate: Whether a rule that matches nothing is an error.
     :param roles: Any of ``attention.qkv``, ``attention.out``, ``ffn.gate``, ``ffn.up``, ``ffn.in``, ``ffn.down``,
         found on the model's graph, whatever the layers are called.
-    :raises ScopeError: If a role is unknown, a pattern is not a regular expression, or something is not a list of strings.
+    :raises ScopeError: If a role is unknown, a pattern is not a regular expression, or what should be a list of strings
+        is not one.
     """
 
     roles: tuple[str, ...] = field(default=(), kw_only=True)

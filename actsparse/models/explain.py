@@ -1,0 +1,41 @@
+"""The libraries' errors, in one line of ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from actsparse.errors import SourceError, shorten_message
+
+# What the loading libraries raise at files that are damaged or of another kind.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
+
+
+@contextmanager
+def explain_errors(name: str) -> Iterator[None]:
+    """
+    Turn whatever the loading libraries raise at unusable files into one line.
+
+    :param name: What to call the model in the message.
+    :raises SourceError: In place of the libraries' errors.
+    """
+    try:
+        yield
+    except SourceError:
+        raise
+    except _UNREADABLE as error:
+        reason = shorten_message(error)
+        msg = f"cannot load {name}, which may be damaged, incomplete or of a kind not supported: {reason}"
+        raise SourceError(msg) from error

@@ -1,0 +1,64 @@
+"""Models in folders laid out as on the hub."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from actsparse.errors import SourceError
+from actsparse.models.explain import explain_errors
+from actsparse.models.quiet import quiet_libraries
+from actsparse.models.weights import load_weights
+
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+
+
+def load_folder(folder: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a folder in the hub's layout.
+
+    :param folder: The folder.
+    :param name: What to call it in messages.
+    :param dtype: The type of the weights.
+    :return: The model and its tokenizer.
+    :raises SourceError: If a file is absent or unreadable, or the model is no causal language model.
+    """
+    _check_folder(folder, name)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with quiet_libraries(), explain_errors(name):
+        config = AutoConfig.from_pretrained(folder, **options)
+        _check_is_causal(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = load_weights(folder, name, config=config, dtype=dtype, use_safetensors=True, **options)
+    return model, tokenizer
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        msg = f"{name} has no config.json, so it is no model's folder"
+        raise SourceError(msg)
+    if not any((folder / file).is_file() for file in _WEIGHT_FILES):
+        pickled = next((file.name for file in sorted(folder.glob("*.bin"))), None)
+        reason = f"only pickled ones ({pickled}), which could run any code; convert them first" if pickled else "none"
+        msg = f"{name} must hold weights as safetensors ({' or '.join(_WEIGHT_FILES)}) but has {reason}"
+        raise SourceError(msg)
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        looked_for = ", ".join(_TOKENIZER_FILES)
+        msg = f"{name} has no tokenizer (looked for {looked_for}); save one there with tokenizer.save_pretrained"
+        raise SourceError(msg)
+
+
+def _check_is_causal(config: PretrainedConfig, name: str) -> None:
+    classes = {cls for entry in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for cls in _as_tuple(entry)}
+    declared = tuple(config.architectures or ())
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (declared and not classes.intersection(declared)):
+        what = ", ".join(declared) or f"model type {config.model_type!r}"
+        msg = f"{name} is no causal language model but {what}; only models that predict the next token are supported"
+        raise SourceError(msg)
+
+
+def _as_tuple(entry: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else tuple(entry)

@@ -1,0 +1,42 @@
+"""Models in GGUF files."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from actsparse.errors import SourceError
+from actsparse.models.explain import explain_errors
+from actsparse.models.gguf_tokenizer import build_gguf_tokenizer
+from actsparse.models.quiet import quiet_libraries
+from actsparse.models.weights import load_weights
+
+
+def load_gguf(path: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a GGUF file, dequantising its weights.
+
+    :param path: The file.
+    :param name: What to call it in messages.
+    :param dtype: The type of the weights.
+    :return: The model and its tokenizer.
+    :raises SourceError: If the file is not a complete GGUF file of a supported causal language model.
+    """
+    options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    with quiet_libraries(), explain_errors(name):
+        _check_gguf(path, name)
+        tokenizer = build_gguf_tokenizer(path) or AutoTokenizer.from_pretrained(path.parent, **options)
+        model = load_weights(path.parent, name, dtype=dtype, **options)
+    return model, tokenizer
+
+
+def _check_gguf(path: Path, name: str) -> None:
+    with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            msg = f"{name} is not a GGUF file; give a folder with a config.json, or a .gguf file"
+            raise SourceError(msg)
+    if not (importlib.util.find_spec("gguf") and importlib.util.find_spec("accelerate")):
+        msg = "GGUF files, the default model among them, need two more packages: pip install 'actsparse[hub]'"
+        raise SourceError(msg)

@@ -1,0 +1,72 @@
+"""Load a model by whatever name the user has for it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from actsparse.errors import SourceError
+from actsparse.models.default import load_default
+from actsparse.models.folder import load_folder
+from actsparse.models.gguf import load_gguf
+from actsparse.models.hub import fetch_from_hub
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """
+    A model ready to run, with its tokenizer.
+
+    :param model: The causal language model, in eval mode.
+    :param tokenizer: Its tokenizer.
+    :param name: The name it was asked for by.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """
+    Load a causal language model and its tokenizer; no code and no pickle from the source is ever run.
+
+    :param name: ``default``, a local folder, a ``.gguf`` file, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+    :param dtype: The type of the weights; GGUF weights are dequantised to it.
+    :return: The model in eval mode, and its tokenizer.
+    :raises SourceError: If the model cannot be found, reached or read, or is no causal language model.
+    """
+    if name == "default":
+        model, tokenizer = load_default(dtype)
+    elif (path := _find_local(name)) is None:
+        model, tokenizer = load_folder(fetch_from_hub(name), name, dtype)
+    elif path.is_dir():
+        model, tokenizer = load_folder(path, name, dtype)
+    else:
+        model, tokenizer = load_gguf(path, name, dtype)
+    return LoadedModel(model.eval(), tokenizer, name)
+
+
+def _find_local(name: str) -> Path | None:
+    """
+    Find the file or folder of a name, or tell that it must be a hub id.
+
+    :param name: What the caller wrote.
+    :return: The existing path, or ``None`` where the name may be a hub id.
+    :raises SourceError: If the name is empty, or can only be a path but nothing lies there.
+    """
+    try:
+        path = Path(name).expanduser()
+        if name.strip() and path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError):
+        _logger.debug("%r is no usable path", name, exc_info=True)
+    is_path = name.startswith((".", "/", "~")) or name.endswith(("/", ".gguf")) or name.count("/") > 1 or "\\" in name
+    if is_path or not name.strip():
+        msg = f"there is no model at {name!r}; give a folder, a .gguf file, a hub id, or `default`"
+        raise SourceError(msg)
+    return None

@@ -1,0 +1,70 @@
+"""Batches of tokens to calibrate with."""
+
+from typing import Any
+
+import torch
+
+from actsparse.errors import DatasetError
+from actsparse.evaluation.wikitext import detokenize
+from actsparse.texts.text import Text
+
+
+def token_batches(
+    tokenizer: Any, text: Text, *, num_batches: int, length: int, batch_size: int = 1
+) -> list[dict[str, torch.Tensor]]:
+    """
+    Cut a text into consecutive windows of tokens, to calibrate with.
+
+    WikiText is detokenised first. Where the tokenizer starts every text with BOS, every window starts with it too, as
+    whenever the model is used.
+
+    :param tokenizer: The model's transformers tokenizer.
+    :param text: The text; its pages are joined by blank lines.
+    :param num_batches: How many batches.
+    :param length: Tokens per window.
+    :param batch_size: Windows per batch.
+    :return: Model inputs, `input_ids` and `attention_mask`, each `[batch_size, length]`.
+    :raises DatasetError: If the text is too short, or a number is not positive.
+    """
+    for name, value in (("num_batches", num_batches), ("length", length), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            msg = f"{name} is {value!r}; it must be a whole number, at least 1"
+            raise DatasetError(msg)
+    start = _leading_tokens(tokenizer)
+    step = length - len(start)
+    if step < 1:
+        msg = f"length is {length}, which leaves no room for text after the tokenizer's BOS token"
+        raise DatasetError(msg)
+    tokens = _read_tokens(tokenizer, text, num_batches * batch_size * step)
+    if len(tokens) < num_batches * batch_size * step:
+        possible = len(tokens) // (batch_size * step)
+        msg = (
+            f"{text.name} is too short: its {len(tokens)} tokens make {possible} batches of {batch_size} x {length} "
+            f"tokens, not {num_batches}"
+        )
+        raise DatasetError(msg)
+    windows = torch.tensor([start + tokens[i * step : (i + 1) * step] for i in range(num_batches * batch_size)])
+    return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in windows.split(batch_size)]
+
+
+def _leading_tokens(tokenizer: Any) -> list[int]:
+    tokens = tokenizer.encode("a")
+    return tokens[:1] if tokens and tokens[0] == tokenizer.bos_token_id else []
+
+
+def _read_tokens(tokenizer: Any, text: Text, limit: int) -> list[int]:
+    """
+    Tokenise as many pages as give enough tokens.
+
+    :param tokenizer: The tokenizer.
+    :param text: The text.
+    :param limit: How many tokens are enough.
+    :return: The tokens, without special ones.
+    """
+    tokens: list[int] = []
+    for page in text.pages:
+        if len(tokens) >= limit:
+            break
+        plain = detokenize(page) if text.is_wikitext else page
+        tokens += tokenizer.encode(plain + "\n\n", add_special_tokens=False, verbose=False)
+    return tokens

@@ -1,0 +1,83 @@
+"""Text files of every kind that can be read."""
+
+from pathlib import Path
+
+from actsparse.errors import SourceError, nearest, shorten_message
+from actsparse.texts.pages import split_rows, split_text
+from actsparse.texts.rows import read_jsonl, read_parquet
+from actsparse.texts.text import Text
+
+NAMED_SOURCES = ("wikitext", "default", "default-calibration")
+TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+ROW_SUFFIXES = (".jsonl", ".parquet")
+
+
+def load_file(source: str) -> Text:
+    """
+    Load a file.
+
+    :param source: Its path, as the user wrote it.
+    :return: Its pages.
+    :raises SourceError: If there is no such file, or it cannot be read.
+    """
+    path = Path(source)
+    _validate_path(source, path)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        pages, is_wikitext = split_rows(read_parquet(path))
+    elif suffix == ".jsonl":
+        pages, is_wikitext = split_rows(read_jsonl(read_text(path), path.name))
+    else:
+        pages, has_titles = split_text(read_text(path))
+        is_wikitext = has_titles or suffix != ".txt"
+    return Text(path.name, tuple(pages), is_wikitext)
+
+
+def read_text(path: Path) -> str:
+    """
+    Read a UTF-8 file.
+
+    :param path: The file.
+    :return: Its contents with Unix line ends.
+    :raises SourceError: If it cannot be read or is no text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        msg = f"{path.name} cannot be read: {error.strerror or shorten_message(error)}"
+        raise SourceError(msg) from error
+    if b"\0" in data:
+        msg = f"{path.name} is a binary file, not text"
+        raise SourceError(msg)
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        msg = f"{path.name} is not UTF-8 text (at byte {error.start})"
+        raise SourceError(msg) from error
+
+
+def _validate_path(source: str, path: Path) -> None:
+    """
+    Check that a source is a file of a kind that can be read.
+
+    :param source: What the user wrote.
+    :param path: The same as a path.
+    :raises SourceError: If it is not.
+    """
+    suffixes = TEXT_SUFFIXES + ROW_SUFFIXES
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+        folder = path if is_folder else path.parent if path.parent.is_dir() else Path()
+        names = [str(folder / entry.name) for entry in sorted(folder.iterdir()) if entry.suffix.lower() in suffixes]
+    except (OSError, ValueError) as error:
+        msg = f"{source!r} cannot be read: {shorten_message(error)}"
+        raise SourceError(msg) from error
+    if is_folder:
+        msg = f"{source!r} is a folder; give a file of it: {nearest(source, names)}"
+    elif not is_file:
+        msg = f"there is no text source or file {source!r}; nearest: {nearest(source, [*NAMED_SOURCES, *names])}"
+    elif path.suffix.lower() not in suffixes:
+        msg = f"{source!r} is not of a kind that can be read: {', '.join(suffixes)}"
+    else:
+        return
+    raise SourceError(msg)

@@ -1,0 +1,38 @@
+"""The packaged texts."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from actsparse.texts import Text, load_pages
+
+
+@pytest.fixture
+def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Of the last quarter, articles 9 and 11 have a hundred words; 10 is a stub.
+    lengths = {9: 98, 11: 200}
+    articles = "".join(
+        f'<doc id="{i}" title="T{i}">\nT{i}\n\nText{" word" * lengths.get(i, 1)}.\n\n</doc>\n' for i in range(12)
+    )
+    (tmp_path / "wiki.utf8").write_text(articles)
+    (tmp_path / "c4.utf8").write_text("One document.\nAnother = document =\n")
+    module = ModuleType("actsparse.assets")
+    setattr(module, "fetch_text", lambda name: tmp_path / f"{name}.utf8")  # noqa: B010
+    monkeypatch.setitem(sys.modules, "actsparse.assets", module)
+
+
+@pytest.mark.usefixtures("assets")
+def test_the_default_to_evaluate_on_is_the_last_quarter_of_wikipedia_without_its_stubs() -> None:
+    text = load_pages("default")
+    assert text.name == "packaged Wikipedia, 2 held-out articles of 100 words or more"
+    assert [page.split()[0] for page in text.pages] == ["T9", "T11"]
+    assert load_pages("default", num_pages=1).pages == text.pages[:1]
+
+
+@pytest.mark.usefixtures("assets")
+def test_the_default_to_calibrate_with_is_c4_one_document_a_line() -> None:
+    text = load_pages("default-calibration")
+    assert text == Text("packaged C4, 2 documents", ("One document.", "Another = document ="))
+    assert load_pages("default", purpose="calibration") == text
