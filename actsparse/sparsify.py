@@ -9,7 +9,13 @@ from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWra
 from torch import nn
 
 from actsparse.algorithms import ThresholdEstimator, get_algorithm
-from actsparse.calibration import CalibrationBatches, describe_batch, evaluation_mode, one_line, run_batches
+from actsparse.calibration import (
+    CalibrationBatches,
+    describe_batch,
+    evaluation_mode,
+    one_line,
+    run_batches,
+)
 from actsparse.errors import ActsparseError, DatasetError, ScopeError
 from actsparse.insertion import (
     insert_sparsifier,
@@ -146,9 +152,11 @@ def _calibrate(
                 raise DatasetError(msg) from None
         return estimators[site].mask_batch(x, target) if target > 0 else x
 
+    layers = [layer for site in sites for layer in site.layers]
+    reads_logits = len(block_layers(model, layers)) < len(layers)
     # The estimators mask during calibration; the masks themselves have no thresholds yet.
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, calibrate_layer):
-        run_batches(model, batches, total=batches.length, description="calibrating")
+        run_batches(model, batches, total=batches.length, description="calibrating", reads_logits=reads_logits)
     unseen = next((name for name in estimators if name not in seen), None)
     if unseen is not None:
         msg = f"layer {unseen} received no activations from the dataset"

@@ -72,6 +72,23 @@ def test_each_mask_knows_its_site_roles_and_algorithm(llama: Any, batches: list[
     assert (up.algorithm, up.tokens) == ("nncf", "decode")
 
 
+@pytest.mark.parametrize("is_head_masked", [False, True])
+def test_logits_that_nothing_reads_are_not_computed(make_model: Any, batches: list[Any], is_head_masked: bool) -> None:
+    model, reference = make_model("llama"), make_model("llama")
+    tokens: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, _args, logits: tokens.append(logits.shape[1]))
+    targets = {TargetScope(roles=("ffn.down",)): 0.5}
+    if is_head_masked:
+        targets[TargetScope(names=["lm_head"])] = 0.3
+    sparsify_activations(model, batches, targets)
+    length = batches[0]["input_ids"].shape[1]
+    assert tokens[1:] == [length if is_head_masked else 1] * len(batches)  # the first call is the trace
+    # A tuple cannot carry the request, so here all logits are computed: the thresholds are the same.
+    as_tuples = [(batch["input_ids"],) for batch in batches]
+    sparsify_activations(reference, as_tuples, targets)
+    assert thresholds_of(model) == thresholds_of(reference)
+
+
 def test_layers_of_one_site_share_their_threshold(llama: Any, batches: list[Any]) -> None:
     sparsify_activations(llama, batches, 0.5)
     thresholds = thresholds_of(llama)
