@@ -12,7 +12,7 @@ from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
 from actsparse.compression import INT8_MODES, compress_int8
-from actsparse.demo import write_report
+from actsparse.demo import CALIBRATION_LENGTH, write_report
 from actsparse.environment import describe_environment
 from actsparse.errors import ActsparseError, ScopeError, SourceError, nearest
 from actsparse.evaluation.cost import evaluate_cost
@@ -29,7 +29,6 @@ from actsparse.thresholds import load_thresholds, read_thresholds, save_threshol
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 THRESHOLDS_NAME = "thresholds.safetensors"
-CALIBRATION_LENGTH = 256
 # Enough to see whether the targets are met; the evaluation text is where sparsity is measured properly.
 MEASURED_BATCHES = 8
 

@@ -56,22 +56,22 @@ def run_demo() -> int:
     return code
 
 
-def make_markdown(reports: Sequence[dict[str, Any]]) -> str:
+def make_table(reports: Sequence[dict[str, Any]], *, has_notes: bool) -> str:
     """
-    Turn results into a table of their bars, and a line for each on where its numbers come from.
+    Turn results into a table of their bars.
 
     :param reports: The JSON files' contents.
+    :param has_notes: Whether the table has a column for notes.
     :return: Markdown.
     """
-    lines = ["| benchmark | figure | bar | measured | result | note |", "| --- | --- | --- | --- | --- | --- |"]
+    headings = ("benchmark", "figure", "bar", "measured", "result", "note")[: 6 if has_notes else 5]
+    lines = [headings, ("---",) * len(headings)]
     for report in reports:
         for entry in report["bars"]:
             bar = Bar(**{name: value for name, value in entry.items() if name != "is_met"})
             if bar.limit is not None:
-                lines.append(f"| {' | '.join((report['benchmark'], *bar.cells))} |".replace("|  |", "| |"))
-    lines.append("")
-    lines += [f"- {describe_origin(report)}" for report in reports]
-    return "\n".join(lines)
+                lines.append((report["benchmark"], *bar.cells)[: len(headings)])
+    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
 
 
 def describe_origin(report: dict[str, Any]) -> str:
@@ -88,28 +88,13 @@ def describe_origin(report: dict[str, Any]) -> str:
     return f"`{report['command']}`: commit {commit}; {packages}; {machine['processor']}, {threads}"
 
 
-def make_short_markdown(reports: Sequence[dict[str, Any]]) -> str:
-    """
-    Turn results into the front page's table.
-
-    :param reports: The JSON files' contents.
-    :return: Markdown.
-    """
-    lines = ["| benchmark | figure | bar | measured | result |", "| --- | --- | --- | --- | --- |"]
-    for report in reports:
-        for entry in report["bars"]:
-            bar = Bar(**{name: value for name, value in entry.items() if name != "is_met"})
-            if bar.limit is not None:
-                lines.append(f"| {' | '.join((report['benchmark'], *bar.cells[:-1]))} |")
-    return "\n".join(lines)
-
-
 def write_tables() -> None:
     """Rewrite the generated parts of both README files from the results that there are."""
     paths = [RESULTS / f"{name}.json" for name in BENCHMARKS]
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
-    replace_part(README, "results", make_markdown(reports))
-    replace_part(FRONT_PAGE, "results", make_short_markdown(reports))
+    origins = "\n".join(f"- {describe_origin(report)}" for report in reports)
+    replace_part(README, "results", f"{make_table(reports, has_notes=True)}\n\n{origins}")
+    replace_part(FRONT_PAGE, "results", make_table(reports, has_notes=False))
     demo = RESULTS / f"{DEMO}.md"
     if demo.is_file():
         _, _, table = demo.read_text(encoding="utf-8").partition("\n\n")
