@@ -58,5 +58,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@ && touch $(UNFINISHED)
 	@echo 'installing the pinned packages into $(VENV) (a few minutes, once) …'
 	@$(PIP) install --quiet --quiet --progress-bar off -c constraints.txt -e '.[hub,plot,eval,dev]'
+	@# optimum-intel asks for torchvision, which text models do not need and which would bring another torch.
+	@$(PIP) install --quiet --quiet --progress-bar off -c constraints.txt --no-deps \
+		optimum optimum-intel openvino-genai openvino-tokenizers
 	@rm -f $(UNFINISHED) && touch $@
 	@echo 'installed'

@@ -2,15 +2,17 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import nncf
+import numpy as np
 import torch
 from torch import nn
 
-from actsparse.errors import ActsparseError, DatasetError
+from actsparse.algorithms import ThresholdEstimator
+from actsparse.errors import DatasetError
 from actsparse.progress import progress_bar
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +38,70 @@ class CalibrationBatches:
     def __iter__(self) -> Iterator[Any]:
         yield self.first
         yield from self._batches
+
+
+class SiteEstimates:
+    """
+    The estimates of all sites while a model is calibrated.
+
+    :param targets: The target sparsities of each site's layers. Target 0 is the identity whatever the data, so there is
+        nothing to estimate for it.
+    :param estimator_type: The algorithm.
+    """
+
+    def __init__(self, targets: Mapping[str, set[float]], estimator_type: type[ThresholdEstimator]) -> None:
+        positive = {site: sorted(wanted - {0.0}) for site, wanted in targets.items()}
+        self._estimators = {site: estimator_type(tuple(wanted)) for site, wanted in positive.items() if wanted}
+        self._seen: set[str] = set()
+
+    def update(self, site: str, x: torch.Tensor) -> None:
+        """
+        Take in what a site's layers read from one batch.
+
+        :param site: The site, which is named after its first layer.
+        :param x: Its input.
+        :raises DatasetError: If an entry is NaN or infinite; names the layer.
+        """
+        if site not in self._estimators:
+            return
+        self._seen.add(site)
+        try:
+            self._estimators[site].update(x)
+        except ValueError as error:
+            msg = f"{error} in the input of layer {site}"
+            raise DatasetError(msg) from None
+
+    def mask_batch(self, site: str, x: torch.Tensor, target: float) -> torch.Tensor:
+        """
+        Mask what was just taken in.
+
+        :param site: The site.
+        :param x: Its input.
+        :param target: The target sparsity of the layer that reads it.
+        :return: What the layer gets.
+        """
+        return self._estimators[site].mask_batch(x, target) if target > 0 else x
+
+    def threshold(self, site: str, target: float) -> torch.Tensor:
+        """
+        Give the threshold of some of a site's layers.
+
+        :param site: The site.
+        :param target: The layers' target sparsity.
+        :return: The threshold, 0-d or [in_features]; minus infinity for target 0.
+        """
+        return self._estimators[site].threshold(target) if target > 0 else torch.tensor(-torch.inf)
+
+    def require_all_seen(self) -> None:
+        """
+        Check that every site was reached.
+
+        :raises DatasetError: If one was not; names the layer.
+        """
+        unseen = next((site for site in self._estimators if site not in self._seen), None)
+        if unseen is not None:
+            msg = f"layer {unseen} received no activations from the dataset"
+            raise DatasetError(msg)
 
 
 def run_model(model: nn.Module, batch: Any) -> Any:
@@ -66,12 +132,31 @@ def run_batches(
     :return: Number of batches run.
     :raises DatasetError: If the model cannot take a batch; names the batch.
     """
+
+    def run(batch: Any) -> None:
+        run_model(model, batch if reads_logits else _keep_last_logits(model, batch))
+
+    with evaluation_mode(model), torch.no_grad():
+        return run_each(run, batches, total=total, description=description)
+
+
+def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int | None, description: str) -> int:
+    """
+    Run every batch, with a progress bar.
+
+    :param run: Runs a model on one batch.
+    :param batches: Model inputs.
+    :param total: How many, where it is known.
+    :param description: What the progress bar says.
+    :return: Number of batches run.
+    :raises DatasetError: If the model cannot take a batch; names the batch.
+    """
     count = 0
-    with evaluation_mode(model), torch.no_grad(), progress_bar(description, total=total, unit="batches") as advance:
+    with progress_bar(description, total=total, unit="batches") as advance:
         for batch in batches:
             try:
-                run_model(model, batch if reads_logits else _keep_last_logits(model, batch))
-            except ActsparseError:
+                run(batch)
+            except DatasetError:
                 raise
             except Exception as error:
                 _logger.debug("batch %d failed", count, exc_info=True)
@@ -108,7 +193,7 @@ def describe_batch(batch: Any) -> str:
     :param batch: A model input.
     :return: Its type and shapes.
     """
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, torch.Tensor | np.ndarray):
         return f"tensor of shape {tuple(batch.shape)}"
     if isinstance(batch, Mapping):
         return ", ".join(f"{key}: {_shape(value)}" for key, value in batch.items()) or "empty dict"
@@ -136,7 +221,7 @@ def _keep_last_logits(model: nn.Module, batch: Any) -> Any:
 
 
 def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
 
 
 def _open(dataset: Any) -> Iterator[Any]:

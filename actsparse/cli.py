@@ -104,6 +104,12 @@ def sparsify(
     ] = [],  # noqa: B006
     algorithm: Annotated[str, typer.Option(metavar="NAME", help="How thresholds are found.")] = "magnitude",
     int8: Int8Option = None,
+    accelerate: Annotated[
+        bool, typer.Option("--accelerate", help="Also save an OpenVINO model that skips what is masked.")
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With --accelerate: multiply with activations of 16 bits instead of 8.")
+    ] = False,
     calibration: CalibrationOption = "default",
     batches: BatchesOption = 32,
     text: Annotated[
@@ -114,7 +120,7 @@ def sparsify(
     dtype: DtypeOption = "fp32",
     json: JsonOption = None,
 ) -> None:
-    """Calibrate a model's thresholds and write them to a folder; the model itself stays as it is."""
+    """Calibrate a model's thresholds and write them to a folder, with --accelerate a ready OpenVINO model too."""
     from actsparse.jobs import SparsifyJob, run_sparsify
     from actsparse.report import print_table, write_json
 
@@ -127,6 +133,8 @@ def sparsify(
         ignored=tuple(ignore),
         algorithm=algorithm,
         int8=int8,
+        accelerate=accelerate,
+        exact=exact,
         calibration=calibration,
         num_batches=batches,
         text=text,
@@ -165,6 +173,92 @@ def evaluate(
         print_table(table)
     if json is not None:
         write_json(json, result)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="[bold]1b[/] or [bold]3b[/] (random weights, no hub), [bold]default[/], a hub id, a folder "
+            "(of an OpenVINO model too), or a GGUF file.",
+        ),
+    ],
+    sparsity: Annotated[
+        list[str],
+        typer.Option(
+            metavar="S[,S…]", help="Sparsity of all Linear layers of the blocks; 0.5 by default. Each S is measured."
+        ),
+    ] = [],  # noqa: B006
+    target: Annotated[
+        list[str], typer.Option(metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated.")
+    ] = [],  # noqa: B006
+    role: Annotated[
+        list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
+    ] = [],  # noqa: B006
+    weights: Annotated[
+        str | None, typer.Option(metavar="int8|int4|f16", help="How weights are stored; int8 by default.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Multiply with activations of 16 bits instead of 8.")] = False,
+    tokens: Annotated[int, typer.Option(metavar="N", help="How many decoded tokens are timed.")] = 60,
+    prompt_lengths: Annotated[
+        str, typer.Option(metavar="N[,N…]", help="Prompt lengths for the time to first token.")
+    ] = "32,128,512,1024",
+    repetitions: Annotated[int, typer.Option(metavar="N", help="How often each prompt is read.")] = 3,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads that compute; all cores by default.")
+    ] = None,
+    text: TextOption = "default",
+    calibration: CalibrationOption = "default",
+    batches: Annotated[int, typer.Option(metavar="N", help="Calibration batches of 128 tokens.")] = 4,
+    json: JsonOption = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw speed-up against sparsity into this PNG file.")
+    ] = None,
+) -> None:
+    """Time a model's decoding dense and sparse, side by side with OpenVINO: speed, memory, bandwidth."""
+    from actsparse.bench.job import BenchJob, parse_lengths, run_bench, write_outputs
+    from actsparse.bench.tables import make_tables
+    from actsparse.report import print_table
+
+    job = BenchJob(
+        model=model,
+        sparsities=tuple(sparsity),
+        targets=tuple(target),
+        roles=tuple(role),
+        weights=weights,
+        is_exact=exact,
+        num_tokens=tokens,
+        prompt_lengths=parse_lengths(prompt_lengths),
+        repetitions=repetitions,
+        threads=threads,
+        text=text,
+        calibration=calibration,
+        num_batches=batches,
+        json=json,
+        plot=plot,
+    )
+    report = run_bench(job, _say)
+    for table in make_tables(report):
+        print_table(table)
+    write_outputs(job, report)
+
+
+@app.command()
+def doctor(json: JsonOption = None) -> None:
+    """Say whether acceleration works here, and what is missing. Exit code 0 if it works, 1 if not.
+
+    Builds the OpenVINO extension if that has not been done yet.
+    """
+    from actsparse.openvino.doctor import diagnose
+    from actsparse.report import print_table, write_json
+
+    diagnosis = diagnose()
+    print_table(diagnosis.to_table())
+    if json is not None:
+        write_json(json, diagnosis.to_dict())
+    raise typer.Exit(0 if diagnosis.is_accelerated else 1)
 
 
 def main() -> None:

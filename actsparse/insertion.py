@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.sparsifier import ActivationSparsifier
 
 CHILD = "activation_sparsifier"
@@ -56,13 +57,19 @@ def remove_sparsifier(layer: nn.Module) -> None:
             del layer._forward_pre_hooks[key]
 
 
-def remove_sparsifiers(model: nn.Module) -> nn.Module:
+def remove_sparsifiers(model: Any) -> Any:
     """
     Take every mask off a model, which is then what it was before.
 
-    :param model: A model, masked or not.
+    :param model: A torch module, `openvino.Model` or optimum-intel model, masked or not.
     :return: The same model.
     """
+    if (openvino_model := find_openvino_model(model)) is not None:
+        from actsparse.openvino.placement import replace_masks
+
+        replace_masks(openvino_model, {})
+        forget_compiled(model)
+        return model
     for name, _ in list(named_sparsifiers(model)):
         remove_sparsifier(model.get_submodule(name))
     return model

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from actsparse.compression import INT8_MODES, compress_int8
 from actsparse.demo import CALIBRATION_LENGTH, write_report
 from actsparse.environment import describe_environment
 from actsparse.errors import ActsparseError, ScopeError, SourceError, nearest
-from actsparse.evaluation.cost import evaluate_cost
+from actsparse.evaluation.cost import Cost, evaluate_cost
 from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.files import prepare_folder
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
 from actsparse.plot import plot_sparsity_by_layer
-from actsparse.report import Report, Row, sparsity_table, write_json
+from actsparse.openvino.detect import find_openvino_model
+from actsparse.openvino.require import require_optimum
+from actsparse.report import Report, Row, acceleration_table, sparsity_table, write_json
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import sparsify_activations
 from actsparse.texts import load_pages, token_batches
@@ -29,6 +31,7 @@ from actsparse.thresholds import load_thresholds, read_thresholds, save_threshol
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 THRESHOLDS_NAME = "thresholds.safetensors"
+OPENVINO_NAME = "openvino_model.xml"
 # Enough to see whether the targets are met; the evaluation text is where sparsity is measured properly.
 MEASURED_BATCHES = 8
 
@@ -47,6 +50,8 @@ class SparsifyJob:
     ignored: tuple[str, ...] = ()
     algorithm: str = "magnitude"
     int8: str | None = None
+    accelerate: bool = False
+    exact: bool = False
     calibration: str = "default"
     num_batches: int = 32
     text: str | None = None
@@ -57,6 +62,11 @@ class SparsifyJob:
     def __post_init__(self) -> None:
         get_algorithm(self.algorithm)
         _validate_precision(self.int8, self.dtype)
+        if self.exact and not self.accelerate:
+            msg = "--exact is about the accelerated model: give --accelerate too"
+            raise ActsparseError(msg)
+        if self.accelerate:
+            require_optimum()
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,7 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     measured = measure_sparsity(model, batches[:MEASURED_BATCHES])
     notes = {"source": _absolute(job.model), "int8": job.int8, "calibration": settings["calibration text"]}
     save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
+    acceleration = _deploy(model, loaded.tokenizer, job, say) if job.accelerate else None
     title = f"Sparsity on {min(job.num_batches, MEASURED_BATCHES)} calibration batches, calibrated in {seconds:.1f} s"
     tables = [sparsity_table(measured, title)]
     result: dict[str, Any] = {
@@ -117,6 +128,9 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         "calibration_sparsity": measured.to_dict(),
         "environment": describe_environment(),
     }
+    if acceleration is not None:
+        result["acceleration"] = asdict(acceleration)
+        tables.append(acceleration_table(acceleration))
     if text is None:
         write_json(job.out / "report.json", result)
         plot_sparsity_by_layer({"calibration batches": measured}, job.out / "sparsity_by_layer.png")
@@ -131,7 +145,9 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         {**settings, "evaluation text": text.name},
     )
     write_report(report, job.out)
-    return {**result, **report.to_dict()}, [*tables, report.to_table()]
+    result |= report.to_dict()
+    write_json(job.out / "report.json", result)
+    return result, [*tables, report.to_table()]
 
 
 def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table]]:
@@ -147,15 +163,16 @@ def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table
     loaded, int8 = _load_for_evaluation(job, say)
     say(f"evaluating on {text.name}")
     cost = evaluate_cost(loaded.model, loaded.tokenizer, text.pages, max_length=job.max_length)
+    is_openvino = (Path(job.model) / OPENVINO_NAME).is_file()
     settings = {
         "model": job.model,
-        "weights": f"INT8_{int8.upper()}" if int8 else job.dtype,
+        "weights": "as the OpenVINO model has them" if is_openvino else f"INT8_{int8.upper()}" if int8 else job.dtype,
         "evaluation text": f"{text.name}: {cost.perplexity.num_words} words, {cost.perplexity.num_tokens} tokens, "
         f"windows of {cost.perplexity.max_length}",
     }
     if cost.sparsity is not None:
         settings["tokens masked"] = cost.sparsity.tokens
-    report = Report("Word perplexity", (Row("sparse" if cost.sparsity else "dense", cost),), settings)
+    report = Report("Word perplexity", (Row(_row_name(loaded.model, cost), cost),), settings)
     tables = [report.to_table()]
     if cost.sparsity is not None:
         tables.append(sparsity_table(cost.sparsity, "Sparsity on the evaluation text"))
@@ -193,8 +210,17 @@ def parse_targets(targets: tuple[str, ...], roles: tuple[str, ...], sparsity: fl
     return scopes
 
 
+def _deploy(model: Any, tokenizer: Any, job: SparsifyJob, say: Say) -> Any:
+    from actsparse.openvino import deploy_model
+
+    say("converting the model to OpenVINO and accelerating it")
+    return deploy_model(model, job.out, tokenizer, exact=job.exact)
+
+
 def _load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | None]:
     name, thresholds, int8 = job.model, job.thresholds, job.int8
+    if (Path(name) / OPENVINO_NAME).is_file():
+        return _load_openvino(job, say), None
     folder_file = Path(name) / THRESHOLDS_NAME
     if thresholds is None and folder_file.is_file():
         thresholds = folder_file
@@ -220,6 +246,21 @@ def _load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str |
     return LoadedModel(model, loaded.tokenizer, name), int8  # type: ignore[arg-type]
 
 
+def _load_openvino(job: EvaluateJob, say: Say) -> LoadedModel:
+    from transformers import AutoTokenizer
+
+    from actsparse.openvino import load_causal_lm
+
+    if job.thresholds is not None or job.int8 is not None:
+        msg = (
+            f"{job.model} holds an OpenVINO model, whose weights and masks are fixed: leave --thresholds and --int8 out"
+        )
+        raise ActsparseError(msg)
+    say(f"loading {job.model}")
+    model = load_causal_lm(job.model, compile=False)
+    return LoadedModel(model, AutoTokenizer.from_pretrained(job.model), job.model)
+
+
 def _validate_precision(int8: Any, dtype: str) -> None:
     _require_choice("--dtype", dtype, DTYPES)
     if int8 is not None:
@@ -238,6 +279,17 @@ def _to_number(text: str) -> float | None:
     except ValueError:
         return None
     return None if math.isnan(number) else number
+
+
+def _row_name(model: Any, cost: Cost) -> str:
+    if cost.sparsity is not None:
+        return "sparse"
+    openvino_model = find_openvino_model(model)
+    if openvino_model is None:
+        return "dense"
+    from actsparse.openvino.acceleration import is_accelerated
+
+    return "accelerated" if is_accelerated(openvino_model) else "dense"
 
 
 def _absolute(name: str) -> str:

@@ -1,8 +1,9 @@
 """Plots; they need the `plot` extra."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from actsparse.errors import OutputError
 from actsparse.evaluation.sparsity import LayerSparsity, SparsityReport
@@ -17,12 +18,7 @@ def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) ->
     :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        msg = f"cannot draw {path}: matplotlib is not installed; pip install 'actsparse[plot]'"
-        raise OutputError(msg) from None
-    figure = Figure(figsize=(5.5 * len(reports), 4), layout="constrained")
+    figure = _make_figure(path, (5.5 * len(reports), 4))
     panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
     for panel, (title, report) in zip(panels, reports.items(), strict=True):
         for number, (kind, points) in enumerate(_group_by_kind(report).items()):
@@ -33,9 +29,7 @@ def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) ->
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     panels[0].set_ylabel("measured sparsity, % (dashed: target)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_bytes(path, buffer.getvalue())
+    _save(figure, path)
 
 
 def _group_by_kind(report: SparsityReport) -> dict[str, list[tuple[float, float]]]:
@@ -48,3 +42,45 @@ def _group_by_kind(report: SparsityReport) -> dict[str, list[tuple[float, float]
         roles = dict.fromkeys(role for layer in layers for role in layer.roles)
         kinds.setdefault(" + ".join(roles) or "other", []).append((layers[0].sparsity, layers[0].target_sparsity))
     return kinds
+
+
+def plot_speedup(points: Sequence[tuple[float, float]], accelerated_share: float, title: str, path: Path) -> None:
+    """
+    Draw decode speed-up against measured sparsity, below the most that fewer weight bytes could give.
+
+    :param points: Measured sparsity and speed-up.
+    :param accelerated_share: Share of all weight bytes in layers that can skip reads.
+    :param title: What was measured.
+    :param path: The PNG file to write.
+    :raises OutputError: If matplotlib is missing or the file cannot be written.
+    """
+    figure = _make_figure(path, (6, 4))
+    panel = figure.subplots()
+    ends = [s / 100 for s in range(96)]
+    limits = [1 / (1 - accelerated_share * s) for s in ends]
+    panel.plot([100 * s for s in ends], limits, color="0.5", linestyle="--", label="byte limit")
+    measured = sorted(points)
+    panel.plot([100 * s for s, _ in measured], [x for _, x in measured], marker="o", label="measured")
+    panel.axhline(1, color="0.8", linewidth=0.8)
+    top = 1.1 * max(x for _, x in measured)
+    panel.set(
+        title=title, xlabel="measured sparsity, %", ylabel="decode speed-up", xlim=(0, 100), ylim=(0, max(top, 2))
+    )
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _make_figure(path: Path, size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        msg = f"cannot draw {path}: matplotlib is not installed; pip install 'actsparse[plot]'"
+        raise OutputError(msg) from None
+    return Figure(figsize=size, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_bytes(path, buffer.getvalue())

@@ -134,6 +134,26 @@ def sparsity_table(sparsity: SparsityReport, title: str) -> Table:
     return table
 
 
+def acceleration_table(acceleration: Any) -> Table:
+    """
+    Draw which layers the kernel runs.
+
+    :param acceleration: What `actsparse.openvino.accelerate` did.
+    :return: A rich table.
+    """
+    table = Table(title="Accelerated OpenVINO model")
+    table.add_column("operation")
+    table.add_column("operations", justify="right")
+    table.add_column("layers", justify="right")
+    for name in sorted({site.operation for site in acceleration.accelerated}):
+        sites = [site for site in acceleration.accelerated if site.operation == name]
+        table.add_row(name, str(len(sites)), str(sum(len(site.layers) for site in sites)))
+    for reason in dict.fromkeys(site.reason for site in acceleration.kept):
+        sites = [site for site in acceleration.kept if site.reason == reason]
+        table.add_row(f"not accelerated: {reason}", str(len(sites)), str(sum(len(site.layers) for site in sites)))
+    return table
+
+
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     """
     Write a JSON file, whole or not at all.

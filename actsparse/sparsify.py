@@ -11,6 +11,7 @@ from torch import nn
 from actsparse.algorithms import ThresholdEstimator, get_algorithm
 from actsparse.calibration import (
     CalibrationBatches,
+    SiteEstimates,
     describe_batch,
     evaluation_mode,
     one_line,
@@ -24,6 +25,7 @@ from actsparse.insertion import (
     remove_sparsifier,
     suspend_sparsifiers,
 )
+from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes import Layer, Site, find_layers, group_sites, match_targets
 from actsparse.scopes.graph import trace_graph
 from actsparse.scopes.layers import block_layers, named_linears
@@ -33,7 +35,7 @@ from actsparse.sparsifier import TOKENS, ActivationSparsifier
 
 
 def sparsify_activations(
-    model: nn.Module,
+    model: Any,
     dataset: nncf.Dataset | Iterable[Any],
     target_sparsity_by_scope: Mapping[Any, float] | float,
     ignored_scope: nncf.IgnoredScope | None = None,
@@ -41,7 +43,7 @@ def sparsify_activations(
     algorithm: str = "magnitude",
     tokens: str = "all",
     keep_existing: bool = False,
-) -> nn.Module:
+) -> Any:
     """
     Make Linear layers ignore input entries of small magnitude, with thresholds calibrated on data.
 
@@ -49,7 +51,9 @@ def sparsify_activations(
     model may have been compressed by `nncf.compress_weights`, or may be compressed afterwards. A call that fails leaves
     the model as it was.
 
-    :param model: Any torch module; changed in place.
+    Names and patterns of an OpenVINO model are those of its nodes and of the torch modules that they come from.
+
+    :param model: Any torch module, `openvino.Model` or optimum-intel `OVModelForCausalLM`; changed in place.
     :param dataset: Calibration data: an `nncf.Dataset`, or any iterable of model inputs (tensor, tuple or dict).
     :param target_sparsity_by_scope: Target sparsity in [0, 1] for each `TargetScope`, or one number for every Linear
         layer of the model's blocks.
@@ -66,7 +70,15 @@ def sparsify_activations(
     """
     if isinstance(model, GraphModelWrapper):  # what `nncf.torch.wrap_model` returns, which NNCF's call takes too
         model = model.model
-    estimator_type = _validate(model, target_sparsity_by_scope, ignored_scope, algorithm, tokens)
+    estimator_type = _validate(target_sparsity_by_scope, ignored_scope, algorithm, tokens)
+    if (openvino_model := find_openvino_model(model)) is not None:
+        from actsparse.openvino.sparsify import Settings, sparsify_openvino
+
+        settings = Settings(estimator_type, algorithm, tokens, keep_existing)
+        sparsify_openvino(openvino_model, dataset, target_sparsity_by_scope, ignored_scope, settings)
+        forget_compiled(model)
+        return model
+    _require_module(model)
     batches = CalibrationBatches(dataset)
     existing = dict(named_sparsifiers(model))
     layers, targets = _resolve(model, batches.first, target_sparsity_by_scope, ignored_scope, existing)
@@ -92,18 +104,21 @@ def sparsify_activations(
     return model
 
 
-def _validate(model: Any, targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> type[ThresholdEstimator]:
-    if not isinstance(model, nn.Module):
-        msg = f"the model must be a torch module, not {type(model).__name__}"
-        raise ActsparseError(msg)
+def _validate(targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> type[ThresholdEstimator]:
     validate_targets(targets, ignored_scope)
     if tokens not in TOKENS:
         msg = f"tokens must be one of {', '.join(TOKENS)}, not {tokens!r}"
         raise ActsparseError(msg)
+    return get_algorithm(algorithm)
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        msg = f"the model must be a torch module or an OpenVINO model, not {type(model).__name__}"
+        raise ActsparseError(msg)
     if next(named_linears(model), None) is None:
         msg = f"{type(model).__name__} has no Linear layers to sparsify"
         raise ScopeError(msg)
-    return get_algorithm(algorithm)
 
 
 def _resolve(
@@ -132,38 +147,24 @@ def _calibrate(
     sparsifiers: dict[str, ActivationSparsifier],
     estimator_type: type[ThresholdEstimator],
 ) -> None:
-    estimators: dict[str, ThresholdEstimator] = {}
-    for site in sites:
-        # Target 0 is the identity whatever the data, so there is nothing to estimate.
-        targets = {sparsifiers[layer.name].target_sparsity for layer in site.layers} - {0.0}
-        if targets:
-            estimators[site.name] = estimator_type(tuple(sorted(targets)))
-    seen: set[str] = set()
+    targets = {site.name: {sparsifiers[layer.name].target_sparsity for layer in site.layers} for site in sites}
+    estimates = SiteEstimates(targets, estimator_type)
 
     def calibrate_layer(name: str, x: torch.Tensor) -> torch.Tensor:
-        site, target = sparsifiers[name].site, sparsifiers[name].target_sparsity
+        site = sparsifiers[name].site
         # The layers of a site read one tensor: the first one called is named after the site and counts for all.
-        if name == site and name in estimators:
-            seen.add(name)
-            try:
-                estimators[name].update(x)
-            except ValueError as error:
-                msg = f"{error} in the input of layer {name}"
-                raise DatasetError(msg) from None
-        return estimators[site].mask_batch(x, target) if target > 0 else x
+        if name == site:
+            estimates.update(site, x)
+        return estimates.mask_batch(site, x, sparsifiers[name].target_sparsity)
 
     layers = [layer for site in sites for layer in site.layers]
     reads_logits = len(block_layers(model, layers)) < len(layers)
     # The estimators mask during calibration; the masks themselves have no thresholds yet.
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, calibrate_layer):
         run_batches(model, batches, total=batches.length, description="calibrating", reads_logits=reads_logits)
-    unseen = next((name for name in estimators if name not in seen), None)
-    if unseen is not None:
-        msg = f"layer {unseen} received no activations from the dataset"
-        raise DatasetError(msg)
+    estimates.require_all_seen()
     for sparsifier in sparsifiers.values():
-        if sparsifier.target_sparsity > 0:
-            sparsifier.threshold.copy_(estimators[sparsifier.site].threshold(sparsifier.target_sparsity))
+        sparsifier.threshold.copy_(estimates.threshold(sparsifier.site, sparsifier.target_sparsity))
 
 
 def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:

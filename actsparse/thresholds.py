@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 
 from actsparse.environment import library_versions
 from actsparse.errors import ThresholdsError
 from actsparse.files import write_bytes
 from actsparse.insertion import CHILD, insert_sparsifier, named_sparsifiers, remove_sparsifiers
+from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes.layers import in_features, named_linears, out_features
 from actsparse.sparsifier import TOKENS, ActivationSparsifier
 
@@ -67,24 +67,23 @@ class ThresholdsFile:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def save_thresholds(model: nn.Module, path: str | Path, **notes: Any) -> None:
+def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
     """
     Write a model's thresholds; the model itself is not needed to be saved again.
 
-    :param model: A masked model.
+    A file of a torch model fits the OpenVINO model converted from it, and the other way round.
+
+    :param model: A masked torch module, `openvino.Model` or optimum-intel model.
     :param path: The file to write; replaced as a whole or not at all.
     :param notes: What else to record, such as the calibration data: anything that JSON can hold.
     :raises ThresholdsError: If the model has no masks, or the notes are not JSON.
     :raises OutputError: If the file cannot be written.
     """
-    sparsifiers = dict(named_sparsifiers(model))
-    if not sparsifiers:
+    masks = _masks_of(model)
+    if not masks:
         msg = "the model has no activation sparsifiers whose thresholds could be saved"
         raise ThresholdsError(msg)
-    records = {
-        n: asdict(LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles))
-        for n, s in sparsifiers.items()
-    }
+    records = {name: asdict(record) for name, (_, record) in masks.items()}
     described = {
         "model": model_name(model),
         "versions": library_versions(),
@@ -101,15 +100,16 @@ def save_thresholds(model: nn.Module, path: str | Path, **notes: Any) -> None:
     except (TypeError, ValueError) as error:
         msg = f"the notes for a thresholds file must be JSON: {error}"
         raise ThresholdsError(msg) from None
-    tensors = {n + _KEY: s.threshold.detach().to("cpu", torch.float32).contiguous() for n, s in sparsifiers.items()}
+    tensors = {n + _KEY: t.detach().to("cpu", torch.float32).contiguous() for n, (t, _) in masks.items()}
     write_bytes(Path(path), save(tensors, metadata))
 
 
-def load_thresholds(model: nn.Module, path: str | Path) -> nn.Module:
+def load_thresholds(model: Any, path: str | Path) -> Any:
     """
     Mask a model with the thresholds of a file, replacing the masks that it may have.
 
-    :param model: The model that the thresholds were calibrated on, compressed or not; changed in place.
+    :param model: The model that the thresholds were calibrated on, compressed or not, converted to OpenVINO or not;
+        changed in place.
     :param path: The file.
     :return: The same model.
     :raises ThresholdsError: If the file is missing, damaged, foreign, from a newer version or of another model; the
@@ -122,16 +122,12 @@ def load_thresholds(model: nn.Module, path: str | Path) -> nn.Module:
             f"the Linear layers of {model_name(model)} have other names or shapes"
         )
         raise ThresholdsError(msg)
-    linears = dict(named_linears(model))
-    sparsifiers: dict[str, ActivationSparsifier] = {}
+    sizes = _sizes(model)
     for name, threshold in contents.thresholds.items():
-        if name not in linears or threshold.shape not in ((), (in_features(linears[name]),)):
+        if name not in sizes or threshold.shape not in ((), (sizes[name][0],)):
             msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(threshold.shape)}"
             raise ThresholdsError(msg)
-        sparsifiers[name] = _make_sparsifier(contents.layers[name], threshold)
-    remove_sparsifiers(model)
-    for name, sparsifier in sparsifiers.items():
-        insert_sparsifier(linears[name], sparsifier)
+    _replace_masks(model, contents)
     return model
 
 
@@ -164,18 +160,18 @@ def read_thresholds(path: str | Path) -> ThresholdsFile:
         raise ThresholdsError(msg) from None
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: Any) -> str:
     """
-    Hash the names and shapes of a model's Linear layers, which compression does not change.
+    Hash the names and shapes of a model's Linear layers, which neither compression nor conversion changes.
 
     :param model: A model, compressed or not, masked or not.
     :return: A hexadecimal digest.
     """
-    shapes = [f"{name}:{in_features(module)}x{out_features(module)}" for name, module in named_linears(model)]
+    shapes = [f"{name}:{inputs}x{outputs}" for name, (inputs, outputs) in _sizes(model).items()]
     return hashlib.sha256("\n".join(sorted(shapes)).encode()).hexdigest()
 
 
-def model_name(model: nn.Module) -> str:
+def model_name(model: Any) -> str:
     """
     Name a model for a message or a report.
 
@@ -183,6 +179,53 @@ def model_name(model: nn.Module) -> str:
     :return: The name or folder it was loaded from, or its class.
     """
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+
+
+def _sizes(model: Any) -> dict[str, tuple[int, int]]:
+    openvino_model = find_openvino_model(model)
+    if openvino_model is None:
+        return {name: (in_features(module), out_features(module)) for name, module in named_linears(model)}
+    from actsparse.openvino.layers import named_calls
+
+    calls = named_calls(openvino_model)
+    return {name: (group[0].in_features, group[0].out_features) for name, group in calls.items()}
+
+
+def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
+    openvino_model = find_openvino_model(model)
+    if openvino_model is None:
+        return {
+            name: (s.threshold, LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles))
+            for name, s in named_sparsifiers(model)
+        }
+    from actsparse.openvino.placement import masks_of
+
+    masks: dict[str, tuple[torch.Tensor, LayerRecord]] = {}
+    for name, mask in masks_of(openvino_model).items():
+        if mask.record is None:
+            msg = (
+                f"the OpenVINO model does not say how the mask of {name} was made: "
+                "export the torch model with actsparse.openvino.export_model, or save its thresholds"
+            )
+            raise ThresholdsError(msg)
+        masks[name] = (torch.from_numpy(mask.threshold.copy()), mask.record)
+    return masks
+
+
+def _replace_masks(model: Any, contents: ThresholdsFile) -> None:
+    openvino_model = find_openvino_model(model)
+    if openvino_model is None:
+        sparsifiers = {n: _make_sparsifier(contents.layers[n], t) for n, t in contents.thresholds.items()}
+        remove_sparsifiers(model)
+        for name, sparsifier in sparsifiers.items():
+            insert_sparsifier(model.get_submodule(name), sparsifier)
+        return
+    from actsparse.openvino.placement import LayerMask, replace_masks
+
+    records = contents.layers
+    masks = {n: LayerMask(t.numpy(), records[n].tokens, records[n]) for n, t in contents.thresholds.items()}
+    replace_masks(openvino_model, masks)
+    forget_compiled(model)
 
 
 def _make_sparsifier(record: LayerRecord, threshold: torch.Tensor) -> ActivationSparsifier:

@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.real_model
 def test_examples_run_in_order(tmp_path):
-    names = ["sparsify_and_measure.py", "apply_thresholds.py"]
+    names = ["sparsify_and_measure.py", "apply_thresholds.py", "accelerate_and_generate.py"]
     assert sorted(names) == sorted(path.name for path in EXAMPLES.glob("*.py"))
     for name in names:
         done = subprocess.run(

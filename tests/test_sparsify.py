@@ -369,7 +369,7 @@ def test_a_model_without_linear_layers_is_refused() -> None:
     "model", [None, "llama", lambda x: x, torch.ones(1)], ids=["None", "text", "function", "tensor"]
 )
 def test_what_is_no_model_is_refused(model: Any) -> None:
-    with pytest.raises(ActsparseError, match="the model must be a torch module, not"):
+    with pytest.raises(ActsparseError, match="the model must be a torch module or an OpenVINO model, not"):
         sparsify_activations(model, [torch.ones(1)], 0.5)
 
 

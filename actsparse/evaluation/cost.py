@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
-from actsparse.evaluation.sparsity import SparsityReport, count_zeros
+from actsparse.evaluation.sparsity import SparsityReport, count_zeros, has_masks
 from actsparse.evaluation.word_perplexity import WordPerplexity, word_perplexity
-from actsparse.insertion import named_sparsifiers
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Cost:
         }
 
 
-def evaluate_cost(model: nn.Module, tokenizer: Any, pages: Sequence[str], *, max_length: int | None = None) -> Cost:
+def evaluate_cost(model: Any, tokenizer: Any, pages: Sequence[str], *, max_length: int | None = None) -> Cost:
     """
     Measure word perplexity and, where there are masks, sparsity.
 
@@ -51,6 +48,5 @@ def evaluate_cost(model: nn.Module, tokenizer: Any, pages: Sequence[str], *, max
     """
     start = time.perf_counter()
     with count_zeros(model) as counter:
-        perplexity = word_perplexity(model, tokenizer, pages, max_length=max_length)
-    is_masked = any(sparsifier.is_active for _, sparsifier in named_sparsifiers(model))
-    return Cost(perplexity, counter.report() if is_masked else None, time.perf_counter() - start)
+        perplexity = word_perplexity(counter.model, tokenizer, pages, max_length=max_length)
+    return Cost(perplexity, counter.report() if has_masks(model) else None, time.perf_counter() - start)

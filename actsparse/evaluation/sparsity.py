@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from actsparse.calibration import CalibrationBatches, run_batches
+from actsparse.calibration import CalibrationBatches, run_batches, run_each
 from actsparse.errors import ActsparseError
 from actsparse.insertion import intercept_outputs, named_sparsifiers
+from actsparse.openvino.detect import find_openvino_model
 from actsparse.scopes.layers import named_linears
 
 
@@ -22,7 +23,7 @@ class LayerSparsity:
     :param name: The layer.
     :param site: The site whose input it reads.
     :param roles: What it does in its block.
-    :param target_sparsity: The share of zeros asked for.
+    :param target_sparsity: The share of zeros asked for; None where an OpenVINO model converted by others does not say.
     :param sparsity: The share of zeros measured.
     :param weight_bytes: Size of its weight as stored.
     """
@@ -30,7 +31,7 @@ class LayerSparsity:
     name: str
     site: str
     roles: tuple[str, ...]
-    target_sparsity: float
+    target_sparsity: float | None
     sparsity: float
     weight_bytes: int
 
@@ -86,11 +87,11 @@ class SparsityCounter:
     """
     Count zeros behind a model's masks.
 
-    :param model: The masked model.
+    :param model: The masked model, which is the one to run.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._zeros: dict[str, int] = {}
         self._entries: dict[str, int] = {}
 
@@ -114,7 +115,7 @@ class SparsityCounter:
         :return: The measured sparsity.
         :raises ActsparseError: If a masked layer was never run.
         """
-        sparsifiers = dict(named_sparsifiers(self._model))
+        sparsifiers = dict(named_sparsifiers(self.model))
         missing = next((name for name in sparsifiers if not self._entries.get(name)), None)
         if missing is not None:
             msg = f"the sparsity of layer {missing} cannot be measured: no data went through it"
@@ -126,45 +127,67 @@ class SparsityCounter:
                 s.roles,
                 s.target_sparsity,
                 self._zeros[name] / self._entries[name],
-                _weight_bytes(self._model, name),
+                _weight_bytes(self.model, name),
             )
             for name, s in sparsifiers.items()
         ]
-        total = sum(_weight_bytes(self._model, name) for name, _ in named_linears(self._model))
+        total = sum(_weight_bytes(self.model, name) for name, _ in named_linears(self.model))
         tokens = "+".join(sorted({s.tokens for s in sparsifiers.values()}))
         return SparsityReport(tuple(layers), total, tokens)
 
 
 @contextmanager
-def count_zeros(model: nn.Module) -> Iterator[SparsityCounter]:
+def count_zeros(model: Any) -> Iterator[Any]:
     """
     Count zeros behind a model's masks while it runs, for example inside `word_perplexity`.
 
-    :param model: The masked model.
-    :return: A context with the counter; ask it for its report afterwards.
+    :param model: The masked model, of torch or OpenVINO.
+    :return: A context with the counter. What runs is its `model`; ask it for its report afterwards.
     """
+    if (openvino_model := find_openvino_model(model)) is not None:
+        from actsparse.openvino.sparsity import OpenVinoSparsityCounter
+
+        yield OpenVinoSparsityCounter(openvino_model, getattr(model, "config", None))
+        return
     counter = SparsityCounter(model)
     with intercept_outputs(dict(named_sparsifiers(model)), counter.count):
         yield counter
 
 
-def measure_sparsity(model: nn.Module, dataset: Iterable[Any]) -> SparsityReport:
+def measure_sparsity(model: Any, dataset: Iterable[Any]) -> SparsityReport:
     """
     Measure a masked model's sparsity on data.
 
-    :param model: The masked model.
+    :param model: The masked torch module, `openvino.Model` or optimum-intel model.
     :param dataset: Model inputs, as for `sparsify_activations`.
     :return: The share of zeros by layer and role, and the share of weight reads that they make unnecessary.
     :raises ActsparseError: If the model has no masks.
     :raises DatasetError: If the dataset is empty or does not fit the model.
     """
-    if next(named_sparsifiers(model), None) is None:
+    if not has_masks(model):
         msg = "the model has no activation sparsifiers to measure"
         raise ActsparseError(msg)
     batches = CalibrationBatches(dataset)
     with count_zeros(model) as counter:
-        run_batches(model, batches, total=batches.length, description="measuring sparsity")
+        if isinstance(counter, SparsityCounter):
+            run_batches(model, batches, total=batches.length, description="measuring sparsity")
+        else:
+            run_each(counter.run, batches, total=batches.length, description="measuring sparsity")
     return counter.report()
+
+
+def has_masks(model: Any) -> bool:
+    """
+    Tell whether a model masks anything.
+
+    :param model: A model of torch or OpenVINO.
+    :return: Whether a mask of it is active.
+    """
+    if (openvino_model := find_openvino_model(model)) is not None:
+        from actsparse.openvino.masks import count_masks
+
+        return count_masks(openvino_model) > 0
+    return any(sparsifier.is_active for _, sparsifier in named_sparsifiers(model))
 
 
 def _weighted(layers: Iterable[LayerSparsity]) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.wikitext import detokenize
+from actsparse.openvino.detect import find_openvino_model
 from actsparse.progress import progress_bar
 
 DEFAULT_MAX_LENGTH = 2048
@@ -70,8 +71,10 @@ def word_perplexity(
     tokenizer's BOS (or else EOS) token, a later window's first from the token before it; the last window is moved back
     to be full. Words are counted on the page as given. The result is over all pages together.
 
-    :param model: A causal language model: a module, or an optimum-intel one, that returns `.logits`. It is evaluated in
-        eval mode and comes back as it was. Its log-probabilities are computed in fp32 whatever its dtype.
+    :param model: A causal language model: a module that returns `.logits`, an `openvino.Model` or an optimum-intel one.
+        It is evaluated in eval mode and comes back as it was. Its log-probabilities are computed in fp32 whatever its
+        dtype. OpenVINO computes everything in fp32 here, whatever the model is set to, so that what is measured is the
+        model and not the machine.
     :param tokenizer: The model's transformers tokenizer.
     :param pages: The original pages, before detokenisation.
     :param max_length: The window in tokens. None takes 2048 or, if that is less, the model's own limit.
@@ -81,6 +84,7 @@ def word_perplexity(
     :raises ActsparseError: If `max_length` is not possible for this model, or the model's outputs cannot be scored.
     """
     page_list = _validate_pages(pages)
+    model = _as_callable(model)
     window_length = _resolve_max_length(model, tokenizer, max_length)
     prefix = _prefix_token(tokenizer)
     page_tokens = [_encode(tokenizer, detokenize(page), prefix) for page in page_list]
@@ -171,6 +175,15 @@ def _score(model: Any, ids: torch.Tensor, window: Window) -> float:
     targets = ids[window.end - window.num_scored + 1 : window.end + 1].to(logits.device)
     chunks = zip(logits.split(_CHUNK), targets.split(_CHUNK), strict=True)
     return math.fsum(F.cross_entropy(rows.float(), labels, reduction="sum").item() for rows, labels in chunks)
+
+
+def _as_callable(model: Any) -> Any:
+    openvino_model = find_openvino_model(model)
+    if openvino_model is None:
+        return model
+    from actsparse.openvino.runner import OpenVinoLanguageModel, Runner
+
+    return OpenVinoLanguageModel(Runner(openvino_model), getattr(model, "config", None))
 
 
 def _takes_use_cache(model: Any) -> bool:

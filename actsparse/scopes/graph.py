@@ -1,6 +1,6 @@
-"""The NNCF graph of a torch model, and walks over its data flow."""
+"""The NNCF graph of a model, and walks over its data flow."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 CONSTANT = "nncf_model_const"
 INPUT = "nncf_model_input"
+SHAPE = "shape"
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,19 @@ class Flow:
     """
     Follow the data flow of an NNCF graph.
 
-    What depends on constants alone (weights, their decompression, rotary tables) is not part of it.
+    What depends on constants alone (weights, their decompression, rotary tables) is not part of it, nor is what depends
+    on the shapes of tensors alone.
 
     :param graph: The graph of the model.
+    :param operations: For a graph that is not of a torch model: what torch calls its operations.
     """
 
-    def __init__(self, graph: NNCFGraph) -> None:
+    def __init__(self, graph: NNCFGraph, operations: Mapping[str, str] | None = None) -> None:
         self.nodes = {node.node_id: node for node in graph.get_all_nodes()}
+        self._operations = operations or {}
         inputs = {i: [Tensor(e.from_node.node_id, e.output_port_id) for e in graph.get_input_edges(n)]
-                  for i, n in self.nodes.items()}  # fmt: skip
-        self.dynamic = _reachable(inputs, [i for i, n in self.nodes.items() if n.node_type == INPUT])
+                  if self.type_of(i) != SHAPE else [] for i, n in self.nodes.items()}  # fmt: skip
+        self.dynamic = _reachable(inputs, [i for i in self.nodes if self.type_of(i) == INPUT])
         self.inputs = {i: [t for t in ts if t.node in self.dynamic] for i, ts in inputs.items()}
         self.constant_inputs = {i: [t for t in ts if t.node not in self.dynamic] for i, ts in inputs.items()}
 
@@ -45,7 +49,8 @@ class Flow:
         :param node: The node's id.
         :return: The operation's name, such as ``linear`` or ``silu``.
         """
-        return self.nodes[node].node_type
+        kind = self.nodes[node].node_type
+        return self._operations.get(kind, kind)
 
     def upstream(self, starts: Iterable[int], stop: Callable[[int], bool]) -> set[int]:
         """

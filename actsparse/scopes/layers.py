@@ -18,17 +18,15 @@ SAME_VALUES = ("view", "reshape", "contiguous", "dropout", "to", "type", "flatte
 @dataclass(frozen=True)
 class Layer:
     """
-    A Linear layer (`torch.nn.Linear` or transformers' `Conv1D`) and where it stands.
+    A Linear layer (`torch.nn.Linear`, transformers' `Conv1D`, or what became of them) and where it stands.
 
     :param name: Module name, such as ``model.layers.0.mlp.up_proj``.
-    :param module: The module.
     :param nodes: Names of its calls in the NNCF graph, in order.
     :param inputs: The graph's tensors that it reads, one per call.
     :param roles: What it does in its block; empty where no graph pattern fits.
     """
 
     name: str
-    module: nn.Module
     nodes: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     roles: tuple[str, ...] = ()
@@ -88,7 +86,7 @@ def find_layers(model: nn.Module, graph: NNCFGraph) -> list[Layer]:
     inputs = {name: tuple(_shared_tensor(flow, flow.inputs[n][0]) for n in nodes) for name, nodes in calls.items()}
     roles = find_roles(flow, {n: name for name, nodes in calls.items() for n in nodes}, sizes, inputs)
     return [
-        Layer(name, modules[name], tuple(flow.nodes[n].node_name for n in nodes), inputs[name], roles.get(name, ()))
+        Layer(name, tuple(flow.nodes[n].node_name for n in nodes), inputs[name], roles.get(name, ()))
         for name, nodes in calls.items()
     ]
 
@@ -110,7 +108,7 @@ def block_layers(model: nn.Module, layers: list[Layer]) -> list[Layer]:
         return inside
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
-    return [layer for layer in layers if layer.module is not head]
+    return [layer for layer in layers if model.get_submodule(layer.name) is not head]
 
 
 def _layer_of(model: nn.Module, flow: Flow, node: int, by_weight: dict[int, list[str]]) -> str | None:

@@ -33,9 +33,9 @@ def test_every_linear_layer_is_found_once_with_its_nodes_and_channels(
     assert len(set(nodes)) == len(nodes) == len(layers)
     assert all(graph.get_node_by_name(node) for node in nodes)
     for layer in layers:
-        assert layer.module is model.get_submodule(layer.name)
-        is_transposed = isinstance(layer.module, Conv1D)
-        shape = (in_features(layer.module), out_features(layer.module))
+        module = model.get_submodule(layer.name)
+        is_transposed = isinstance(module, Conv1D)
+        shape = (in_features(module), out_features(module))
         assert (shape if is_transposed else shape[::-1]) == expected[layer.name]
 
 

@@ -1,0 +1,1 @@
+"""Dense against sparse decoding of one model with OpenVINO: time, memory, bandwidth."""

@@ -1,0 +1,341 @@
+"""The job behind `actsparse bench`: validate, prepare, then measure point by point."""
+
+import gc
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from actsparse import assets
+from actsparse.bench import tokens as bench_tokens
+from actsparse.bench.decoder import Decoder, find_unknown_inputs, make_core, make_settings
+from actsparse.bench.export import WEIGHTS
+from actsparse.bench.memory import measure_peak_memory
+from actsparse.bench.prepare import DenseModel, Source, find_source, prepare_dense
+from actsparse.bench.resources import count_cores, measure_copy_bandwidth, require_memory
+from actsparse.bench.results import BenchReport, Point, Quantiles, Side, Timing, best_precision
+from actsparse.bench.shapes import SEED, SHAPES
+from actsparse.bench.sparse import SparseModel, count_linear_bytes, make_sparse, measure_reads
+from actsparse.bench.timing import time_decoding, time_first_token
+from actsparse.environment import describe_environment
+from actsparse.errors import ActsparseError, OutputError, ScopeError, nearest
+from actsparse.files import prepare_folder
+from actsparse.jobs import parse_targets
+from actsparse.openvino.build import extension_path
+from actsparse.openvino.masks import count_masks
+from actsparse.plot import plot_speedup
+from actsparse.report import write_json
+from actsparse.scopes.matching import validate_targets
+from actsparse.texts import load_pages
+
+CONTEXT_LENGTH = 64
+DISCARDED_TOKENS = 5
+DEFAULT_SPARSITY = "0.5"
+PROMPT_LENGTHS = (32, 128, 512, 1024)
+# Each of the four compiled models holds its weights, beside the mapped files: 9.2 GB measured with `1b` as int8, a
+# quarter of it mapped.
+_MEMORY_FACTOR, _MEMORY_BYTES = 6.0, 2.0**30
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BenchJob:
+    """What `actsparse bench` is asked to do; see its help."""
+
+    model: str
+    sparsities: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    weights: str | None = None
+    is_exact: bool = False
+    num_tokens: int = 60
+    prompt_lengths: tuple[int, ...] = PROMPT_LENGTHS
+    repetitions: int = 3
+    threads: int | None = None
+    text: str = "default"
+    calibration: str = "default"
+    num_batches: int = 4
+    json: Path | None = None
+    plot: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.weights not in WEIGHTS:
+            choices, closest = ", ".join(WEIGHTS), nearest(self.weights, WEIGHTS, 1)
+            msg = f"--weights is {self.weights!r}; it is one of {choices} (nearest: {closest})"
+            raise ActsparseError(msg)
+        cores = count_cores()
+        _require_range("--threads", self.threads or cores, 1, cores)
+        _require_range("--tokens", self.num_tokens, 10, 100_000)
+        _require_range("--repetitions", self.repetitions, 3, 1000)
+        _require_range("--batches", self.num_batches, 1, 10_000)
+        for length in self.prompt_lengths:
+            _require_range("--prompt-lengths", length, 1, 1_000_000)
+        if self.model in SHAPES and (self.text, self.calibration) != ("default", "default"):
+            msg = f"{self.model} has random weights and reads random tokens: leave --text and --calibration out"
+            raise ActsparseError(msg)
+        for target in self.parsed_targets():
+            validate_targets(target, None)
+
+    def parsed_targets(self) -> list[Any]:
+        """
+        Turn the command line's targets into what `sparsify_activations` takes.
+
+        :return: One for each point.
+        :raises ScopeError: If they cannot be understood.
+        """
+        if self.targets or self.roles:
+            first = _parse_sparsities(self.sparsities)[0] if self.sparsities else None
+            return [parse_targets(self.targets, self.roles, first)]
+        return list(_parse_sparsities(self.sparsities or (DEFAULT_SPARSITY,)))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all points share."""
+
+    job: BenchJob
+    dense: DenseModel
+    tokens: bench_tokens.Tokens
+    core: ov.Core
+    extension: Path
+    precisions: tuple[str, ...]
+    linear_bytes: int
+    max_length: int
+    threads: int
+    say: Say
+    # By precision hint, measured once for all points.
+    dense_peaks: dict[str, int] = field(default_factory=dict)
+
+
+def run_bench(job: BenchJob, say: Say) -> BenchReport:
+    """
+    Measure a model dense and sparse, side by side.
+
+    :param job: What to do.
+    :param say: Told what happens next.
+    :return: Every figure.
+    :raises ActsparseError: If an input cannot be used, a tool is missing, or there is too little memory.
+    """
+    _require_outputs(job)
+    extension = extension_path()
+    source = find_source(job.model)
+    texts = _load_texts(job, source)
+    dense = prepare_dense(source, job.weights, say)
+    bench = _set_up(job, dense, texts, extension, say)
+    say("measuring how fast memory is copied")
+    copy_bandwidth = measure_copy_bandwidth(bench.threads)
+    with assets.partial_folder() as folder:
+        points = tuple(_measure_point(bench, target, folder / f"sparse{i}.xml") for i, target in _enumerate(job))
+    seeds = {"weights": SEED} if job.model in SHAPES else {}
+    seeds |= {} if dense.has_text else {"tokens": bench_tokens.SEED}
+    return BenchReport(_describe(bench), seeds, points, copy_bandwidth, _environment(bench.core))
+
+
+def write_outputs(job: BenchJob, report: BenchReport) -> None:
+    """
+    Write the JSON and the plot that were asked for.
+
+    :param job: What was asked for.
+    :param report: What was measured.
+    :raises OutputError: If one cannot be written.
+    """
+    if job.json is not None:
+        write_json(job.json, report.to_dict())
+    if job.plot is not None:
+        points = [(point.reads.measured_sparsity, point.decode_speedup) for point in report.points]
+        share = max(point.reads.accelerated_share for point in report.points)
+        title = f"{Path(job.model).name}, weights {report.settings['weights']}, {report.settings['threads']} threads"
+        plot_speedup(points, share, title, job.plot)
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """
+    Read prompt lengths.
+
+    :param text: Numbers with commas between.
+    :return: The lengths in rising order.
+    :raises ActsparseError: If it is something else.
+    """
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        msg = f"--prompt-lengths takes whole numbers such as 32,128,512,1024, not {text!r}"
+        raise ActsparseError(msg) from None
+
+
+def _set_up(job: BenchJob, dense: DenseModel, texts: Any, extension: Path, say: Say) -> _Bench:
+    core = make_core(extension)
+    max_length = int(dense.config.get("max_position_embeddings") or dense.config.get("n_positions") or 2**31)
+    model = core.read_model(dense.xml)
+    _require_plain(model, job.model)
+    length = max(*job.prompt_lengths, CONTEXT_LENGTH + DISCARDED_TOKENS + job.num_tokens)
+    if length > max_length:
+        msg = f"{job.model} reads at most {max_length} tokens, but prompts and decoding take {length}"
+        raise ActsparseError(msg)
+    size = dense.xml.with_suffix(".bin").stat().st_size
+    require_memory(size * _MEMORY_FACTOR + _MEMORY_BYTES, f"comparing two forms of {job.model} in one process")
+    sizes = {
+        "num_batches": job.num_batches,
+        "calibration_length": min(bench_tokens.CALIBRATION_LENGTH, max_length),
+        "length": length,
+    }
+    vocabulary = int(dense.config["vocab_size"])
+    if dense.has_text:
+        tokens = bench_tokens.read_tokens(dense, *texts, **sizes)
+    else:
+        tokens = bench_tokens.make_random_tokens(vocabulary, **sizes)
+    capabilities: Any = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precisions = ("f32", "bf16") if "BF16" in capabilities else ("f32",)
+    linear_bytes = count_linear_bytes(core, dense.xml)
+    threads = job.threads or count_cores()
+    return _Bench(job, dense, tokens, core, extension, precisions, linear_bytes, max_length, threads, say)
+
+
+def _measure_point(bench: _Bench, target: Any, xml: Path) -> Point:
+    job, name = bench.job, f"{target:.0%} sparsity" if isinstance(target, float) else "the targets"
+    bench.say(f"calibrating and packing {name}")
+    sparse = make_sparse(
+        bench.core, bench.dense.xml, bench.tokens.calibration, target, is_exact=job.is_exact, target=xml
+    )
+    bench.say("counting zeros while it decodes")
+    decoded = bench.tokens.measured[:, : CONTEXT_LENGTH + DISCARDED_TOKENS + job.num_tokens]
+    reads = measure_reads(bench.core, sparse, decoded, num_prompt_tokens=CONTEXT_LENGTH, threads=bench.threads)
+    layers = _count_layers(sparse)
+    del sparse
+    gc.collect()
+    timings = _time_both(bench, xml, decoded)
+    bench.say("measuring peak memory, each model in its own process")
+    precision = best_precision(timings["dense"])
+    if precision not in bench.dense_peaks:
+        bench.dense_peaks[precision] = _measure_peak(bench, bench.dense.xml, precision)
+    sparse_peak = _measure_peak(bench, xml, best_precision(timings["sparse"]))
+    for file in (xml, xml.with_suffix(".bin")):
+        file.unlink()
+    dense_side = Side(timings["dense"], bench.dense_peaks[precision], bench.linear_bytes)
+    sparse_side = Side(timings["sparse"], sparse_peak, bench.linear_bytes * (1 - reads.weight_reads_skipped))
+    return Point(_name_target(target), reads, dense_side, sparse_side, layers)
+
+
+def _measure_peak(bench: _Bench, xml: Path, precision: str) -> int:
+    return measure_peak_memory(
+        xml,
+        extension=bench.extension,
+        precision=precision,
+        threads=bench.threads,
+        vocabulary=int(bench.dense.config["vocab_size"]),
+        max_length=bench.max_length,
+    )
+
+
+def _time_both(bench: _Bench, xml: Path, decoded: np.ndarray) -> dict[str, dict[str, Timing]]:
+    job = bench.job
+    bench.say(f"compiling dense and sparse for {' and '.join(bench.precisions)}")
+    decoders = {
+        (side, precision): Decoder(bench.core, path, make_settings(precision, bench.threads))
+        for side, path in (("dense", bench.dense.xml), ("sparse", xml))
+        for precision in bench.precisions
+    }
+    bench.say(f"decoding {job.num_tokens} tokens with each, turn by turn")
+    decode = time_decoding(decoders, decoded, num_prompt_tokens=CONTEXT_LENGTH, num_discarded=DISCARDED_TOKENS)
+    bench.say(f"reading prompts of {', '.join(map(str, job.prompt_lengths))} tokens")
+    first = time_first_token(decoders, bench.tokens.measured, job.prompt_lengths, job.repetitions)
+    return {
+        side: {
+            precision: Timing(
+                Quantiles.of(decode[side, precision]),
+                {n: float(np.median(times[side, precision])) for n, times in first.items()},
+            )
+            for precision in bench.precisions
+        }
+        for side in ("dense", "sparse")
+    }
+
+
+def _require_outputs(job: BenchJob) -> None:
+    for path in (job.json, job.plot):
+        if path is not None:
+            if path.is_dir():
+                msg = f"{path} is a folder; give a file"
+                raise OutputError(msg)
+            prepare_folder(path.parent)
+    if job.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        msg = f"cannot draw {job.plot}: matplotlib is not installed; pip install 'actsparse[plot]'"
+        raise OutputError(msg)
+
+
+def _load_texts(job: BenchJob, source: Source) -> Any:
+    if not source.has_text:
+        return None
+    return load_pages(job.text), load_pages(job.calibration, purpose="calibration")
+
+
+def _require_plain(model: ov.Model, name: str) -> None:
+    if count_masks(model) or any(node.get_type_name().startswith("Sparse") for node in model.get_ops()):
+        msg = f"{name} has masks already; give the dense model that they were made from"
+        raise ActsparseError(msg)
+    inputs = [port.get_any_name() for port in model.inputs]
+    unknown = find_unknown_inputs(inputs)
+    if unknown or "input_ids" not in inputs or not model.get_sinks():
+        msg = f"{name} is no stateful language model with the inputs of optimum-intel; its inputs: {', '.join(inputs)}"
+        raise ActsparseError(msg)
+
+
+def _parse_sparsities(texts: tuple[str, ...]) -> tuple[float, ...]:
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    try:
+        values = tuple(float(part) for part in parts)
+    except ValueError:
+        msg = f"--sparsity takes numbers in [0, 1] such as 0.5 or 0.3,0.5,0.7, not {', '.join(texts)!r}"
+        raise ScopeError(msg) from None
+    if len(set(values)) < len(values):
+        msg = f"--sparsity has a number twice: {', '.join(parts)}"
+        raise ScopeError(msg)
+    return values
+
+
+def _require_range(option: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        msg = f"{option} is {value}; it must be in [{low}, {high}]"
+        raise ActsparseError(msg)
+
+
+def _enumerate(job: BenchJob) -> list[tuple[int, Any]]:
+    return list(enumerate(job.parsed_targets()))
+
+
+def _name_target(target: Any) -> float | dict[str, float]:
+    if not isinstance(target, Mapping):
+        return float(target)
+    return {", ".join((*scope.names, *scope.patterns, *scope.roles)): value for scope, value in target.items()}
+
+
+def _count_layers(sparse: SparseModel) -> tuple[int, int]:
+    sites = (sparse.acceleration.accelerated, sparse.acceleration.kept)
+    run, kept = (sum(len(site.layers) for site in group) for group in sites)
+    return run, kept
+
+
+def _describe(bench: _Bench) -> dict[str, Any]:
+    job = bench.job
+    return {
+        "model": job.model,
+        "weights": bench.dense.weights,
+        "linear weights": f"{bench.linear_bytes / 1e6:.0f} MB",
+        "tokens": bench.tokens.source,
+        "calibration": f"{job.num_batches} x {bench.tokens.calibration[0]['input_ids'].shape[1]} tokens",
+        "decoded": f"{job.num_tokens} tokens after {CONTEXT_LENGTH} of context and {DISCARDED_TOKENS} discarded",
+        "prompts": f"{job.repetitions} of each length",
+        "threads": bench.threads,
+        "precision hints tried": ", ".join(bench.precisions),
+        "kernel": "exact (16-bit activations)" if job.is_exact else "INT8 activations",
+    }
+
+
+def _environment(core: ov.Core) -> dict[str, Any]:
+    processor = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
+    return {**describe_environment(), "openvino_build": ov.get_version(), "processor": processor}

@@ -1,0 +1,40 @@
+"""Run one model in a process of its own and print its peak memory; `python -m actsparse.bench.peak`."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from actsparse.bench.decoder import Decoder, make_core, make_settings
+
+PREFILL_TOKENS = 512
+DECODE_TOKENS = 16
+
+
+def main() -> None:
+    """Print bytes. The argument is JSON: xml, extension, precision, threads and vocabulary."""
+    job = json.loads(sys.argv[1])
+    settings = make_settings(job["precision"], job["threads"])
+    decoder = Decoder(make_core(job["extension"]), Path(job["xml"]), settings)
+    tokens = np.random.default_rng(0).integers(0, job["vocabulary"], (1, job["prefill"] + DECODE_TOKENS))
+    decoder.start()
+    decoder.feed(tokens[:, : job["prefill"]])
+    for i in range(job["prefill"], tokens.shape[1]):
+        decoder.feed(tokens[:, i : i + 1])
+    print(_peak_bytes())
+
+
+def _peak_bytes() -> int:
+    try:
+        # On Linux ru_maxrss starts with the peak of the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Replace masks and the Linear layers behind them by the extension's operations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+from openvino.utils.node_factory import NodeFactory
+
+from actsparse.errors import ActsparseError
+from actsparse.openvino.build import BuildError, explain_portable, extension_path
+from actsparse.openvino.feed_forward import FeedForward, find_feed_forward
+from actsparse.openvino.linear import Linear, find_linears
+from actsparse.openvino.masks import Mask, find_masks, read_targets
+from actsparse.openvino.packing import PackedSite, pack_site
+from actsparse.openvino.weights import UnsupportedWeightsError, read_weights
+
+
+@dataclass(frozen=True)
+class AcceleratedSite:
+    """Layers that run as one operation.
+
+    :param layers: Their module names.
+    :param operation: SparseLinear or SparseFeedForward.
+    :param weight_type: u8, u4, f16 or bf16.
+    """
+
+    layers: tuple[str, ...]
+    operation: str
+    weight_type: str
+
+
+@dataclass(frozen=True)
+class KeptSite:
+    """Layers that stay as they were.
+
+    :param layers: Their module names.
+    :param reason: Why.
+    """
+
+    layers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What `accelerate` did.
+
+    :param accelerated: Sites that the kernel runs.
+    :param kept: Masked sites that it does not run.
+    """
+
+    accelerated: tuple[AcceleratedSite, ...]
+    kept: tuple[KeptSite, ...]
+
+
+# What the kernel gains at no sparsity at all decides this: see benchmarks/README.md.
+MIN_SPARSITY = 0.0
+
+
+def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MIN_SPARSITY) -> Acceleration:
+    """Make masked layers skip the weights that their masks make useless, in place.
+
+    The layers that read one tensor through equal masks become one operation of the extension, and a feed-forward
+    network without biases becomes one as a whole. Decoding a token then reads only the weights of kept channels;
+    several tokens share one reading of them. Without a compiler the model stays as it is, and one warning says so.
+
+    :param model: An OpenVINO model with masks: sparsified there, or converted from a sparsified torch model.
+    :param exact: Multiply with activations of 16 bits (two INT8 halves), instead of quantising them to INT8 as
+        OpenVINO's own compressed layers do by default.
+    :param min_sparsity: Sites with a lower target stay as they are, where the model records its targets.
+    :return: Which layers the kernel runs, and why the other masked ones stay.
+    :raises ActsparseError: If `min_sparsity` is not in [0, 1].
+    """
+    if not 0 <= min_sparsity <= 1:
+        message = f"min_sparsity must be in [0, 1], not {min_sparsity}"
+        raise ActsparseError(message)
+    masks = find_masks(model)
+    try:
+        library = extension_path()
+    except BuildError as error:
+        explain_portable(error)
+        return Acceleration((), tuple(KeptSite(_names(mask.linears), str(error)) for mask in masks))
+    kept: list[KeptSite] = []
+    sites: list[_Site] = []
+    targets = read_targets(model)
+    for same in _equal_masks(masks):
+        linears = tuple(linear for mask in same for linear in mask.linears)
+        reason = _reason_to_stay(linears, targets, min_sparsity)
+        try:
+            if reason is None:
+                sites.append(_pack(same[0], linears))
+        except UnsupportedWeightsError as error:
+            reason = str(error)
+        if reason is not None:
+            kept.append(KeptSite(_names(linears), reason))
+    factory = NodeFactory()
+    factory.add_extension(str(library))
+    accelerated = _replace_sites(model, sites, factory, exact)
+    return Acceleration(tuple(accelerated), tuple(kept))
+
+
+def is_accelerated(model: ov.Model) -> bool:
+    """Tell whether a model has operations of the extension."""
+    return any(node.get_type_name() in {"SparseLinear", "SparseFeedForward"} for node in model.get_ops())
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Layers to multiply together.
+
+    :param linears: In the order of the operation's outputs.
+    :param source: What the mask reads.
+    :param packed: Their weights and thresholds.
+    :param tokens: Which tokens are masked, `all` or `decode`.
+    """
+
+    linears: tuple[Linear, ...]
+    source: ov.Output
+    packed: PackedSite
+    tokens: str
+
+    def constant(self) -> ov.Output:
+        """Return the operation's input that holds the site's bytes."""
+        return ops.constant(self.packed.data).output(0)
+
+    def attributes(self, prefix: str = "") -> dict[str, object]:
+        """Return what the operation needs to know of the site."""
+        return {
+            f"{prefix}weight_type": self.packed.type,
+            f"{prefix}scale_type": self.packed.scale_type,
+            f"{prefix}in_features": self.packed.in_features,
+            f"{prefix}group_size": self.packed.group_size,
+            f"{prefix}out_features": list(self.packed.out_features),
+            f"{prefix}is_decode_only": self.tokens == "decode",
+        }
+
+
+def _names(linears: tuple[Linear, ...]) -> tuple[str, ...]:
+    return tuple(linear.module_name for linear in linears)
+
+
+def _equal_masks(masks: list[Mask]) -> list[list[Mask]]:
+    """Group masks with equal thresholds on one source: converted torch models have one for each layer."""
+    groups: dict[tuple[str, int, bytes, str], list[Mask]] = {}
+    for mask in masks:
+        source = mask.source
+        key = (source.get_node().get_friendly_name(), source.get_index(), mask.threshold.tobytes(), mask.tokens)
+        groups.setdefault(key, []).append(mask)
+    return list(groups.values())
+
+
+def _reason_to_stay(linears: tuple[Linear, ...], targets: dict[str, float], min_sparsity: float) -> str | None:
+    """Return why the kernel cannot or should not run these layers, or None."""
+    known = [targets[linear.module_name] for linear in linears if linear.module_name in targets]
+    if known and max(known) < min_sparsity:
+        return f"a target of {max(known):g} is below min_sparsity={min_sparsity:g}"
+    for linear in linears:
+        source = linear.source
+        if linear.is_input_transposed or linear.input_port != 0:
+            return f"{linear.name} does not multiply its input by rows"
+        if source.get_element_type() != ov.Type.f32:
+            return f"{linear.name} has {source.get_element_type().get_type_name()} activations; the kernel takes f32"
+        if source.get_partial_shape().rank.is_dynamic:
+            return f"{linear.name} has an input of unknown rank"
+    return None
+
+
+def _pack(mask: Mask, linears: tuple[Linear, ...]) -> _Site:
+    threshold = np.broadcast_to(mask.threshold, [linears[0].in_features])
+    packed = pack_site([read_weights(linear) for linear in linears], threshold)
+    return _Site(linears, mask.source, packed, mask.tokens)
+
+
+def _replace_sites(model: ov.Model, sites: list[_Site], factory: NodeFactory, exact: bool) -> Iterator[AcceleratedSite]:
+    """Put operations in the sites' places; a feed-forward network's two sites become one."""
+    linears = {linear.name: linear for linear in find_linears(model)}
+    inner = {frozenset(linear.name for linear in site.linears): site for site in sites}
+    networks: list[tuple[_Site, FeedForward, _Site]] = []
+    for site in sites:
+        network = find_feed_forward(site.source, linears) if len(site.linears) == 1 else None
+        before = inner.get(frozenset(linear.name for linear in network.inner)) if network else None
+        if network and before:
+            networks.append((before, network, site))
+    fused = {id(site) for before, _, down in networks for site in (before, down)}
+    for before, network, down in networks:
+        yield _replace_network(before, network, down, factory, exact)
+    for site in sites:
+        if id(site) not in fused:
+            attributes = {**site.attributes(), "is_exact": exact}
+            node = factory.create("SparseLinear", [site.source, site.constant()], attributes)
+            yield _replace_outputs(site.linears, node, site)
+
+
+def _replace_network(
+    before: _Site, network: FeedForward, down: _Site, factory: NodeFactory, exact: bool
+) -> AcceleratedSite:
+    attributes = {
+        **before.attributes("in_"),
+        **down.attributes("down_"),
+        "activation": network.activation,
+        "is_exact": exact,
+    }
+    node = factory.create("SparseFeedForward", [before.source, before.constant(), down.constant()], attributes)
+    return _replace_outputs(down.linears, node, down, before)
+
+
+def _replace_outputs(linears: tuple[Linear, ...], node: ov.Node, *sites: _Site) -> AcceleratedSite:
+    node.set_friendly_name(f"{linears[0].name}/{node.get_type_name()}")
+    for linear, output in zip(linears, node.outputs(), strict=True):
+        output.get_tensor().set_names(linear.node.output(0).get_tensor().get_names())
+        for reader in list(linear.node.output(0).get_target_inputs()):
+            reader.replace_source_output(output)
+    names = tuple(name for site in reversed(sites) for name in _names(site.linears))
+    return AcceleratedSite(names, node.get_type_name(), sites[0].packed.type)

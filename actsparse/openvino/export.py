@@ -1,0 +1,122 @@
+"""Convert a masked torch model into an OpenVINO folder, its masks included."""
+
+import copy
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+from torch import nn
+
+from actsparse.calibration import one_line
+from actsparse.errors import ActsparseError, OutputError
+from actsparse.insertion import named_sparsifiers
+from actsparse.openvino.layers import named_calls
+from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
+from actsparse.sparsifier import ActivationSparsifier
+from actsparse.thresholds import LayerRecord
+
+MODEL_FILE = "openvino_model.xml"
+
+
+def export_model(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
+    """
+    Save a causal language model as an OpenVINO model, with its masks, by means of optimum-intel.
+
+    The model may have been compressed by `nncf.compress_weights`, before or after it was masked. Export it with this
+    function instead of `save_pretrained` and `OVModelForCausalLM.from_pretrained(…, export=True)`: that makes a new
+    model of the checkpoint, which has no masks.
+
+    :param model: A transformers model, masked or not; not changed.
+    :param folder: Where to save: what `OVModelForCausalLM.from_pretrained` and `openvino.Core.read_model` load. It is
+        made if it is missing; files of the same names are replaced.
+    :param tokenizer: A transformers tokenizer to save beside it, also as an OpenVINO model if openvino-tokenizers is
+        installed.
+    :return: The folder.
+    :raises ActsparseError: If optimum-intel is missing or cannot export the model, or a mask got lost.
+    :raises OutputError: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    sparsifiers = {name: s for name, s in named_sparsifiers(model) if s.is_active}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            _export(_copy_structure(model), Path(work))
+            converted = ov.Core().read_model(Path(work) / MODEL_FILE)
+            _set_masks(converted, sparsifiers)
+            if tokenizer is not None:
+                _save_tokenizer(tokenizer, Path(work))
+            for file in Path(work).iterdir():
+                if file.stem != Path(MODEL_FILE).stem:
+                    shutil.move(file, folder / file.name)
+            ov.save_model(converted, folder / MODEL_FILE, compress_to_fp16=False)
+    except OSError as error:
+        msg = f"{folder} cannot be written: {one_line(error)}"
+        raise OutputError(msg) from error
+    return folder
+
+
+def _copy_structure(model: nn.Module) -> nn.Module:
+    # optimum-intel leaves traces on what it exports. The copy shares all tensors, so it costs no memory.
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _export(model: nn.Module, folder: Path) -> None:
+    try:
+        from optimum.exporters.openvino import export_from_model
+    except ImportError:
+        msg = "exporting a model takes optimum-intel: install actsparse[openvino]"
+        raise ActsparseError(msg) from None
+    model.eval()
+    for _, sparsifier in named_sparsifiers(model):
+        # A trace of several tokens would not hold the masks of single ones.
+        sparsifier.tokens = "all"
+    with warnings.catch_warnings():
+        # What torch's tracer says of transformers' code.
+        warnings.simplefilter("ignore")
+        try:
+            export_from_model(model, output=folder, task="text-generation-with-past", stateful=True)  # type: ignore[arg-type]
+        except OSError:
+            raise
+        except Exception as error:
+            msg = f"optimum-intel cannot export this {type(model).__name__}: {one_line(error)}"
+            raise ActsparseError(msg) from error
+
+
+def _set_masks(converted: ov.Model, sparsifiers: dict[str, ActivationSparsifier]) -> None:
+    """
+    Make the converted model's masks what they would be had it been sparsified there: one for each site.
+
+    :param converted: The model as optimum-intel converted it.
+    :param sparsifiers: The torch model's masks by layer name.
+    :raises ActsparseError: If the converted model lacks one.
+    """
+    masks = {
+        name: LayerMask(
+            s.threshold.detach().float().cpu().numpy(),
+            s.tokens,
+            LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles),
+        )
+        for name, s in sparsifiers.items()
+    }
+    calls, converted_masks = named_calls(converted), masks_of(converted)
+    lost = next((name for name in masks if name not in calls or name not in converted_masks), None)
+    if lost is not None:
+        msg = f"the mask of layer {lost} got lost in the conversion to OpenVINO"
+        raise ActsparseError(msg)
+    replace_masks(converted, masks)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    from optimum.exporters.openvino.convert import export_tokenizer
+
+    tokenizer.save_pretrained(folder)
+    # It turns the side that the tokenizer pads on; the caller's shall stay as it is.
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    try:
+        export_tokenizer(tokenizer, folder, task="text-generation-with-past")
+    finally:
+        tokenizer.padding_side, tokenizer.truncation_side = sides

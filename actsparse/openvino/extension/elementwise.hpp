@@ -1,0 +1,26 @@
+// Loops over single values, compiled for several instruction sets; the best is chosen when the library is loaded.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace actsparse {
+
+enum class Activation { silu, gelu_erf, gelu_tanh, relu };
+
+// The activation of that name, or an std::invalid_argument that lists the names.
+Activation activation_of(const std::string& name);
+
+// hidden[i] = f(hidden[i]), times up[i] where `up` is not null.
+void activate(Activation activation, float* hidden, const float* up, size_t n);
+
+// y[i] = 0 where |x[i]| <= threshold[i], else x[i] (a NaN stays).
+void mask(const float* x, const float* threshold, size_t n, float* y);
+
+// y[i] = scale[i] * (x[i] - zero[i] * sum).
+void scale_outputs(const float* x, const float* scale, const float* zero, float sum, size_t n, float* y);
+
+// y[i] += x[i].
+void add(const float* x, size_t n, float* y);
+
+}  // namespace actsparse

@@ -1,0 +1,44 @@
+// The inner loops, one table for each instruction set; which one runs is chosen when the library is loaded.
+#pragma once
+
+#include <vector>
+
+#include "kept_rows.hpp"
+#include "weights.hpp"
+
+namespace actsparse {
+
+struct Kernels {
+    const char* name;
+
+    // Write the channels j of [begin, end) with |x[j]| > threshold[j] (or NaN), and their values; return how many.
+    // Both outputs have room for 16 entries more than end - begin.
+    size_t (*compact)(const float* x, const float* threshold, size_t begin, size_t end, uint32_t* row, float* value);
+
+    // value[0..n) -> scale * quantized, n a multiple of kPassRows; the residual is left in `rest` where it is not null.
+    // A value that is not finite makes the scale NaN.
+    void (*quantize)(const float* value, size_t n, int8_t* quantized, float* scale, int32_t* pass_sum, float* rest);
+
+    // acc[width(panel)] += the products of passes [pass_begin, pass_end) of one token.
+    void (*multiply)(const Weights& weights, size_t panel, const KeptRows& kept, size_t token, size_t pass_begin,
+                     size_t pass_end, float* acc);
+
+    // acc[token - token_begin][output - begin] += the products of all passes; begin and end are multiples of the
+    // outputs in a line.
+    void (*multiply_tokens)(const Weights& weights, size_t panel, size_t begin, size_t end, const KeptRows& kept,
+                            size_t token_begin, size_t token_end, float* acc);
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+// The kernels this processor can run, best first.
+std::vector<const Kernels*> available_kernels();
+
+// The best of them, or the one that the environment variable ACTSPARSE_ISA names (portable, avx2, avx512).
+const Kernels& selected_kernels();
+
+}  // namespace actsparse

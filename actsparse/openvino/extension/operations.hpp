@@ -1,0 +1,65 @@
+// The OpenVINO operations. All constants of a site lie in one input of bytes, because OpenVINO copies an operation and
+// every one of its inputs whenever it infers shapes, once for each token: threshold f32 [in], weights, and for u8 and u4
+// weights scale and zero point, as weights.hpp describes them, each part padded to 64 bytes.
+#pragma once
+
+#include <openvino/op/op.hpp>
+#include <string>
+#include <vector>
+
+#include "elementwise.hpp"
+#include "site.hpp"
+
+namespace actsparse {
+
+// What a site's bytes do not say of themselves.
+struct SiteAttributes {
+    std::string weight_type;            // u8, u4, f16 or bf16
+    std::string scale_type;             // f32, or f16 (u4); of no meaning without scales
+    int64_t in_features = 0;
+    int64_t group_size = 0;             // input channels that share a scale (u4)
+    std::vector<int64_t> out_features;  // of each layer that reads the site's input
+    bool is_decode_only = false;        // mask runs of a single token, let longer ones pass
+
+    void visit(ov::AttributeVisitor& visitor, const std::string& prefix);
+};
+
+// The Linear layers of one site: output i = mask(x) @ weights of layer i.
+class SparseLinear : public ov::op::Op {
+public:
+    OPENVINO_OP("SparseLinear", "actsparse");
+    SparseLinear() = default;
+    SparseLinear(const ov::OutputVector& inputs, SiteAttributes site, bool is_exact);
+
+    void validate_and_infer_types() override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    bool has_evaluate() const override { return true; }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    SiteAttributes m_site;
+    bool m_is_exact = false;
+};
+
+// A whole feed-forward network: down(mask(f(gate(mask(x))) * up(mask(x)))), or without the gate, down(mask(f(up))).
+class SparseFeedForward : public ov::op::Op {
+public:
+    OPENVINO_OP("SparseFeedForward", "actsparse");
+    SparseFeedForward() = default;
+    SparseFeedForward(const ov::OutputVector& inputs, SiteAttributes in, SiteAttributes down, std::string activation,
+                      bool is_exact);
+
+    void validate_and_infer_types() override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    bool has_evaluate() const override { return true; }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    SiteAttributes m_in, m_down;
+    std::string m_activation = "silu";
+    bool m_is_exact = false;
+};
+
+}  // namespace actsparse

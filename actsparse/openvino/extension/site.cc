@@ -1,0 +1,282 @@
+#include "site.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "elementwise.hpp"
+
+namespace actsparse {
+namespace {
+
+// More tokens than this keep every channel anyway: looking for those that none of them needs does not pay.
+constexpr size_t kMaxUnionTokens = 8;
+constexpr size_t kBlockTokens = 240;            // tokens that share one reading of the weights; a multiple of 6
+constexpr size_t kBlockSums = 64 * 1024;        // floats of sums a thread works on: they stay in its second-level cache
+constexpr size_t kTileOutputs = 128;            // a line of u4 weights
+
+bool is_integer(const Weights& weights) { return weights.type == WeightType::u8 || weights.type == WeightType::u4; }
+
+// Passes of one panel that one thread takes.
+struct Part {
+    size_t panel;
+    size_t pass_begin;
+    size_t pass_end;
+};
+
+// Scratch memory of the thread that calls multiply_site.
+struct Scratch {
+    KeptRows kept;
+    std::vector<uint8_t> is_kept;
+    std::vector<Part> parts;
+    std::vector<size_t> starts;
+    std::vector<float> sums;  // [parts][outputs of a panel]
+};
+
+Scratch& scratch() {
+    static thread_local Scratch s;
+    return s;
+}
+
+template <typename T>
+T* grow(std::vector<T>& vector, size_t n) {
+    if (vector.size() < n) vector.resize(n);
+    return vector.data();
+}
+
+// Cut the channels that a group of weights keeps, row[0, count) and for a single token their values, into segments.
+// Return how far the list has grown.
+size_t append_segments(KeptRows& kept, size_t length, size_t count, size_t group, bool is_exact) {
+    uint32_t* row = kept.row.data() + length;
+    float* value = kept.value.data() + length;
+    const size_t padded = (count + kPassRows - 1) / kPassRows * kPassRows;
+    for (size_t i = count; i < padded; ++i) {
+        row[i] = row[count - 1];
+        value[i] = 0.0f;
+    }
+    const size_t repeats = is_exact ? 2 : 1, segments = (padded + kSegmentRows - 1) / kSegmentRows;
+    // Exact mode has every segment twice: the second takes what rounding leaves of the first. Move them apart, last
+    // first.
+    for (size_t i = segments; is_exact && i-- > 0;) {
+        const size_t first = i * kSegmentRows, n = std::min(kSegmentRows, padded - first);
+        std::memmove(row + 2 * first, row + first, n * sizeof *row);
+        std::memcpy(row + 2 * first + n, row + 2 * first, n * sizeof *row);
+        std::memmove(value + 2 * first, value + first, n * sizeof *value);
+    }
+    for (size_t i = 0; i < segments; ++i) {
+        const size_t first = i * kSegmentRows, n = std::min(kSegmentRows, padded - first);
+        for (size_t repeat = 0; repeat < repeats; ++repeat) {
+            const size_t begin = (length + repeats * first + repeat * n) / kPassRows;
+            kept.segments.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(begin + n / kPassRows),
+                                     static_cast<uint32_t>(group)});
+        }
+    }
+    return length + repeats * padded;
+}
+
+// Quantise a token's values segment by segment. In exact mode every second segment takes what the one before it left.
+void quantize_token(KeptRows& kept, size_t token, bool is_exact, const Kernels& kernels) {
+    float* value = kept.value.data() + token * kept.length();
+    int8_t* quantized = kept.quantized.data() + token * kept.length();
+    int32_t* pass_sum = kept.pass_sum.data() + token * kept.passes;
+    float* scale = kept.scale.data() + token * kept.segments.size();
+    float total = 0;
+    for (size_t s = 0; s < kept.segments.size(); ++s) {
+        const Segment& segment = kept.segments[s];
+        const size_t first = segment.pass_begin * kPassRows;
+        const size_t n = (segment.pass_end - segment.pass_begin) * kPassRows;
+        float* rest = is_exact && s % 2 == 0 ? value + first + n : nullptr;
+        kernels.quantize(value + first, n, quantized + first, scale + s, pass_sum + segment.pass_begin, rest);
+        int32_t sum = 0;
+        for (size_t pass = segment.pass_begin; pass < segment.pass_end; ++pass) sum += pass_sum[pass];
+        kept.segment_sum[token * kept.segments.size() + s] = sum;
+        total += scale[s] * static_cast<float>(sum);
+    }
+    kept.sum[token] = total;
+}
+
+// The values of one token among several: channels that it does not keep itself, and padding, are 0.
+void copy_values(const Site& site, const float* x, KeptRows& kept, size_t token, size_t repeats) {
+    const size_t in = site.weights.in;
+    float* value = kept.value.data() + token * kept.length();
+    x += token * in;
+    // Every channel, in order. (A padded list of fewer may be as long.)
+    if (kept.tokens > kMaxUnionTokens && kept.length() == in && repeats == 1) {
+        mask(x, site.threshold, in, value);
+        return;
+    }
+    for (size_t i = 0; i < kept.segments.size(); i += repeats) {
+        const Segment& segment = kept.segments[i];
+        uint32_t previous = UINT32_MAX;
+        for (size_t k = segment.pass_begin * kPassRows; k < segment.pass_end * kPassRows; ++k) {
+            const uint32_t j = kept.row[k];
+            value[k] = j == previous || std::fabs(x[j]) <= site.threshold[j] ? 0.0f : x[j];
+            previous = j;
+        }
+    }
+}
+
+// List the channels that any token keeps, and their values.
+void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& kernels, const Threads& threads) {
+    Scratch& s = scratch();
+    KeptRows& kept = s.kept;
+    const size_t in = site.weights.in, group = site.weights.group;
+    const bool is_exact = is_integer(site.weights) && site.is_exact;
+    const size_t repeats = is_exact ? 2 : 1;
+    // Each group may need up to one pass of padding; compact() writes 16 entries too far.
+    const size_t longest = repeats * (in + (in + group - 1) / group * kPassRows);
+    grow(kept.row, longest + kPrefetchPasses * kPassRows + 16);
+    grow(kept.value, longest + 16);
+    const bool is_union = tokens > 1 && tokens <= kMaxUnionTokens;
+    if (is_union) {
+        s.is_kept.assign(in, 0);
+        for (size_t t = 0; t < tokens; ++t)
+            for (size_t j = 0; j < in; ++j) s.is_kept[j] |= !(std::fabs(x[t * in + j]) <= site.threshold[j]);
+    }
+    kept.segments.clear();
+    size_t length = 0;
+    for (size_t begin = 0; begin < in; begin += group) {
+        const size_t end = std::min(in, begin + group);
+        uint32_t* row = kept.row.data() + length;
+        size_t count = 0;
+        if (tokens == 1)
+            count = kernels.compact(x, site.threshold, begin, end, row, kept.value.data() + length);
+        else
+            for (size_t j = begin; j < end; ++j) {
+                row[count] = static_cast<uint32_t>(j);
+                count += !is_union || s.is_kept[j];
+            }
+        length = append_segments(kept, length, count, begin / group, is_exact);
+    }
+    std::fill_n(kept.row.data() + length, kPrefetchPasses * kPassRows, length ? kept.row[length - 1] : 0);
+    kept.tokens = tokens;
+    kept.passes = length / kPassRows;
+    grow(kept.value, tokens * length);
+    if (is_integer(site.weights)) {
+        grow(kept.quantized, tokens * length);
+        grow(kept.scale, tokens * kept.segments.size());
+        grow(kept.pass_sum, tokens * kept.passes);
+        grow(kept.segment_sum, tokens * kept.segments.size());
+    }
+    grow(kept.sum, tokens);
+    if (tokens == 1) {
+        if (is_integer(site.weights)) quantize_token(kept, 0, is_exact, kernels);
+        return;
+    }
+    threads.run(tokens, [&](size_t token) {
+        copy_values(site, x, kept, token, repeats);
+        if (is_integer(site.weights)) quantize_token(kept, token, is_exact, kernels);
+    });
+}
+
+// Write the outputs [begin, end) of one token. u8 weights have a scale and a zero point for each output.
+void write_outputs(const Weights& weights, size_t token, size_t begin, size_t end, const float* sums, float sum,
+                   const std::vector<Output>& outputs) {
+    const auto* scale = static_cast<const float*>(weights.scale);
+    const auto* zero = static_cast<const float*>(weights.zero);
+    for (const Output& output : outputs) {
+        const size_t first = std::max(begin, output.begin), last = std::min(end, output.end);
+        if (first >= last) continue;
+        float* y = output.data + token * (output.end - output.begin) + (first - output.begin);
+        const float* from = sums + (first - begin);
+        if (weights.type != WeightType::u8)
+            std::memcpy(y, from, (last - first) * sizeof(float));
+        else
+            scale_outputs(from, scale + first, zero + first, sum, last - first, y);
+    }
+}
+
+// Lay the passes of all panels end to end and cut them into equal shares. Parts of share c are
+// [starts[c], starts[c + 1]).
+void share_passes(const Weights& weights, size_t passes, size_t shares, std::vector<Part>& parts,
+                  std::vector<size_t>& starts) {
+    parts.clear();
+    starts.assign(1, 0);
+    size_t work = 0, done = 0, panel = 0, pass = 0;
+    for (size_t p = 0; p < weights.panels(); ++p) work += passes * weights.row_bytes(p);
+    for (size_t share = 1; share <= shares; ++share) {
+        const size_t goal = work * share / shares;
+        while (done < goal) {
+            const size_t cost = weights.row_bytes(panel);
+            const size_t end = std::min(passes, pass + (goal - done + cost - 1) / cost);
+            parts.push_back({panel, pass, end});
+            done += (end - pass) * cost;
+            pass = end == passes ? 0 : end;
+            panel += end == passes;
+        }
+        starts.push_back(parts.size());
+    }
+}
+
+void multiply_one(const Weights& weights, const std::vector<Output>& outputs, const Kernels& kernels,
+                  const Threads& threads) {
+    Scratch& s = scratch();
+    const KeptRows& kept = s.kept;
+    const size_t width = weights.panel_outputs(), passes = kept.passes;
+    share_passes(weights, passes, threads.count, s.parts, s.starts);
+    float* all_sums = grow(s.sums, s.parts.size() * width);
+    const auto write = [&](size_t panel, const float* sums) {
+        write_outputs(weights, 0, panel * width, panel * width + weights.width(panel), sums, kept.sum[0], outputs);
+    };
+    const auto is_whole = [&](const Part& part) { return part.pass_begin == 0 && part.pass_end == passes; };
+    threads.run(threads.count, [&](size_t share) {
+        for (size_t i = s.starts[share]; i < s.starts[share + 1]; ++i) {
+            const Part& part = s.parts[i];
+            float* sums = all_sums + i * width;
+            std::fill(sums, sums + width, 0.0f);
+            kernels.multiply(weights, part.panel, kept, 0, part.pass_begin, part.pass_end, sums);
+            if (is_whole(part)) write(part.panel, sums);
+        }
+    });
+    // A panel's parts follow each other.
+    for (size_t i = 0, next; i < s.parts.size(); i = next) {
+        const size_t panel = s.parts[i].panel;
+        float* sums = all_sums + i * width;
+        for (next = i + 1; next < s.parts.size() && s.parts[next].panel == panel; ++next)
+            add(all_sums + next * width, weights.width(panel), sums);
+        if (!is_whole(s.parts[i])) write(panel, sums);
+    }
+}
+
+void multiply_many(const Weights& weights, size_t tokens, const std::vector<Output>& outputs, const Kernels& kernels,
+                   const Threads& threads) {
+    const KeptRows& kept = scratch().kept;
+    const size_t panel_outputs = weights.panel_outputs();
+    for (size_t token = 0; token < tokens; token += kBlockTokens) {
+        const size_t token_end = std::min(tokens, token + kBlockTokens);
+        const size_t fitting = kBlockSums / (token_end - token) / kTileOutputs * kTileOutputs;
+        const size_t width = std::min(panel_outputs, std::max(kTileOutputs, fitting));
+        const size_t tiles = (panel_outputs + width - 1) / width;  // in a panel
+        threads.run(weights.panels() * tiles, [&, token](size_t task) {
+            static thread_local std::vector<float> block;
+            const size_t panel = task / tiles, begin = task % tiles * width;
+            const size_t end = std::min(weights.width(panel), begin + width);
+            if (begin >= end) return;
+            const size_t n = (token_end - token) * (end - begin);
+            float* sums = grow(block, n);
+            std::fill(sums, sums + n, 0.0f);
+            kernels.multiply_tokens(weights, panel, begin, end, kept, token, token_end, sums);
+            const size_t offset = panel * panel_outputs;
+            for (size_t t = token; t < token_end; ++t)
+                write_outputs(weights, t, offset + begin, offset + end, sums + (t - token) * (end - begin),
+                              kept.sum[t], outputs);
+        });
+    }
+}
+
+}  // namespace
+
+void multiply_site(const Site& site, const float* x, size_t tokens, const std::vector<Output>& outputs,
+                   const Kernels& kernels, const Threads& threads) {
+    if (tokens == 0) return;
+    keep_rows(site, x, tokens, kernels, threads);
+    if (scratch().kept.passes == 0)
+        for (const Output& output : outputs)
+            std::fill(output.data, output.data + tokens * (output.end - output.begin), 0.0f);
+    else if (tokens == 1)
+        multiply_one(site.weights, outputs, kernels, threads);
+    else
+        multiply_many(site.weights, tokens, outputs, kernels, threads);
+}
+
+}  // namespace actsparse

@@ -1,0 +1,67 @@
+"""Find feed-forward networks whose two sites can run as one operation."""
+
+from dataclasses import dataclass
+
+import openvino as ov
+
+from actsparse.openvino.linear import Linear
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward network without biases: down(f(gate(x)) * up(x)), or down(f(up(x))).
+
+    :param inner: The layers that read x: (gate, up), or (up,).
+    :param activation: The name of f, as the extension knows it.
+    """
+
+    inner: tuple[Linear, ...]
+    activation: str
+
+
+def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear]) -> FeedForward | None:
+    """Return the layers that compute a hidden vector, if nothing but an activation and a product lies between.
+
+    :param hidden: What the last layer of the network reads (before its mask).
+    :param linears: The Linear layers of the model by name.
+    :return: None where the pattern does not hold, or where another node needs what lies between.
+    """
+    node = hidden.get_node()
+    if any(reader.get_node().get_type_name() not in {"Abs", "Select"} for reader in hidden.get_target_inputs()):
+        return None  # not only its mask
+    if node.get_type_name() == "Multiply":
+        factors = [node.input_value(0), node.input_value(1)]
+        for gated, up in (factors, factors[::-1]):
+            gate = _behind_activation(gated, linears)
+            up_layer = linears.get(up.get_node().get_friendly_name())
+            if gate and up_layer and _has_one_reader(gated) and _has_one_reader(up):
+                return FeedForward((gate[0], up_layer), gate[1])
+        return None
+    found = _behind_activation(hidden, linears)
+    return FeedForward((found[0],), found[1]) if found else None
+
+
+def _behind_activation(output: ov.Output, linears: dict[str, Linear]) -> tuple[Linear, str] | None:
+    """Return the layer that an activation function reads, and the function's name."""
+    name = _activation(output.get_node())
+    if name is None:
+        return None
+    before = output.get_node().input_value(0)
+    layer = linears.get(before.get_node().get_friendly_name())
+    return (layer, name) if layer and _has_one_reader(before) else None
+
+
+def _activation(node: ov.Node) -> str | None:
+    kind = node.get_type_name()
+    if kind == "Swish" and node.get_input_size() == 1:
+        return "silu"
+    if kind == "Relu":
+        return "relu"
+    if kind == "Gelu":
+        mode = str(node.get_attributes().get("approximation_mode", "ERF")).lower()
+        return "gelu_tanh" if mode == "tanh" else "gelu_erf"
+    return None
+
+
+def _has_one_reader(output: ov.Output) -> bool:
+    return len(output.get_target_inputs()) == 1

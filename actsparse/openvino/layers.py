@@ -1,0 +1,119 @@
+"""The Linear layers of an OpenVINO model as scopes see them: named after torch modules, with roles."""
+
+import re
+
+import openvino as ov
+from nncf.common.graph.graph import NNCFGraph
+from nncf.openvino.graph.nncf_graph_builder import GraphConverter
+
+from actsparse.errors import ActsparseError
+from actsparse.openvino.linear import Linear, find_linears
+from actsparse.scopes.graph import CONSTANT, INPUT, SHAPE, Flow, Tensor
+from actsparse.scopes.layers import Layer
+from actsparse.scopes.roles import find_roles
+
+# What torch calls the operations that roles are told by.
+OPERATIONS = {
+    "Clamp": "hardtanh",
+    "Constant": CONSTANT,
+    "Elu": "elu",
+    "Erf": "erf",
+    "Gelu": "gelu",
+    "HSigmoid": "hardsigmoid",
+    "HSwish": "hardswish",
+    "HardSigmoid": "hardsigmoid",
+    "MatMul": "matmul",
+    "Mish": "mish",
+    "PRelu": "prelu",
+    "Parameter": INPUT,
+    "Relu": "relu",
+    "ScaledDotProductAttention": "scaled_dot_product_attention",
+    "Selu": "selu",
+    "ShapeOf": SHAPE,
+    "Sigmoid": "sigmoid",
+    "SoftPlus": "softplus",
+    "Swish": "silu",
+    "Tanh": "tanh",
+}
+# Operations that hand on the same values, so that two layers behind them still read one tensor.
+SAME_VALUES = ("Reshape", "Convert", "Squeeze", "Unsqueeze")
+
+
+def named_calls(model: ov.Model) -> dict[str, tuple[Linear, ...]]:
+    """
+    Name the Linear layers of a model.
+
+    :param model: Any OpenVINO model.
+    :return: The calls of each layer, by module name, or by node name where no module is known or several layers would
+        have the name of one; in topological order.
+    :raises ActsparseError: If two of the nodes have one name.
+    """
+    linears = [linear for linear in find_linears(model) if not linear.is_input_transposed]
+    weights: dict[str, set[str]] = {}
+    nodes: set[str] = set()
+    for linear in linears:
+        weights.setdefault(linear.module_name, set()).add(linear.constant.get_friendly_name())
+        if linear.name in nodes:
+            msg = f"two layers of the OpenVINO model have one name, {linear.name}"
+            raise ActsparseError(msg)
+        nodes.add(linear.name)
+    calls: dict[str, list[Linear]] = {}
+    for linear in linears:
+        name = linear.module_name
+        calls.setdefault(name if len(weights[name]) == 1 else linear.name, []).append(linear)
+    return {name: tuple(group) for name, group in calls.items()}
+
+
+def find_openvino_layers(model: ov.Model) -> tuple[NNCFGraph, list[Layer]]:
+    """
+    Find the Linear layers of a model, with their nodes, inputs and roles.
+
+    :param model: An OpenVINO model without masks.
+    :return: Its NNCF graph, whose node names are the model's, and the layers in topological order.
+    """
+    graph = GraphConverter.create_nncf_graph(model)
+    flow = Flow(graph, OPERATIONS)
+    calls = named_calls(model)
+    ids = {node.node_name: i for i, node in flow.nodes.items()}
+    linears = {ids[call.name]: name for name, group in calls.items() for call in group}
+    sizes = {name: (group[0].in_features, group[0].out_features) for name, group in calls.items()}
+    sources = {
+        name: tuple(Tensor(ids[c.source.get_node().get_friendly_name()], c.source.get_index()) for c in group)
+        for name, group in calls.items()
+    }
+    shared = {name: tuple(_shared_tensor(flow, tensor) for tensor in tensors) for name, tensors in sources.items()}
+    roles = find_roles(flow, linears, sizes, shared)
+    layers = [
+        Layer(name, tuple(call.name for call in group), sources[name], roles.get(name, ()))
+        for name, group in calls.items()
+    ]
+    return graph, layers
+
+
+def find_block_layers(graph: NNCFGraph, layers: list[Layer]) -> list[Layer]:
+    """
+    Keep the layers of the model's repeated blocks: what a single target sparsity applies to.
+
+    Names tell blocks as torch does: the elements of a list have a number (``model.layers.0.mlp.up_proj``). Where no
+    name has one, these are all layers but the head: the only layer, if there is only one, that a result of the model
+    is computed from without another one in between.
+
+    :param graph: The model's NNCF graph.
+    :param layers: Its Linear layers.
+    :return: Those that belong to blocks.
+    """
+    inside = [layer for layer in layers if re.search(r"(^|[./])\d+[./]", layer.name)]
+    if inside:
+        return inside
+    flow = Flow(graph, OPERATIONS)
+    linears = {node for node, info in flow.nodes.items() for layer in layers if info.node_name in layer.nodes}
+    results = [node for node in flow.nodes if flow.type_of(node) == "Result"]
+    last = flow.upstream(results, lambda node: node in linears) & linears
+    head = {flow.nodes[node].node_name for node in last} if len(last) == 1 else set()
+    return [layer for layer in layers if not head & {*layer.nodes}]
+
+
+def _shared_tensor(flow: Flow, tensor: Tensor) -> Tensor:
+    while flow.type_of(tensor.node) in SAME_VALUES and len(flow.inputs[tensor.node]) == 1:
+        tensor = flow.inputs[tensor.node][0]
+    return tensor

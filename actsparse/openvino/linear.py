@@ -1,0 +1,134 @@
+"""Find the Linear layers of an OpenVINO model: multiplications by a constant weight, compressed or not."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+
+# What may stand between a weight constant and its MatMul, and still leave it a constant.
+DECOMPRESSION = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose"}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One MatMul whose weight is a constant.
+
+    :param node: The MatMul.
+    :param input_port: Where its activations arrive, 0 or 1.
+    :param constant: The weight constant, compressed or not.
+    """
+
+    node: ov.Node
+    input_port: int
+    constant: ov.Node
+
+    @property
+    def name(self) -> str:
+        """The node's friendly name."""
+        return self.node.get_friendly_name()
+
+    @property
+    def module_name(self) -> str:
+        """The torch module's name, as far as the weight constant or the node's name still tell it; else the name."""
+        of_constant, of_node = module_of_constant(self.constant.get_friendly_name()), module_of_node(self.name)
+        if of_constant is None or of_node is None:
+            return of_constant or of_node or self.name
+        # A tied weight is named after its other owner, the embedding; a node may be named after a parent of the layer.
+        return of_constant if of_constant.startswith(f"{of_node}.") else of_node
+
+    @property
+    def weight_port(self) -> int:
+        """The port of the weight."""
+        return 1 - self.input_port
+
+    @property
+    def source(self) -> ov.Output:
+        """The output that the layer reads its activations from."""
+        return self.node.input_value(self.input_port)
+
+    @property
+    def is_input_transposed(self) -> bool:
+        """Whether the layer's input channels are not the last dimension of its activations."""
+        attributes = self.node.get_attributes()
+        return attributes["transpose_a"] if self.input_port == 0 else not attributes["transpose_b"]
+
+    @property
+    def is_weight_transposed(self) -> bool:
+        """Whether the weight is [out_features, in_features], as torch's Linear has it."""
+        attributes = self.node.get_attributes()
+        return attributes["transpose_b"] if self.weight_port == 1 else not attributes["transpose_a"]
+
+    @property
+    def in_features(self) -> int:
+        """How many input channels the layer has."""
+        shape = list(self.node.input_value(self.weight_port).get_shape())
+        return shape[-1] if self.is_weight_transposed else shape[-2]
+
+    @property
+    def out_features(self) -> int:
+        """How many output channels the layer has."""
+        shape = list(self.node.input_value(self.weight_port).get_shape())
+        return shape[-2] if self.is_weight_transposed else shape[-1]
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes the weight takes as it is stored, without scales and zero points."""
+        bits = int(self.constant.get_output_element_type(0).bitwidth)
+        return int(np.prod(list(self.constant.get_output_shape(0)))) * bits // 8
+
+
+def module_of_constant(name: str) -> str | None:
+    """Return the torch module that a weight constant belongs to, or None.
+
+    :param name: `self.model.layers.0.mlp.up_proj.weight`, `self.model….up_proj._openvino_orig_weight`, …
+    """
+    found = re.match(r"(?:self\.|__module\.)?(.+)\.(?:weight|_openvino_orig_weight)(?:[/_].*)?$", name)
+    return found[1] if found else None
+
+
+def module_of_node(name: str) -> str | None:
+    """Return the torch module that a converted node belongs to, or None.
+
+    :param name: `__module.model.layers.0.mlp.up_proj/ov_ext::linear/MatMul`, …
+    """
+    found = re.match(r"__module\.([^/]+)/", name)
+    return found[1] if found else None
+
+
+def find_weight_constant(output: ov.Output) -> ov.Node | None:
+    """Return the constant that `output` is computed from by decompression alone, or None.
+
+    :param output: An input of a MatMul.
+    """
+    node = output.get_node()
+    while node.get_type_name() in DECOMPRESSION:
+        if any(find_constant(node.input_value(i)) is None for i in range(1, node.get_input_size())):
+            return None
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def find_constant(output: ov.Output) -> ov.Node | None:
+    """Return the constant behind nothing but conversions, or None."""
+    node = output.get_node()
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def find_linears(model: ov.Model) -> Iterator[Linear]:
+    """Yield the Linear layers of a model, in topological order.
+
+    :param model: Any OpenVINO model.
+    :return: MatMuls of activations with a two-dimensional constant weight.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        constants = [find_weight_constant(node.input_value(i)) for i in (0, 1)]
+        # Two constants make a constant; none make attention's products.
+        for port, other in ((0, constants[1]), (1, constants[0])):
+            if constants[port] is None and other is not None and len(node.input_value(1 - port).get_shape()) == 2:
+                yield Linear(node, port, other)

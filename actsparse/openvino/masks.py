@@ -1,0 +1,165 @@
+"""Masks in an OpenVINO model: Abs, LessEqual and Select in front of Linear layers."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+
+from actsparse.openvino.linear import Linear, find_constant, find_linears
+
+_TARGETS = ["actsparse", "target_sparsity"]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One mask, and the layers that read what it lets through.
+
+    :param select: The Select node.
+    :param source: What is masked.
+    :param threshold: |x| <= threshold becomes 0; shape [] or [in_features].
+    :param linears: The Linear layers behind it.
+    :param tokens: `all`, or `decode` for a mask that lets everything pass but the runs of one token.
+    """
+
+    select: ov.Node
+    source: ov.Output
+    threshold: np.ndarray
+    linears: tuple[Linear, ...]
+    tokens: str = "all"
+
+
+def find_masks(model: ov.Model) -> list[Mask]:
+    """List the masks of a model, in topological order.
+
+    :param model: An OpenVINO model, sparsified there or converted from a sparsified torch model.
+    :return: Every `Select(LessEqual(Abs(x), threshold), 0, x)` that a Linear layer reads.
+    """
+    readers: dict[str, list[Linear]] = {}
+    for linear in find_linears(model):
+        readers.setdefault(linear.source.get_node().get_name(), []).append(linear)
+    masks = []
+    for node in model.get_ordered_ops():
+        linears = tuple(readers.get(node.get_name(), ()))
+        found = _read_mask(node) if linears else None
+        if found:
+            source, threshold, tokens = found
+            masks.append(Mask(node, source, threshold, linears, tokens))
+    return masks
+
+
+def count_masks(model: ov.Model) -> int:
+    """Return how many masks a model has."""
+    return len(find_masks(model))
+
+
+def insert_mask(linears: list[Linear], threshold: np.ndarray | float, tokens: str = "all") -> Mask:
+    """Mask the input of layers that read the same output.
+
+    :param linears: Layers of one site, not masked yet.
+    :param threshold: A number, or one for each input channel.
+    :param tokens: `all` masks every token, `decode` only runs of a single new token.
+    :return: The new mask.
+    """
+    source = linears[0].source
+    bound = np.asarray(threshold, np.float32)
+    kind = source.get_element_type()
+    # Thresholds stay f32: rounding them to the activations' type could let an entry pass that torch masks.
+    magnitude = ops.absolute(source)
+    if kind != ov.Type.f32:
+        magnitude = ops.convert(magnitude, ov.Type.f32)
+    limit = ops.constant(bound, dtype=np.float32)
+    if tokens == "decode":
+        limit = ops.select(_is_one_token(source), limit, ops.constant(-np.inf, dtype=np.float32))
+    is_small = ops.less_equal(magnitude, limit)
+    select = ops.select(is_small, ops.constant(np.zeros([], np.float32), dtype=kind), source)
+    select.set_friendly_name(f"{linears[0].name}/activation_sparsifier")
+    for linear in linears:
+        linear.node.input(linear.input_port).replace_source_output(select.output(0))
+    return Mask(select, source, bound, tuple(linears), tokens)
+
+
+def remove_masks(model: ov.Model) -> int:
+    """Remove every mask in place.
+
+    :param model: An OpenVINO model.
+    :return: How many there were.
+    """
+    masks = find_masks(model)
+    for mask in masks:
+        for linear in mask.linears:
+            linear.node.input(linear.input_port).replace_source_output(mask.source)
+    return len(masks)
+
+
+def record_targets(model: ov.Model, targets: dict[str, float]) -> None:
+    """Note each layer's target sparsity in the model, where a saved IR keeps it.
+
+    :param model: An OpenVINO model.
+    :param targets: Target sparsity by module name.
+    """
+    model.set_rt_info(json.dumps(targets, sort_keys=True), _TARGETS)
+
+
+def read_targets(model: ov.Model) -> dict[str, float]:
+    """Return the target sparsities that `record_targets` noted, or nothing."""
+    if not model.has_rt_info(_TARGETS):
+        return {}
+    return json.loads(str(model.get_rt_info(_TARGETS).value))
+
+
+def group_by_source(linears: Iterator[Linear] | list[Linear]) -> list[list[Linear]]:
+    """Group layers by the output that they read, in the order of their first one."""
+    groups: dict[tuple[str, int], list[Linear]] = {}
+    for linear in linears:
+        source = linear.source
+        groups.setdefault((source.get_node().get_name(), source.get_index()), []).append(linear)
+    return list(groups.values())
+
+
+def _is_one_token(source: ov.Output) -> ov.Node:
+    # [..., tokens, channels]
+    length = ops.gather(ops.shape_of(source), ops.constant(-2, dtype=np.int64), ops.constant(0, dtype=np.int64))
+    return ops.equal(length, ops.constant(1, dtype=np.int64))
+
+
+def _tells_one_token(output: ov.Output, source: ov.Output) -> bool:
+    equal = output.get_node()
+    gather = equal.input_value(0).get_node() if equal.get_type_name() == "Equal" else None
+    shape = gather.input_value(0).get_node() if gather and gather.get_type_name() == "Gather" else None
+    if gather is None or shape is None or shape.get_type_name() != "ShapeOf" or shape.input_value(0) != source:
+        return False
+    return _is_constant(gather.input_value(1), -2) and _is_constant(equal.input_value(1), 1)
+
+
+def _is_constant(output: ov.Output, value: float) -> bool:
+    constant = find_constant(output)
+    return constant is not None and np.array(constant.data).tolist() == value
+
+
+def _read_mask(node: ov.Node) -> tuple[ov.Output, np.ndarray, str] | None:
+    """Return what a Select masks, its threshold and its tokens, or None if it is not a mask."""
+    if node.get_type_name() != "Select":
+        return None
+    condition, zero, source = (node.input_value(i) for i in range(3))
+    compare = condition.get_node()
+    if compare.get_type_name() != "LessEqual":
+        return None
+    magnitude = compare.input_value(0).get_node()
+    while magnitude.get_type_name() == "Convert":
+        magnitude = magnitude.input_value(0).get_node()
+    limit, tokens = compare.input_value(1), "all"
+    if limit.get_node().get_type_name() == "Select":
+        is_one, limit, otherwise = (limit.get_node().input_value(i) for i in range(3))
+        if not _tells_one_token(is_one, source) or not _is_constant(otherwise, -np.inf):
+            return None
+        tokens = "decode"
+    bound, zero_constant = find_constant(limit), find_constant(zero)
+    if magnitude.get_type_name() != "Abs" or bound is None or zero_constant is None:
+        return None
+    if magnitude.input_value(0) != source or np.any(np.asarray(zero_constant.data)):
+        return None
+    threshold = np.array(bound.data, np.float32)
+    return source, threshold.reshape(-1) if threshold.size > 1 else threshold.reshape([]), tokens

@@ -1,0 +1,26 @@
+// Run all tests; or with an argument, name the kernels that run here, the selected ones first.
+#include <chrono>
+#include <cstdio>
+
+#include "check.hpp"
+#include "kernels.hpp"
+
+int main(int count, char**) {
+    if (count > 1) {
+        std::printf("%s\n", actsparse::selected_kernels().name);
+        for (const actsparse::Kernels* kernels : actsparse::available_kernels()) std::printf("%s\n", kernels->name);
+        return 0;
+    }
+    const struct {
+        const char* name;
+        void (*run)();
+    } tests[] = {{"float16", test_float16}, {"elementwise", test_elementwise},   {"lists", test_lists},
+                 {"sites", test_sites},     {"special values", test_special_values}, {"two callers", test_two_callers}};
+    for (const auto& test : tests) {
+        const auto start = std::chrono::steady_clock::now();
+        test.run();
+        std::printf("%s: %.1f s\n", test.name, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        std::fflush(stdout);
+    }
+    return 0;
+}

@@ -1,0 +1,114 @@
+"""The extension's kernels, without OpenVINO, under the address and undefined behaviour sanitizers."""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from actsparse.openvino.build import SOURCES, BuildError, find_compiler
+
+TESTS = Path(__file__).parent / "extension"
+# They need OpenVINO's headers.
+OPENVINO_SOURCES = {"operations.cc", "extension.cc"}
+OVERFLOW = TESTS / "overflow.cc"
+
+FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# Vectors in whose spare capacity nobody may read or write.
+FLAGS += ["-D_GLIBCXX_ASSERTIONS", "-D_GLIBCXX_SANITIZE_VECTOR", f"-I{SOURCES}", f"-I{TESTS}"]
+
+# The leak check does not work in every container, and is not what is tested.
+ASAN_OPTIONS = "detect_leaks=0"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A compiler whose sanitizers work, and what it has made."""
+
+    command: tuple[str, ...]
+    folder: Path
+
+    def build(self, *sources: Path) -> Path:
+        """Compile and link sources, or return the program that an earlier run of the tests made of the same ones."""
+        read = sorted({*sources, *SOURCES.glob("*.hpp"), *TESTS.glob("*.hpp")})
+        digest = hashlib.sha256(repr((self.command, FLAGS)).encode())
+        for path in read:
+            digest.update(path.read_bytes())
+        program = self.folder / digest.hexdigest()[:16]
+        if program.exists():
+            return program
+        with tempfile.TemporaryDirectory(dir=self.folder) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [Path(name) / f"{source.name}.o" for source in sources]
+            commands = [["-c", str(source), "-o", str(to)] for source, to in zip(sources, objects, strict=True)]
+            list(pool.map(self._run, commands))
+            made = Path(name) / "program"
+            self._run([*map(str, objects), "-o", str(made)])
+            made.replace(program)
+        return program
+
+    def _run(self, arguments: list[str]) -> None:
+        done = subprocess.run([*self.command, *FLAGS, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def run(program: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"ASAN_OPTIONS": ASAN_OPTIONS} | environment
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, env=variables)
+
+
+@pytest.fixture(scope="module")
+def toolchain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Toolchain:
+    try:
+        command = find_compiler().command
+    except BuildError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("kernels")
+    if request.config.pluginmanager.has_plugin("cacheprovider"):  # compiling takes longer than running
+        with contextlib.suppress(OSError):
+            folder = request.config.cache.mkdir("kernels")
+    trial = folder / "trial.cc"
+    trial.write_text("int main() { return 0; }\n")
+    done = subprocess.run([*command, *FLAGS, str(trial), "-o", str(folder / "trial")], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"the C++ compiler has no sanitizers: {done.stderr.strip().splitlines()[-1]}")
+    if run(folder / "trial").returncode != 0:
+        pytest.skip("programs with sanitizers do not start here")
+    return Toolchain(command, folder)
+
+
+@pytest.fixture(scope="module")
+def kernel_tests(toolchain: Toolchain) -> Path:
+    kernels = [path for path in sorted(SOURCES.glob("*.cc")) if path.name not in OPENVINO_SOURCES]
+    tests = [path for path in sorted(TESTS.glob("*.cc")) if path != OVERFLOW]
+    return toolchain.build(*kernels, *tests)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [((), "heap-buffer-overflow"), (("signed",), "signed integer overflow")],
+    ids=["address", "undefined"],
+)
+def test_a_planted_mistake_does_not_get_past_the_sanitizers(toolchain, arguments, complaint):
+    done = run(toolchain.build(OVERFLOW), *arguments)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_kernels_are_right_and_clean_under_the_sanitizers(kernel_tests):
+    done = run(kernel_tests)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count(" s\n") == 6
+
+
+def test_the_environment_chooses_among_the_kernels_that_run_here(kernel_tests):
+    best, *available = run(kernel_tests, "list", ACTSPARSE_ISA="").stdout.split()
+    assert best == available[0]
+    assert available[-1] == "portable"
+    for name in available:
+        assert run(kernel_tests, "list", ACTSPARSE_ISA=name).stdout.split()[0] == name
+    assert run(kernel_tests, "list", ACTSPARSE_ISA="unknown").stdout.split()[0] == best
