@@ -20,9 +20,9 @@ from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.files import prepare_folder
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
-from actsparse.plot import plot_sparsity_by_layer
 from actsparse.openvino.detect import find_openvino_model
 from actsparse.openvino.require import require_optimum
+from actsparse.plot import plot_sparsity_by_layer
 from actsparse.report import Report, Row, acceleration_table, sparsity_table, write_json
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import sparsify_activations

@@ -1,6 +1,7 @@
 """Plots; they need the `plot` extra."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def _group_by_kind(report: SparsityReport) -> dict[str, list[tuple[float, float]
     for layers in sites.values():
         # Layers of a site see one tensor: unless their targets differ, the first speaks for all.
         roles = dict.fromkeys(role for layer in layers for role in layer.roles)
-        kinds.setdefault(" + ".join(roles) or "other", []).append((layers[0].sparsity, layers[0].target_sparsity))
+        target = layers[0].target_sparsity
+        point = (layers[0].sparsity, math.nan if target is None else target)
+        kinds.setdefault(" + ".join(roles) or "other", []).append(point)
     return kinds
 
 

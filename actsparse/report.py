@@ -125,8 +125,8 @@ def sparsity_table(sparsity: SparsityReport, title: str) -> Table:
         table.add_column(column, justify="left" if column == "role" else "right")
     for role, measured in sparsity.by_role.items():
         layers = [x for x in sparsity.layers if ("+".join(x.roles) or "other") == role]
-        targets = sorted({x.target_sparsity for x in layers})
-        span = " – ".join(percent(t) for t in dict.fromkeys((targets[0], targets[-1])))
+        targets = sorted({x.target_sparsity for x in layers if x.target_sparsity is not None})
+        span = " – ".join(percent(t) for t in dict.fromkeys((*targets[:1], *targets[-1:]))) or "–"
         table.add_row(role, str(len(layers)), span, percent(measured))
     table.add_section()
     table.add_row("all, by weight bytes", str(len(sparsity.layers)), "", percent(sparsity.sparsity))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-PACKAGES = ("actsparse", "torch", "nncf", "transformers")
+PACKAGES = ("actsparse", "torch", "nncf", "openvino", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
 # What the benchmarks write themselves does not make the code that they measure another one.
 _WRITTEN = (":(exclude)benchmarks/results", ":(exclude)benchmarks/README.md")

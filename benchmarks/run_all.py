@@ -20,7 +20,16 @@ from rich.console import Console
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
 README = FOLDER / "README.md"
-BENCHMARKS = ("parity", "calibration_time", "calibration_memory", "mask_cost", "target_met")
+BENCHMARKS = (
+    "parity",
+    "calibration_time",
+    "calibration_memory",
+    "mask_cost",
+    "target_met",
+    "decode_speed",
+    "kernel_speed",
+    "openvino_numbers",
+)
 DEMO = "demo"
 FRONT_PAGE = FOLDER.parent / "README.md"
 

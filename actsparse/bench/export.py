@@ -32,6 +32,8 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     },
     "f16": {},
 }
+# Bytes of each weight, scales and INT8 layers of INT4 models included.
+WEIGHT_BYTES = {"int8": 1.05, "int4": 0.65, "f16": 2.0}
 
 
 def require_exporter() -> None:

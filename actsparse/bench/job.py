@@ -13,12 +13,12 @@ import openvino as ov
 from actsparse import assets
 from actsparse.bench import tokens as bench_tokens
 from actsparse.bench.decoder import Decoder, find_unknown_inputs, make_core, make_settings
-from actsparse.bench.export import WEIGHTS
+from actsparse.bench.export import WEIGHT_BYTES, WEIGHTS
 from actsparse.bench.memory import measure_peak_memory
 from actsparse.bench.prepare import DenseModel, Source, find_source, prepare_dense
 from actsparse.bench.resources import count_cores, measure_copy_bandwidth, require_memory
 from actsparse.bench.results import BenchReport, Point, Quantiles, Side, Timing, best_precision
-from actsparse.bench.shapes import SEED, SHAPES
+from actsparse.bench.shapes import SEED, SHAPES, count_parameters
 from actsparse.bench.sparse import SparseModel, count_linear_bytes, make_sparse, measure_reads
 from actsparse.bench.timing import time_decoding, time_first_token
 from actsparse.environment import describe_environment
@@ -38,7 +38,7 @@ DEFAULT_SPARSITY = "0.5"
 PROMPT_LENGTHS = (32, 128, 512, 1024)
 # Each of the four compiled models holds its weights, beside the mapped files: 9.2 GB measured with `1b` as int8, a
 # quarter of it mapped.
-_MEMORY_FACTOR, _MEMORY_BYTES = 6.0, 2.0**30
+_NUM_COMPILED, _MEMORY_FACTOR, _MEMORY_BYTES = 4, 6.0, 2.0**30
 
 Say = Callable[[str], None]
 
@@ -124,6 +124,9 @@ def run_bench(job: BenchJob, say: Say) -> BenchReport:
     _require_outputs(job)
     extension = extension_path()
     source = find_source(job.model)
+    if source.config is not None:
+        weight_bytes = count_parameters(source.config) * WEIGHT_BYTES[job.weights or "int8"]
+        _require_memory(job, weight_bytes, source.config.vocab_size)
     texts = _load_texts(job, source)
     dense = prepare_dense(source, job.weights, say)
     bench = _set_up(job, dense, texts, extension, say)
@@ -177,14 +180,13 @@ def _set_up(job: BenchJob, dense: DenseModel, texts: Any, extension: Path, say: 
     if length > max_length:
         msg = f"{job.model} reads at most {max_length} tokens, but prompts and decoding take {length}"
         raise ActsparseError(msg)
-    size = dense.xml.with_suffix(".bin").stat().st_size
-    require_memory(size * _MEMORY_FACTOR + _MEMORY_BYTES, f"comparing two forms of {job.model} in one process")
+    vocabulary = int(dense.config["vocab_size"])
+    _require_memory(job, dense.xml.with_suffix(".bin").stat().st_size, vocabulary)
     sizes = {
         "num_batches": job.num_batches,
         "calibration_length": min(bench_tokens.CALIBRATION_LENGTH, max_length),
         "length": length,
     }
-    vocabulary = int(dense.config["vocab_size"])
     if dense.has_text:
         tokens = bench_tokens.read_tokens(dense, *texts, **sizes)
     else:
@@ -254,6 +256,13 @@ def _time_both(bench: _Bench, xml: Path, decoded: np.ndarray) -> dict[str, dict[
         }
         for side in ("dense", "sparse")
     }
+
+
+def _require_memory(job: BenchJob, weight_bytes: float, vocabulary: int) -> None:
+    # Logits of every prompt token, in fp32, twice in each compiled model.
+    logits = 2 * 4 * _NUM_COMPILED * max(job.prompt_lengths) * vocabulary
+    needed = weight_bytes * _MEMORY_FACTOR + logits + _MEMORY_BYTES
+    require_memory(needed, f"comparing dense and sparse {job.model} in one process")
 
 
 def _require_outputs(job: BenchJob) -> None:

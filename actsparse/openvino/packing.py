@@ -53,9 +53,11 @@ def pack_site(layers: list[Weights], threshold: np.ndarray) -> PackedSite:
     rows = [_pack_rows(values[begin : begin + width], first.type) for begin in range(0, len(values), width)]
     parts = [np.ascontiguousarray(threshold, np.float32), np.concatenate([row.reshape(-1) for row in rows])]
     scale_type = "f32"
-    if first.scale is not None:
-        scale = np.pad(np.concatenate([layer.scale for layer in layers]), [(0, padding), (0, 0)])
-        zero = np.pad(np.concatenate([layer.zero for layer in layers]), [(0, padding), (0, 0)])
+    scales = [layer.scale for layer in layers if layer.scale is not None]
+    zeros = [layer.zero for layer in layers if layer.zero is not None]
+    if scales:
+        scale = np.pad(np.concatenate(scales), [(0, padding), (0, 0)])
+        zero = np.pad(np.concatenate(zeros), [(0, padding), (0, 0)])
         if first.type == "u8":
             parts += [scale[:, 0].astype(np.float32), zero[:, 0].astype(np.float32)]
         else:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from actsparse.bench import job as job_module
+from actsparse.bench import resources
 from actsparse.bench.job import BenchJob, parse_lengths, run_bench
 from actsparse.bench.prepare import find_source, prepare_dense
 from actsparse.bench.results import BenchReport
@@ -127,6 +128,14 @@ def test_without_the_extension_there_is_nothing_to_measure(monkeypatch: pytest.M
 def test_prompts_longer_than_the_model_reads_are_refused(measured: Any) -> None:
     with pytest.raises(ActsparseError, match="reads at most 256 tokens"):
         run_bench(BenchJob("tiny", prompt_lengths=(257,)), ignore)
+
+
+def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "available_memory", lambda: 8 * 2**30)
+    said: list[str] = []
+    with pytest.raises(ActsparseError, match=r"3b in one process needs about .* GiB of memory, but 8\.0 GiB are free"):
+        run_bench(BenchJob("3b"), said.append)
+    assert said == []
 
 
 def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:

@@ -59,13 +59,19 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.median(errors))
 
 
+def make_model_of(results: Any, x: Any) -> Any:
+    # Its stubs confuse two classes of that name.
+    make: Any = ov.Model
+    return make(results, [x])
+
+
 def make_site(mode: nncf.CompressWeightsMode, group_size: int, threshold: float) -> ov.Model:
     """Make a model of two Linear layers that read one masked input of 512 channels."""
     rng = np.random.default_rng(0)
     x = ov.opset13.parameter([1, -1, 512], np.float32)
     weights = [rng.normal(size=(out, 512)).astype(np.float32) for out in (300, 72)]
     layers = [ov.opset13.matmul(x, ov.opset13.constant(weight), False, True) for weight in weights]
-    model = ov.Model([ov.opset13.result(layer) for layer in layers], [x])
+    model = make_model_of([ov.opset13.result(layer) for layer in layers], x)
     settings = {"group_size": group_size, "all_layers": True} if group_size else {}
     model = nncf.compress_weights(model, mode=mode, **settings)
     insert_mask(list(find_linears(model)), threshold)
@@ -260,7 +266,7 @@ def test_nan_spreads_as_in_a_dense_layer(make_sparse: Callable[..., ov.Model]) -
     features = node.get_input_partial_shape(0)[2].get_length()
     x = ov.opset13.parameter([1, -1, features], np.float32)
     node.input(0).replace_source_output(x.output(0))
-    alone = ov.Model([ov.opset13.result(output) for output in node.outputs()], [x])
+    alone = make_model_of([ov.opset13.result(output) for output in node.outputs()], x)
     request = ov.Core().compile_model(alone, "CPU").create_infer_request()
     for length in (1, 2, 20):
         values = np.ones((1, length, features), np.float32)

@@ -22,6 +22,9 @@ from actsparse.openvino.placement import LayerMask, masks_of
 from actsparse.openvino.runner import Runner
 from actsparse.thresholds import LayerRecord
 
+# pyright cannot tell the overloads of its constructor apart.
+make_graph: Any = ov.Model
+
 DOWN = TargetScope(roles=("ffn.down",))
 
 
@@ -60,7 +63,7 @@ def test_masks_thresholds_and_outputs_are_those_of_the_torch_model(
 def dequantize(linear: Linear) -> torch.Tensor:
     """Compute a layer's weight as OpenVINO does, [out_features, in_features]."""
     weight = linear.node.input_value(linear.weight_port)
-    values = ov.Core().compile_model(ov.Model([weight], [], "weight"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    values = ov.Core().compile_model(make_graph([weight], [], "weight"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = torch.from_numpy(np.array(values([])[0]))
     return found if linear.is_weight_transposed else found.T
 
@@ -96,7 +99,7 @@ def test_int8_weights_keep_their_masks(
         while table.get_node().get_type_name() != "Gather":
             found = table
             table = next(iter(table.get_target_inputs())).get_node().output(0)
-        compiled = ov.Core().compile_model(ov.Model([found], [], "table"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = ov.Core().compile_model(make_graph([found], [], "table"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         reference.get_input_embeddings().weight.copy_(torch.from_numpy(np.array(compiled([])[0])))
         sparsify_activations(reference, batches[:1], 0.5)
         for name, s in named_sparsifiers(reference):

@@ -11,6 +11,9 @@ import torch
 from actsparse.errors import ActsparseError
 from actsparse.openvino.inputs import make_inputs
 
+# pyright cannot tell the overloads of its constructor apart.
+make_graph: Any = ov.Model
+
 IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
 
 
@@ -22,7 +25,7 @@ def make_model(**shapes: list[int]) -> ov.Model:
         parameter = ops.parameter(shape, kind, name=name)
         parameter.output(0).get_tensor().set_names({name.replace("__", ".")})
         parameters.append(parameter)
-    return ov.Model([ops.result(parameter) for parameter in parameters], parameters, "inputs")
+    return make_graph([ops.result(parameter) for parameter in parameters], parameters, "inputs")
 
 
 @pytest.fixture

@@ -174,9 +174,10 @@ class ErrorCase:
     settings: Any = ()
 
 
-def nan_batches() -> Any:
-    raise RuntimeError("broken reader")
-    yield
+def broken_batches() -> Any:
+    yield from ()
+    msg = "broken reader"
+    raise RuntimeError(msg)
 
 
 ERRORS = [
@@ -198,7 +199,7 @@ ERRORS = [
     ),
     ErrorCase("missing input", {DOWN: 0.5}, DatasetError, "no input_ids", dataset=[{}]),
     ErrorCase("wrong rank", {DOWN: 0.5}, DatasetError, "batch 0", dataset=[{"input_ids": torch.ones(3)}]),
-    ErrorCase("broken batch", {DOWN: 0.5}, RuntimeError, "broken reader", dataset=nan_batches),
+    ErrorCase("broken batch", {DOWN: 0.5}, RuntimeError, "broken reader", dataset=broken_batches),
     ErrorCase("algorithm", {DOWN: 0.5}, ActsparseError, "unknown algorithm", settings=(("algorithm", "magic"),)),
     ErrorCase("tokens", {DOWN: 0.5}, ActsparseError, "tokens must be", settings=(("tokens", "some"),)),
 ]
@@ -286,7 +287,7 @@ def test_masks_and_what_is_known_of_them_survive_saving(
 def test_masks_survive_compression(mode: str, openvino_llama: ov.Model, batches: list[Any]) -> None:
     sparsify_activations(openvino_llama, batches, 0.5)
     before = masks_of(openvino_llama)
-    settings = {} if mode.startswith("INT8") else {"group_size": 16}
+    settings: dict[str, Any] = {} if mode.startswith("INT8") else {"group_size": 16}
     compressed = nncf.compress_weights(openvino_llama, mode=nncf.CompressWeightsMode[mode], **settings)
     assert masks_of(compressed) == before
 

@@ -103,15 +103,15 @@ def test_masks_of_which_nothing_is_known_are_not_saved(openvino_llama: ov.Model,
 
 
 def test_optimums_models_use_the_masks_at_once(export_folder: Any, batches: list[Any], tmp_path: Path) -> None:
-    model = OVModelForCausalLM.from_pretrained(export_folder("llama"))
+    model: Any = OVModelForCausalLM.from_pretrained(export_folder("llama"))
     dense = model(**batches[0]).logits
     assert sparsify_activations(model, batches, TARGETS) is model
     sparse = model(**batches[0]).logits
     assert not torch.allclose(dense, sparse, atol=1e-2)
     save_thresholds(model, tmp_path / "thresholds")
     model.save_pretrained(tmp_path / "model")
-    reloaded = OVModelForCausalLM.from_pretrained(tmp_path / "model")
+    reloaded: Any = OVModelForCausalLM.from_pretrained(tmp_path / "model")
     assert describe_openvino(reloaded.model) == describe_openvino(model.model)
-    other = load_thresholds(OVModelForCausalLM.from_pretrained(export_folder("llama")), tmp_path / "thresholds")
+    other: Any = load_thresholds(OVModelForCausalLM.from_pretrained(export_folder("llama")), tmp_path / "thresholds")
     assert len(find_masks(other.model)) == 4
     torch.testing.assert_close(other(**batches[0]).logits, sparse)

@@ -184,7 +184,12 @@ bool SparseLinear::visit_attributes(ov::AttributeVisitor& visitor) {
     return true;
 }
 
+// While parallel loops wait, this thread must not take up another request's work: it would overwrite what this one keeps.
 bool SparseLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    return tbb::this_task_arena::isolate([&] { return run(outputs, inputs); });
+}
+
+bool SparseLinear::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const Site site = site_of(m_site, inputs[1], inputs[0].get_shape(), m_is_exact);
     std::vector<float*> data;
     for (size_t i = 0; i < outputs.size(); ++i) {
@@ -230,6 +235,10 @@ bool SparseFeedForward::visit_attributes(ov::AttributeVisitor& visitor) {
 }
 
 bool SparseFeedForward::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    return tbb::this_task_arena::isolate([&] { return run(outputs, inputs); });
+}
+
+bool SparseFeedForward::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const Site in = site_of(m_in, inputs[1], inputs[0].get_shape(), m_is_exact);
     const Site down = site_of(m_down, inputs[2], inputs[0].get_shape(), m_is_exact);
     const Threads threads = openvino_threads();

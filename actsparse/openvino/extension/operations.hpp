@@ -38,6 +38,8 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
 private:
+    bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
+
     SiteAttributes m_site;
     bool m_is_exact = false;
 };
@@ -57,6 +59,8 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
 private:
+    bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
+
     SiteAttributes m_in, m_down;
     std::string m_activation = "silu";
     bool m_is_exact = false;

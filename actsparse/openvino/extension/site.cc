@@ -14,6 +14,7 @@ constexpr size_t kMaxUnionTokens = 8;
 constexpr size_t kBlockTokens = 240;            // tokens that share one reading of the weights; a multiple of 6
 constexpr size_t kBlockSums = 64 * 1024;        // floats of sums a thread works on: they stay in its second-level cache
 constexpr size_t kTileOutputs = 128;            // a line of u4 weights
+constexpr size_t kTilesPerThread = 4;
 
 bool is_integer(const Weights& weights) { return weights.type == WeightType::u8 || weights.type == WeightType::u4; }
 
@@ -245,7 +246,9 @@ void multiply_many(const Weights& weights, size_t tokens, const std::vector<Outp
     for (size_t token = 0; token < tokens; token += kBlockTokens) {
         const size_t token_end = std::min(tokens, token + kBlockTokens);
         const size_t fitting = kBlockSums / (token_end - token) / kTileOutputs * kTileOutputs;
-        const size_t width = std::min(panel_outputs, std::max(kTileOutputs, fitting));
+        // Enough tiles for every thread to end at about the same time.
+        const size_t even = weights.out / (kTilesPerThread * threads.count) / kTileOutputs * kTileOutputs;
+        const size_t width = std::min(panel_outputs, std::max(kTileOutputs, std::min(fitting, even)));
         const size_t tiles = (panel_outputs + width - 1) / width;  // in a panel
         threads.run(weights.panels() * tiles, [&, token](size_t task) {
             static thread_local std::vector<float> block;

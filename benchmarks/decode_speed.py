@@ -1,0 +1,115 @@
+"""
+Time decoding with OpenVINO, dense and accelerated: the cases and bars of the runtime.
+
+    python benchmarks/decode_speed.py [--json FILE] [--only CASE ...] [--folder FOLDER]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from report import Bar, Measurement, describe_run, make_table, write_json
+from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    One call of `actsparse bench`, and the speed-ups it has to reach.
+
+    :param arguments: The command line after `actsparse bench`.
+    :param speedups: Least decoding speed-up of each sparsity, in the command's order.
+    :param has_prompts: Whether times to first token and memory have bars too.
+    """
+
+    arguments: tuple[str, ...]
+    speedups: tuple[float, ...]
+    has_prompts: bool = False
+
+
+CASES = {
+    "1b, all 50%": Case(("1b", "--sparsity", "0.5", "--prompt-lengths", "128,1024"), (1.5,), has_prompts=True),
+    "1b, all 5–70%": Case(("1b", "--sparsity", "0.05,0.4,0.6,0.7", "--prompt-lengths", "32"), (1.0, 1.3, 1.75, 2.1)),
+    "1b, up/gate 30% + down 50%": Case(
+        ("1b", "--role", "ffn.up=0.3", "--role", "ffn.gate=0.3", "--role", "ffn.down=0.5", "--prompt-lengths", "32"),
+        (1.15,),
+    ),
+    "1b INT4, all 50%": Case(("1b", "--weights", "int4", "--sparsity", "0.5", "--prompt-lengths", "128"), (1.3,)),
+    "default, all 50%": Case(("default", "--sparsity", "0.5", "--prompt-lengths", "128"), (1.3,)),
+}
+PROMPT_LIMIT = 1.1
+MEMORY_LIMIT = 1.15
+
+
+def run_case(name: str, folder: Path) -> dict[str, Any]:
+    """
+    Run one case, or read its result if the folder has it.
+
+    :param name: The case.
+    :param folder: Where results are kept.
+    :return: What `actsparse bench` wrote.
+    """
+    path = folder / f"{list(CASES).index(name)}.json"
+    if not path.is_file():
+        Console(stderr=True).rule(name)
+        command = [sys.executable, "-m", "actsparse", "bench", *CASES[name].arguments, "--json", str(path)]
+        subprocess.run(command, check=True)
+    return json.loads(path.read_text())
+
+
+def make_bars(name: str, result: dict[str, Any]) -> list[Bar]:
+    """
+    Judge one case.
+
+    :param name: The case.
+    :param result: What `actsparse bench` wrote.
+    :return: Its figures and bars.
+    """
+    case, bars = CASES[name], []
+    for point, limit in zip(result["points"], case.speedups, strict=True):
+        times = f"{point['dense']['decode_ms']['median']:.1f} ms over {point['sparse']['decode_ms']['median']:.1f} ms"
+        measured = f"{point['measured_sparsity']:.1%} measured"
+        bars.append(
+            Bar(f"{name}: decoding speed-up", point["decode_speedup"], limit, True, note=f"{measured}, {times}")
+        )
+    if case.has_prompts:
+        for length, ratio in result["ttft_ratio"].items():
+            bars.append(Bar(f"{name}: first token after {length}, over dense", ratio, PROMPT_LIMIT))
+        ratio = result["sparse"]["peak_rss_mb"] / result["dense"]["peak_rss_mb"]
+        bars.append(Bar(f"{name}: peak memory over dense", ratio, MEMORY_LIMIT))
+    return bars
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the cases.
+
+    :param arguments: The command line; None takes that of the process.
+    :return: The exit code: 0 if every bar is reached, 1 if not.
+    """
+    parser = argparse.ArgumentParser(description="Time decoding with OpenVINO, dense and accelerated.")
+    parser.add_argument("--json", type=Path, help="write every figure to this file too")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="these cases alone")
+    parser.add_argument("--folder", type=Path, help="keep the results of single cases here, and use those it has")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = {name: run_case(name, folder) for name in options.only}
+    bars = tuple(bar for name, result in results.items() for bar in make_bars(name, result))
+    settings = {name: result["settings"] for name, result in results.items()}
+    measurement = Measurement(bars, settings, {name: result["points"] for name, result in results.items()})
+    Console().print(make_table("decode_speed", bars))
+    if options.json is not None:
+        write_json(options.json, describe_run("decode_speed", "python benchmarks/decode_speed.py", measurement))
+    return 0 if measurement.is_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
