@@ -14,7 +14,7 @@ from actsparse.openvino.detect import find_openvino_model, forget_compiled
 
 def test_a_model_is_itself_and_optimums_is_what_it_wraps(openvino_llama: ov.Model, export_folder: Any) -> None:
     assert find_openvino_model(openvino_llama) is openvino_llama
-    wrapped = OVModelForCausalLM.from_pretrained(export_folder("llama"))
+    wrapped: Any = OVModelForCausalLM.from_pretrained(export_folder("llama"))
     assert find_openvino_model(wrapped) is wrapped.model
     forget_compiled(wrapped)
     assert wrapped.request is None

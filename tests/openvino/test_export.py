@@ -95,7 +95,7 @@ def test_int8_weights_keep_their_masks(
         for name, call in calls.items():
             reference.get_submodule(name).weight.copy_(dequantize(call))
         embedding = next(n for n in exported.get_ops() if n.get_friendly_name().endswith("embed_tokens.weight"))
-        table = embedding.output(0)
+        found = table = embedding.output(0)
         while table.get_node().get_type_name() != "Gather":
             found = table
             table = next(iter(table.get_target_inputs())).get_node().output(0)
@@ -110,7 +110,7 @@ def test_int8_weights_keep_their_masks(
 
 def test_optimum_loads_and_generates_what_torch_does(make_model: Any, batches: list[Any], tmp_path: Path) -> None:
     model = sparsify_activations(make_model(), batches, {DOWN: 0.5})
-    loaded = OVModelForCausalLM.from_pretrained(
+    loaded: Any = OVModelForCausalLM.from_pretrained(
         export_model(model, tmp_path), ov_config={"INFERENCE_PRECISION_HINT": "f32"}
     )
     assert masks_of(loaded.model) == expected_masks(model)

@@ -77,7 +77,7 @@ def test_word_perplexity_and_cost_are_those_of_the_torch_model(
 def test_a_window_of_the_models_own_limit_is_taken_from_optimums_configuration(
     export_folder: Any, tokenizer: Any
 ) -> None:
-    model = OVModelForCausalLM.from_pretrained(export_folder("llama"), compile=False)
+    model: Any = OVModelForCausalLM.from_pretrained(export_folder("llama"), compile=False)
     assert word_perplexity(model, tokenizer, PAGES, progress=False).max_length == 64
     with pytest.raises(ActsparseError, match="at most 64"):
         word_perplexity(model, tokenizer, PAGES, max_length=65, progress=False)

@@ -211,7 +211,7 @@ def test_a_failed_call_leaves_the_model_as_it_was(
 ) -> None:
     sparsify_activations(openvino_llama, batches[:1], {GATE_AND_UP: 0.5})
     before = picture(openvino_llama)
-    dataset = batches if case.dataset is None else case.dataset() if callable(case.dataset) else case.dataset
+    dataset: Any = batches if case.dataset is None else case.dataset() if callable(case.dataset) else case.dataset
     with pytest.raises(case.error, match=case.message):
         sparsify_activations(openvino_llama, dataset, case.targets, **dict(case.settings))
     assert picture(openvino_llama) == before
