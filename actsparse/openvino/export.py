@@ -48,10 +48,13 @@ def export_model(model: nn.Module, folder: str | Path, tokenizer: Any = None) ->
             _set_masks(converted, sparsifiers)
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, Path(work))
-            for file in Path(work).iterdir():
-                if file.stem != Path(MODEL_FILE).stem:
-                    shutil.move(file, folder / file.name)
-            ov.save_model(converted, folder / MODEL_FILE, compress_to_fp16=False)
+            finished = Path(work) / "finished"
+            finished.mkdir()
+            ov.save_model(converted, finished / MODEL_FILE, compress_to_fp16=False)
+            others = [file for file in Path(work).iterdir() if file.is_file() and file.stem != Path(MODEL_FILE).stem]
+            # Moved, not written: whoever has mapped an earlier model's weights keeps them. The description goes last.
+            for file in sorted([*others, *finished.iterdir()], key=lambda file: file.name == MODEL_FILE):
+                shutil.move(file, folder / file.name)
     except OSError as error:
         msg = f"{folder} cannot be written: {one_line(error)}"
         raise OutputError(msg) from error

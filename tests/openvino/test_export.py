@@ -195,3 +195,10 @@ def test_openvinos_own_conversion_keeps_the_masks(mode: Any, how: str) -> None:
         assert masks_of(converted).keys() == {"gate", "up", "down"}
     found = next(iter(Runner(converted).run(x).values()))
     np.testing.assert_allclose(found, expected, atol=1e-3 if mode is None else 1e-2)
+
+
+def test_whoever_has_loaded_an_earlier_export_keeps_it(make_model: Any, batches: list[Any], tmp_path: Path) -> None:
+    loaded = ov.Core().read_model(export_model(make_model(), tmp_path) / "openvino_model.xml")
+    before = logits_of(loaded, batches[0])
+    export_model(sparsify_activations(make_model(), batches, 0.9), tmp_path)
+    np.testing.assert_array_equal(logits_of(loaded, batches[0]), before)
