@@ -118,10 +118,17 @@ def test_two_processes_that_build_at_once_end_with_the_same_library(sources, tmp
     assert left_over(tmp_path / "cache") == []
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Put another file in the place of one that this process may have loaded: changing that one would crash it."""
+    copy = path.with_name("copy")
+    copy.write_bytes(data)
+    copy.replace(path)
+
+
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["no library", "a damaged library"])
 def test_where_files_cannot_be_locked_the_first_library_counts(monkeypatch, is_damaged, tmp_path):
     if is_damaged:
-        extension_path().write_bytes(b"damaged")
+        replace_file(extension_path(), b"damaged")
     barrier, publish = threading.Barrier(2, timeout=30), build._publish
 
     def publish_together(*folders: Path) -> None:
@@ -227,10 +234,7 @@ def replace_by_text(library: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, flip_byte, lose_record, spoil_record, lose_library, replace_by_text])
 def test_a_damaged_library_is_built_again(damage, tmp_path):
     library = extension_path()
-    # A copy: this process may have loaded the library.
-    copy = library.with_name("copy")
-    copy.write_bytes(library.read_bytes())
-    copy.replace(library)
+    replace_file(library, library.read_bytes())
     damage(library)
     assert describe_build().state != "ready"
     assert extension_path() == library
