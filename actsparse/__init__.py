@@ -1,7 +1,8 @@
 """Activation sparsity for language models: one call that masks, keeps INT8, and says what it cost."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actsparse.lazy import export_lazily
 
 if TYPE_CHECKING:
     from actsparse.errors import ActsparseError as ActsparseError
@@ -27,13 +28,4 @@ _HOMES = {
     "word_perplexity": "evaluation.word_perplexity",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = export_lazily(globals(), _HOMES)

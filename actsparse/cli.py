@@ -47,6 +47,13 @@ Int8Option = Annotated[
     str | None,
     typer.Option("--int8", metavar="asym|sym", help="Compress the weights with nncf.compress_weights first."),
 ]
+TargetOption = Annotated[
+    list[str],
+    typer.Option(metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated."),
+]
+RoleOption = Annotated[
+    list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16.")]
 
 
@@ -90,12 +97,8 @@ def demo(
 def sparsify(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the thresholds and the report.")],
-    target: Annotated[
-        list[str], typer.Option(metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated.")
-    ] = [],  # noqa: B006
-    role: Annotated[
-        list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
-    ] = [],  # noqa: B006
+    target: TargetOption = [],  # noqa: B006
+    role: RoleOption = [],  # noqa: B006
     sparsity: Annotated[
         float | None, typer.Option(metavar="S", help="One sparsity for all Linear layers of the blocks.")
     ] = None,
@@ -191,12 +194,8 @@ def bench(
             metavar="S[,S…]", help="Sparsity of all Linear layers of the blocks; 0.5 by default. Each S is measured."
         ),
     ] = [],  # noqa: B006
-    target: Annotated[
-        list[str], typer.Option(metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated.")
-    ] = [],  # noqa: B006
-    role: Annotated[
-        list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
-    ] = [],  # noqa: B006
+    target: TargetOption = [],  # noqa: B006
+    role: RoleOption = [],  # noqa: B006
     weights: Annotated[
         str | None, typer.Option(metavar="int8|int4|f16", help="How weights are stored; int8 by default.")
     ] = None,

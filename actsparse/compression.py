@@ -28,12 +28,13 @@ def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
     if mode not in INT8_MODES:
         msg = f"unknown INT8 mode {mode!r}; nearest: {nearest(mode, INT8_MODES)}"
         raise ActsparseError(msg)
-    with _quiet():
+    with quiet_nncf():
         return nncf.compress_weights(model, mode=INT8_MODES[mode], dataset=nncf.Dataset([example_input]))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_nncf() -> Iterator[None]:
+    """Keep NNCF from logging and printing."""
     level = nncf_logger.level
     nncf_logger.setLevel(logging.WARNING)
     try:

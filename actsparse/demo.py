@@ -92,19 +92,20 @@ def run_demo(
             "tokens masked": "all",
         },
     )
-    write_report(report, out)
+    write_report(report, out, report.to_dict())
     return report
 
 
-def write_report(report: Report, out: Path) -> None:
+def write_report(report: Report, out: Path, contents: dict[str, Any]) -> None:
     """
     Write a report's JSON, Markdown and plot.
 
     :param report: The report.
     :param out: An existing folder.
+    :param contents: What the JSON shall hold: the report's own figures, with more where there is more.
     :raises OutputError: If one of the files cannot be written.
     """
-    write_json(out / "report.json", report.to_dict())
+    write_json(out / "report.json", contents)
     write_bytes(out / "report.md", report.to_markdown().encode())
     reports = {row.name: row.cost.sparsity for row in report.rows if row.cost.sparsity is not None}
     plot_sparsity_by_layer(reports, out / "sparsity_by_layer.png")

@@ -32,3 +32,12 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def count_cores() -> int:
+    """
+    Count the cores that this process may use.
+
+    :return: How many.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,7 @@ from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.files import prepare_folder
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
-from actsparse.openvino.detect import find_openvino_model
+from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
 from actsparse.report import Report, Row, acceleration_table, sparsity_table, write_json
@@ -31,7 +31,6 @@ from actsparse.thresholds import load_thresholds, read_thresholds, save_threshol
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 THRESHOLDS_NAME = "thresholds.safetensors"
-OPENVINO_NAME = "openvino_model.xml"
 # Enough to see whether the targets are met; the evaluation text is where sparsity is measured properly.
 MEASURED_BATCHES = 8
 
@@ -66,7 +65,7 @@ class SparsifyJob:
             msg = "--exact is about the accelerated model: give --accelerate too"
             raise ActsparseError(msg)
         if self.accelerate:
-            require_optimum()
+            require_optimum("--accelerate")
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,8 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         (Row("dense", dense), Row("sparse", sparse, seconds)),
         {**settings, "evaluation text": text.name},
     )
-    write_report(report, job.out)
     result |= report.to_dict()
-    write_json(job.out / "report.json", result)
+    write_report(report, job.out, result)
     return result, [*tables, report.to_table()]
 
 
@@ -163,7 +161,7 @@ def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table
     loaded, int8 = _load_for_evaluation(job, say)
     say(f"evaluating on {text.name}")
     cost = evaluate_cost(loaded.model, loaded.tokenizer, text.pages, max_length=job.max_length)
-    is_openvino = (Path(job.model) / OPENVINO_NAME).is_file()
+    is_openvino = find_openvino_model(loaded.model) is not None
     settings = {
         "model": job.model,
         "weights": "as the OpenVINO model has them" if is_openvino else f"INT8_{int8.upper()}" if int8 else job.dtype,
@@ -219,7 +217,7 @@ def _deploy(model: Any, tokenizer: Any, job: SparsifyJob, say: Say) -> Any:
 
 def _load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | None]:
     name, thresholds, int8 = job.model, job.thresholds, job.int8
-    if (Path(name) / OPENVINO_NAME).is_file():
+    if (Path(name) / MODEL_FILE).is_file():
         return _load_openvino(job, say), None
     folder_file = Path(name) / THRESHOLDS_NAME
     if thresholds is None and folder_file.is_file():

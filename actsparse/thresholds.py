@@ -181,6 +181,17 @@ def model_name(model: Any) -> str:
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
 
+def record_of(sparsifier: ActivationSparsifier) -> LayerRecord:
+    """
+    Describe a torch mask.
+
+    :param sparsifier: The mask.
+    :return: All that a thresholds file or an OpenVINO model records of it besides its threshold.
+    """
+    s = sparsifier
+    return LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles)
+
+
 def _sizes(model: Any) -> dict[str, tuple[int, int]]:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
@@ -194,10 +205,7 @@ def _sizes(model: Any) -> dict[str, tuple[int, int]]:
 def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
-        return {
-            name: (s.threshold, LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles))
-            for name, s in named_sparsifiers(model)
-        }
+        return {name: (s.threshold, record_of(s)) for name, s in named_sparsifiers(model)}
     from actsparse.openvino.placement import masks_of
 
     masks: dict[str, tuple[torch.Tensor, LayerRecord]] = {}

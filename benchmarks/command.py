@@ -17,21 +17,33 @@ from actsparse.errors import ActsparseError
 
 def make_parser(description: str, *, num_batches: int | None = 32, length: int = 256) -> argparse.ArgumentParser:
     """
-    Make a parser with the options that every benchmark has.
+    Make a parser with the options of benchmarks that calibrate a torch model.
 
     :param description: What the benchmark does.
     :param num_batches: Default number of calibration batches; None for a benchmark that has other numbers of them.
     :param length: Default number of tokens in each.
     :return: The parser, to add the benchmark's own options to.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_plain_parser(description)
     parser.add_argument("--model", default="default", help="hub id, folder, GGUF file or default")
     parser.add_argument("--text", default="wiki", help="calibration text: wiki (packaged), or any text source")
     if num_batches is not None:
         parser.add_argument("--batches", type=positive, default=num_batches, help="how many calibration batches")
     parser.add_argument("--length", type=positive, default=length, help="tokens in each calibration batch")
     parser.add_argument("--threads", type=positive, help="threads that torch uses, if not its own choice")
+    return parser
+
+
+def make_plain_parser(description: str) -> argparse.ArgumentParser:
+    """
+    Make a parser for a benchmark that calibrates nothing of its own.
+
+    :param description: What the benchmark does.
+    :return: The parser, to add the benchmark's own options to.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.set_defaults(threads=None)
     return parser
 
 

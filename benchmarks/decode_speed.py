@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import Bar, Measurement, describe_run, make_table, write_json
-from rich.console import Console
+from command import announce, make_plain_parser, run_benchmark
+from report import Bar, Measurement
+
+from actsparse.errors import ActsparseError
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     """
     path = folder / f"{list(CASES).index(name)}.json"
     if not path.is_file():
-        Console(stderr=True).rule(name)
+        announce(name)
         command = [sys.executable, "-m", "actsparse", "bench", *CASES[name].arguments, "--json", str(path)]
-        subprocess.run(command, check=True)
+        if subprocess.run(command).returncode != 0:
+            message = f"actsparse bench fails for {name}"
+            raise ActsparseError(message)
     return json.loads(path.read_text())
 
 
@@ -86,29 +90,33 @@ def make_bars(name: str, result: dict[str, Any]) -> list[Bar]:
     return bars
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def measure(options: argparse.Namespace) -> Measurement:
     """
     Run the cases.
 
-    :param arguments: The command line; None takes that of the process.
-    :return: The exit code: 0 if every bar is reached, 1 if not.
+    :param options: The command line.
+    :return: All figures and bars.
     """
-    parser = argparse.ArgumentParser(description="Time decoding with OpenVINO, dense and accelerated.")
-    parser.add_argument("--json", type=Path, help="write every figure to this file too")
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="these cases alone")
-    parser.add_argument("--folder", type=Path, help="keep the results of single cases here, and use those it has")
-    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         results = {name: run_case(name, folder) for name in options.only}
     bars = tuple(bar for name, result in results.items() for bar in make_bars(name, result))
     settings = {name: result["settings"] for name, result in results.items()}
-    measurement = Measurement(bars, settings, {name: result["points"] for name, result in results.items()})
-    Console().print(make_table("decode_speed", bars))
-    if options.json is not None:
-        write_json(options.json, describe_run("decode_speed", "python benchmarks/decode_speed.py", measurement))
-    return 0 if measurement.is_met else 1
+    return Measurement(bars, settings, {name: result["points"] for name, result in results.items()})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the comparison.
+
+    :param arguments: The command line; None takes that of the process.
+    :return: The exit code: 0 if every bar is reached, 1 if not, 2 for a mistake of the user.
+    """
+    parser = make_plain_parser("Time decoding with OpenVINO, dense and accelerated.")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="these cases alone")
+    parser.add_argument("--folder", type=Path, help="keep the results of single cases here, and use those it has")
+    return run_benchmark("decode_speed", parser, measure, arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,9 +15,10 @@ import nncf
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
-from report import Bar, Measurement, describe_run, make_table, write_json
-from rich.console import Console
+from command import make_plain_parser, positive, run_benchmark
+from report import Bar, Measurement
 
+from actsparse.errors import ActsparseError
 from actsparse.openvino import accelerate
 from actsparse.openvino.linear import find_linears
 from actsparse.openvino.masks import insert_mask
@@ -57,15 +57,15 @@ def make_layers(in_features: int, out_features: int, *, is_sparse: bool) -> ov.C
             insert_mask([linear], THRESHOLD)
         if accelerate(model).kept:
             message = "the extension does not run here: see actsparse doctor"
-            raise SystemExit(message)
+            raise ActsparseError(message)
     return ov.Core().compile_model(model, "CPU", CONFIG)
 
 
-def measure(repeats: int) -> Measurement:
+def measure(options: argparse.Namespace) -> Measurement:
     """
     Time all shapes, dense and sparse in turn.
 
-    :param repeats: How often to time each.
+    :param options: The command line.
     :return: Ratios of the medians.
     """
     bars: list[Bar] = []
@@ -75,7 +75,7 @@ def measure(repeats: int) -> Measurement:
         count = CACHE_BYTES // (shape[0] * shape[1])
         rng = np.random.default_rng(1)
         seconds: list[list[float]] = [[], []]
-        for _ in range(repeats + 3):
+        for _ in range(options.repeats + 3):
             x = rng.normal(size=(1, 1, shape[0])).astype(np.float32)
             for request, times in zip(requests, seconds, strict=True):
                 start = time.perf_counter()
@@ -85,7 +85,7 @@ def measure(repeats: int) -> Measurement:
         note = f"{dense * 1e6:.0f} µs over {sparse * 1e6:.0f} µs a layer"
         bars.append(Bar(f"{shape[0]} x {shape[1]}, INT8, 50%: speed-up", dense / sparse, BAR, True, note=note))
         samples[f"{shape[0]}x{shape[1]}"] = {"dense": seconds[0], "sparse": seconds[1]}
-    return Measurement(tuple(bars), {**CONFIG, "repeats": repeats, "cold cache bytes": CACHE_BYTES}, samples)
+    return Measurement(tuple(bars), {**CONFIG, "repeats": options.repeats, "cold cache bytes": CACHE_BYTES}, samples)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,17 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run the comparison.
 
     :param arguments: The command line; None takes that of the process.
-    :return: The exit code: 0 if every bar is reached, 1 if not.
+    :return: The exit code: 0 if every bar is reached, 1 if not, 2 for a mistake of the user.
     """
-    parser = argparse.ArgumentParser(description="Time the kernel alone against OpenVINO's dense layer.")
-    parser.add_argument("--json", type=Path, help="write every figure to this file too")
-    parser.add_argument("--repeats", type=int, default=40, help="how often to time each")
-    options = parser.parse_args(arguments)
-    measurement = measure(options.repeats)
-    Console().print(make_table("kernel_speed", measurement.bars))
-    if options.json is not None:
-        write_json(options.json, describe_run("kernel_speed", "python benchmarks/kernel_speed.py", measurement))
-    return 0 if measurement.is_met else 1
+    parser = make_plain_parser("Time the kernel alone against OpenVINO's dense layer.")
+    parser.add_argument("--repeats", type=positive, default=40, help="how often to time each")
+    return run_benchmark("kernel_speed", parser, measure, arguments)
 
 
 if __name__ == "__main__":

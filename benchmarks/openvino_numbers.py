@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from report import Bar, Measurement, describe_run, make_table, write_json
-from rich.console import Console
+from command import make_plain_parser, positive, run_benchmark
+from report import Bar, Measurement
 
 from actsparse import sparsify_activations, word_perplexity
 from actsparse.compression import compress_int8
@@ -56,17 +55,17 @@ def generate_by_genai(folder: Path, length: int) -> str:
     return str(pipeline.generate(PROMPT, config))
 
 
-def measure(num_pages: int) -> Measurement:
+def measure(options: argparse.Namespace) -> Measurement:
     """
     Export, accelerate and compare.
 
-    :param num_pages: How many pages perplexity is measured on.
+    :param options: The command line.
     :return: The figures and bars.
     """
     loaded = load_model("default")
     tokenizer = loaded.tokenizer
     batches = token_batches(tokenizer, load_pages("default", purpose="calibration"), num_batches=8, length=256)
-    pages = load_pages("default", num_pages=num_pages).pages
+    pages = load_pages("default", num_pages=options.pages).pages
     model = sparsify_activations(compress_int8(loaded.model, "asym", batches[0]), batches, SPARSITY)
     with tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in ("portable", "exact", "default")}
@@ -103,7 +102,7 @@ def measure(num_pages: int) -> Measurement:
             note="the KV cache is 12 kB a token",
         ),
     )
-    settings = {"model": "default", "weights": "INT8_ASYM", "sparsity": SPARSITY, "pages": num_pages}
+    settings = {"model": "default", "weights": "INT8_ASYM", "sparsity": SPARSITY, "pages": options.pages}
     return Measurement(
         bars, settings, {"word_perplexity": {"torch": torch_words, **words}, "tokens": tokens, "texts": texts}
     )
@@ -118,18 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run the comparison.
 
     :param arguments: The command line; None takes that of the process.
-    :return: The exit code: 0 if every bar is reached, 1 if not.
+    :return: The exit code: 0 if every bar is reached, 1 if not, 2 for a mistake of the user.
     """
-    parser = argparse.ArgumentParser(description="Compare an accelerated model's numbers with the portable graph's.")
-    parser.add_argument("--json", type=Path, help="write every figure to this file too")
-    parser.add_argument("--pages", type=int, default=4, help="pages of the default text")
-    options = parser.parse_args(arguments)
-    torch.manual_seed(0)
-    measurement = measure(options.pages)
-    Console().print(make_table("openvino_numbers", measurement.bars))
-    if options.json is not None:
-        write_json(options.json, describe_run("openvino_numbers", "python benchmarks/openvino_numbers.py", measurement))
-    return 0 if measurement.is_met else 1
+    parser = make_plain_parser("Compare an accelerated model's numbers with the portable graph's.")
+    parser.add_argument("--pages", type=positive, default=4, help="pages of the default text")
+    return run_benchmark("openvino_numbers", parser, measure, arguments)
 
 
 if __name__ == "__main__":

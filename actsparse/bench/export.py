@@ -1,23 +1,20 @@
 """Export a torch model to OpenVINO by optimum-intel, and compress its weights by NNCF, quietly."""
 
-import importlib.util
-import io
-import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nncf
 import openvino as ov
-from nncf.common.logging import nncf_logger
 from transformers import PreTrainedModel
 
+from actsparse.compression import quiet_nncf
 from actsparse.errors import ActsparseError, shorten_message
 from actsparse.models.quiet import quiet_libraries
+from actsparse.openvino.detect import MODEL_FILE
 
-XML_NAME = "openvino_model.xml"
 # What `nncf.compress_weights` is asked for; f16 leaves the weights as they are.
 WEIGHTS: dict[str, dict[str, Any]] = {
     "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
@@ -34,17 +31,6 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 }
 # Bytes of each weight, scales and INT8 layers of INT4 models included.
 WEIGHT_BYTES = {"int8": 1.05, "int4": 0.65, "f16": 2.0}
-
-
-def require_exporter() -> None:
-    """
-    Check that optimum-intel is there.
-
-    :raises ActsparseError: If it is not.
-    """
-    if importlib.util.find_spec("optimum") is None or importlib.util.find_spec("optimum.intel") is None:
-        msg = "exporting a model to OpenVINO needs optimum-intel: pip install 'actsparse[openvino]'"
-        raise ActsparseError(msg)
 
 
 def export_f16(model: PreTrainedModel, weights: str, folder: Path) -> Path:
@@ -67,7 +53,7 @@ def export_f16(model: PreTrainedModel, weights: str, folder: Path) -> Path:
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         msg = f"optimum-intel cannot export this {type(model).__name__}: {shorten_message(error)}"
         raise ActsparseError(msg) from error
-    return folder / XML_NAME
+    return folder / MODEL_FILE
 
 
 def compress_weights(source: Path, weights: str, target: Path) -> None:
@@ -91,12 +77,7 @@ def compress_weights(source: Path, weights: str, target: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    level = nncf_logger.level
-    nncf_logger.setLevel(logging.WARNING)
-    try:
-        with quiet_libraries(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            # The tracer warns of every Python condition in a model.
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        nncf_logger.setLevel(level)
+    with quiet_nncf(), quiet_libraries(), warnings.catch_warnings():
+        # The tracer warns of every Python condition in a model.
+        warnings.simplefilter("ignore")
+        yield

@@ -16,15 +16,16 @@ from actsparse.bench.decoder import Decoder, find_unknown_inputs, make_core, mak
 from actsparse.bench.export import WEIGHT_BYTES, WEIGHTS
 from actsparse.bench.memory import measure_peak_memory
 from actsparse.bench.prepare import DenseModel, Source, find_source, prepare_dense
-from actsparse.bench.resources import count_cores, measure_copy_bandwidth, require_memory
+from actsparse.bench.resources import measure_copy_bandwidth, require_memory
 from actsparse.bench.results import BenchReport, Point, Quantiles, Side, Timing, best_precision
 from actsparse.bench.shapes import SEED, SHAPES, count_parameters
 from actsparse.bench.sparse import SparseModel, count_linear_bytes, make_sparse, measure_reads
 from actsparse.bench.timing import time_decoding, time_first_token
-from actsparse.environment import describe_environment
+from actsparse.environment import count_cores, describe_environment
 from actsparse.errors import ActsparseError, OutputError, ScopeError, nearest
 from actsparse.files import prepare_folder
 from actsparse.jobs import parse_targets
+from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.masks import count_masks
 from actsparse.plot import plot_speedup
@@ -284,7 +285,7 @@ def _load_texts(job: BenchJob, source: Source) -> Any:
 
 
 def _require_plain(model: ov.Model, name: str) -> None:
-    if count_masks(model) or any(node.get_type_name().startswith("Sparse") for node in model.get_ops()):
+    if count_masks(model) or is_accelerated(model):
         msg = f"{name} has masks already; give the dense model that they were made from"
         raise ActsparseError(msg)
     inputs = [port.get_any_name() for port in model.inputs]

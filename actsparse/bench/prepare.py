@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
 from actsparse import assets
-from actsparse.bench.export import WEIGHTS, XML_NAME, compress_weights, export_f16, require_exporter
+from actsparse.bench.export import WEIGHTS, compress_weights, export_f16
 from actsparse.bench.resources import require_memory
 from actsparse.bench.shapes import SEED, SHAPES, count_parameters, make_random_model
 from actsparse.errors import ActsparseError, SourceError
@@ -23,11 +23,13 @@ from actsparse.models import load_model
 from actsparse.models.explain import explain_errors
 from actsparse.models.hub import fetch_from_hub
 from actsparse.models.quiet import quiet_libraries
+from actsparse.openvino.detect import MODEL_FILE
+from actsparse.openvino.require import require_optimum
 
 # Raise it when the same model and libraries give another OpenVINO model than before.
 _FORMAT = 1
 _LIBRARIES = ("nncf", "openvino", "optimum-intel", "torch", "transformers")
-_PARTS = ("config.json", XML_NAME, "openvino_model.bin")
+_PARTS = ("config.json", MODEL_FILE, "openvino_model.bin")
 # Bytes of memory for each parameter that export and compression take at their peak; 3.6 measured with `1b` as int8.
 _EXPORT_BYTES = 4.5
 
@@ -49,7 +51,7 @@ class DenseModel:
     @property
     def xml(self) -> Path:
         """The model's XML file."""
-        return self.folder / XML_NAME
+        return self.folder / MODEL_FILE
 
     @property
     def config(self) -> dict[str, Any]:
@@ -81,7 +83,7 @@ class Source:
     @property
     def is_openvino(self) -> bool:
         """Whether it is an OpenVINO model already."""
-        return self.path is not None and (self.path / XML_NAME).is_file()
+        return self.path is not None and (self.path / MODEL_FILE).is_file()
 
     @property
     def has_text(self) -> bool:
@@ -130,7 +132,7 @@ def prepare_dense(source: Source, weights: str | None, say: Callable[[str], None
     folder = assets.cache_dir() / "dense" / f"{name}-{weights}-{_key(source, weights)}"
     if all((folder / part).is_file() for part in _PARTS):
         return DenseModel(folder, weights, source.has_text)
-    require_exporter()
+    require_optimum("exporting a model to OpenVINO")
     if source.config is not None:
         require_memory(count_parameters(source.config) * _EXPORT_BYTES, f"making the {source.name} model")
     with assets.partial_folder() as partial:
@@ -151,7 +153,7 @@ def _use_openvino(source: Source, folder: Path, weights: str | None) -> DenseMod
         msg = f"{source.name} is an OpenVINO model, whose weights stay as they are: leave --weights out"
         raise ActsparseError(msg)
     if not (folder / "config.json").is_file():
-        msg = f"{source.name} has an {XML_NAME} but no config.json"
+        msg = f"{source.name} has an {MODEL_FILE} but no config.json"
         raise SourceError(msg)
     return DenseModel(folder, "as stored", source.has_text)
 
@@ -174,7 +176,7 @@ def _make(source: Source, weights: str, target: Path, exported: Path, say: Calla
     if WEIGHTS[weights]:
         say(f"compressing its weights to {weights} (once)")
         shutil.copytree(exported, target, ignore=shutil.ignore_patterns("openvino_model.*"))
-        compress_weights(xml, weights, target / XML_NAME)
+        compress_weights(xml, weights, target / MODEL_FILE)
     else:
         exported.rename(target)
 

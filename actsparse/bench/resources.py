@@ -1,6 +1,5 @@
 """What the machine has: memory, cores, and how fast it copies."""
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +10,6 @@ from actsparse.errors import ActsparseError
 
 _COPY_BYTES = 1 << 28
 _COPIES = 8
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:

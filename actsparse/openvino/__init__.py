@@ -1,7 +1,8 @@
 """The OpenVINO backend: masks in an `openvino.Model`, and converting a masked torch model with its masks."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actsparse.lazy import export_lazily
 
 if TYPE_CHECKING:
     from actsparse.openvino.acceleration import Acceleration as Acceleration
@@ -27,13 +28,4 @@ _HOMES = {
     "load_causal_lm": "deploy",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = export_lazily(globals(), _HOMES)

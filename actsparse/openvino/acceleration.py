@@ -12,8 +12,9 @@ from actsparse.errors import ActsparseError
 from actsparse.openvino.build import BuildError, explain_portable, extension_path
 from actsparse.openvino.feed_forward import FeedForward, find_feed_forward
 from actsparse.openvino.linear import Linear, find_linears
-from actsparse.openvino.masks import Mask, find_masks, read_targets
+from actsparse.openvino.masks import Mask, find_masks
 from actsparse.openvino.packing import PackedSite, pack_site
+from actsparse.openvino.placement import read_targets
 from actsparse.openvino.weights import UnsupportedWeightsError, read_weights
 
 
@@ -127,14 +128,8 @@ class _Site:
 
     def attributes(self, prefix: str = "") -> dict[str, object]:
         """Return what the operation needs to know of the site."""
-        return {
-            f"{prefix}weight_type": self.packed.type,
-            f"{prefix}scale_type": self.packed.scale_type,
-            f"{prefix}in_features": self.packed.in_features,
-            f"{prefix}group_size": self.packed.group_size,
-            f"{prefix}out_features": list(self.packed.out_features),
-            f"{prefix}is_decode_only": self.tokens == "decode",
-        }
+        attributes = {**self.packed.attributes(), "is_decode_only": self.tokens == "decode"}
+        return {prefix + name: value for name, value in attributes.items()}
 
 
 def _names(linears: tuple[Linear, ...]) -> tuple[str, ...]:

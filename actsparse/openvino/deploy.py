@@ -1,17 +1,16 @@
 """Save a masked torch model as an accelerated OpenVINO folder, and load such folders."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
 from torch import nn
 
-from actsparse.errors import ActsparseError, OutputError, SourceError, shorten_message
+from actsparse.errors import SourceError, shorten_message
 from actsparse.openvino.acceleration import Acceleration, accelerate
 from actsparse.openvino.build import extension_path
-from actsparse.openvino.export import MODEL_FILE, export_model
+from actsparse.openvino.detect import MODEL_FILE
+from actsparse.openvino.export import write_model
+from actsparse.openvino.require import missing_optimum
 
 
 def deploy_model(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, exact: bool = False) -> Acceleration:
@@ -29,23 +28,7 @@ def deploy_model(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
     :raises ActsparseError: If the model cannot be exported.
     :raises OutputError: If the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work, tempfile.TemporaryDirectory(dir=folder) as finished:
-            export_model(model, work, tokenizer)
-            converted = ov.Core().read_model(Path(work) / MODEL_FILE)
-            acceleration = accelerate(converted, exact=exact)
-            ov.save_model(converted, Path(finished) / MODEL_FILE, compress_to_fp16=False)
-            del converted  # it maps the file that goes now
-            others = [file for file in Path(work).iterdir() if file.stem != Path(MODEL_FILE).stem]
-            # The model's description last: whoever finds it finds all else.
-            for file in sorted([*others, *Path(finished).iterdir()], key=lambda file: file.name == MODEL_FILE):
-                shutil.move(file, folder / file.name)
-    except OSError as error:
-        msg = f"{folder} cannot be written: {shorten_message(error)}"
-        raise OutputError(msg) from error
-    return acceleration
+    return write_model(model, folder, tokenizer, lambda converted: accelerate(converted, exact=exact))
 
 
 def load_causal_lm(folder: str | Path, **settings: Any) -> Any:
@@ -66,8 +49,8 @@ def load_causal_lm(folder: str | Path, **settings: Any) -> Any:
         from optimum.intel import OVModelForCausalLM
         from optimum.intel.openvino import modeling_base, modeling_decoder
     except ImportError:
-        msg = "loading an OpenVINO folder takes optimum-intel: install actsparse[openvino]"
-        raise ActsparseError(msg) from None
+        purpose = "loading an OpenVINO folder"
+        raise missing_optimum(purpose) from None
     if needs_extension(path):
         for module in (modeling_base, modeling_decoder):
             module.core.add_extension(str(extension_path()))

@@ -3,6 +3,9 @@
 import sys
 from typing import Any
 
+# What optimum-intel calls the model in a folder.
+MODEL_FILE = "openvino_model.xml"
+
 
 def find_openvino_model(model: Any) -> Any:
     """

@@ -16,6 +16,7 @@ from openvino.utils.node_factory import NodeFactory
 from rich.markup import escape
 from rich.table import Table
 
+from actsparse.environment import count_cores
 from actsparse.openvino.build import BuildError, BuildState, describe_build, extension_path
 from actsparse.openvino.packing import pack_site
 from actsparse.openvino.weights import Weights
@@ -82,7 +83,7 @@ def diagnose() -> Diagnosis:
         Finding("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
         Finding("platform", f"{platform.system()} {platform.release()}, {platform.machine()}"),
         _examine_processor(),
-        Finding("cores", f"{_usable_cores()} of {os.cpu_count()} usable"),
+        Finding("cores", f"{count_cores()} of {os.cpu_count()} usable"),
         Finding("threads", _describe_threads()),
         Finding("memory", _describe_memory()),
     )
@@ -133,14 +134,7 @@ def _run_extension(library: Path, weights: Weights, x: np.ndarray, threshold: np
     factory.add_extension(str(library))
     packed = pack_site([weights], threshold)
     parameter = ops.parameter([-1, x.shape[1]], ov.Type.f32)
-    attributes = {
-        "weight_type": packed.type,
-        "scale_type": packed.scale_type,
-        "in_features": packed.in_features,
-        "group_size": packed.group_size,
-        "out_features": list(packed.out_features),
-        "is_exact": True,
-    }
+    attributes = {**packed.attributes(), "is_exact": True}
     node = factory.create("SparseLinear", [parameter.output(0), ops.constant(packed.data).output(0)], attributes)
     # openvino's own stub of this constructor contradicts itself.
     model = ov.Model([node.output(0)], [parameter], "self-test")  # pyright: ignore[reportGeneralTypeIssues]
@@ -195,10 +189,6 @@ def _examine_library(name: str) -> Finding:
     if name in MATCHING_LIBRARIES and found.split(".")[:3] != release:
         return Finding(name, found, False, f"it does not match openvino {'.'.join(release)}: {install} --upgrade")
     return Finding(name, found, True)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _describe_threads() -> str:

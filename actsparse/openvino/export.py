@@ -4,8 +4,9 @@ import copy
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openvino as ov
 from torch import nn
@@ -13,12 +14,14 @@ from torch import nn
 from actsparse.calibration import one_line
 from actsparse.errors import ActsparseError, OutputError
 from actsparse.insertion import named_sparsifiers
+from actsparse.openvino.detect import MODEL_FILE
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
+from actsparse.openvino.require import missing_optimum
 from actsparse.sparsifier import ActivationSparsifier
-from actsparse.thresholds import LayerRecord
+from actsparse.thresholds import record_of
 
-MODEL_FILE = "openvino_model.xml"
+Result = TypeVar("Result")
 
 
 def export_model(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
@@ -38,6 +41,21 @@ def export_model(model: nn.Module, folder: str | Path, tokenizer: Any = None) ->
     :raises ActsparseError: If optimum-intel is missing or cannot export the model, or a mask got lost.
     :raises OutputError: If the folder cannot be written.
     """
+    write_model(model, folder, tokenizer, lambda converted: None)
+    return Path(folder)
+
+
+def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: Callable[[ov.Model], Result]) -> Result:
+    """
+    Convert a model, rewrite it, and save it once.
+
+    :param model: As for `export_model`.
+    :param folder: As for `export_model`.
+    :param tokenizer: As for `export_model`.
+    :param rewrite: Changes the converted model in place, before it is saved.
+    :return: What `rewrite` returns.
+    :raises ActsparseError: As `export_model`.
+    """
     folder = Path(folder)
     sparsifiers = {name: s for name, s in named_sparsifiers(model) if s.is_active}
     try:
@@ -46,6 +64,7 @@ def export_model(model: nn.Module, folder: str | Path, tokenizer: Any = None) ->
             _export(_copy_structure(model), Path(work))
             converted = ov.Core().read_model(Path(work) / MODEL_FILE)
             _set_masks(converted, sparsifiers)
+            result = rewrite(converted)
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, Path(work))
             finished = Path(work) / "finished"
@@ -58,7 +77,7 @@ def export_model(model: nn.Module, folder: str | Path, tokenizer: Any = None) ->
     except OSError as error:
         msg = f"{folder} cannot be written: {one_line(error)}"
         raise OutputError(msg) from error
-    return folder
+    return result
 
 
 def _copy_structure(model: nn.Module) -> nn.Module:
@@ -71,8 +90,8 @@ def _export(model: nn.Module, folder: Path) -> None:
     try:
         from optimum.exporters.openvino import export_from_model
     except ImportError:
-        msg = "exporting a model takes optimum-intel: install actsparse[openvino]"
-        raise ActsparseError(msg) from None
+        purpose = "exporting a model"
+        raise missing_optimum(purpose) from None
     model.eval()
     for _, sparsifier in named_sparsifiers(model):
         # A trace of several tokens would not hold the masks of single ones.
@@ -98,11 +117,7 @@ def _set_masks(converted: ov.Model, sparsifiers: dict[str, ActivationSparsifier]
     :raises ActsparseError: If the converted model lacks one.
     """
     masks = {
-        name: LayerMask(
-            s.threshold.detach().float().cpu().numpy(),
-            s.tokens,
-            LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles),
-        )
+        name: LayerMask(s.threshold.detach().float().cpu().numpy(), s.tokens, record_of(s))
         for name, s in sparsifiers.items()
     }
     calls, converted_masks = named_calls(converted), masks_of(converted)

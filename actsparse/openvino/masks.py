@@ -1,6 +1,5 @@
 """Masks in an OpenVINO model: Abs, LessEqual and Select in front of Linear layers."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,8 +8,6 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from actsparse.openvino.linear import Linear, find_constant, find_linears
-
-_TARGETS = ["actsparse", "target_sparsity"]
 
 
 @dataclass(frozen=True)
@@ -92,22 +89,6 @@ def remove_masks(model: ov.Model) -> int:
         for linear in mask.linears:
             linear.node.input(linear.input_port).replace_source_output(mask.source)
     return len(masks)
-
-
-def record_targets(model: ov.Model, targets: dict[str, float]) -> None:
-    """Note each layer's target sparsity in the model, where a saved IR keeps it.
-
-    :param model: An OpenVINO model.
-    :param targets: Target sparsity by module name.
-    """
-    model.set_rt_info(json.dumps(targets, sort_keys=True), _TARGETS)
-
-
-def read_targets(model: ov.Model) -> dict[str, float]:
-    """Return the target sparsities that `record_targets` noted, or nothing."""
-    if not model.has_rt_info(_TARGETS):
-        return {}
-    return json.loads(str(model.get_rt_info(_TARGETS).value))
 
 
 def group_by_source(linears: Iterator[Linear] | list[Linear]) -> list[list[Linear]]:

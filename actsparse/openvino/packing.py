@@ -34,6 +34,16 @@ class PackedSite:
     out_features: tuple[int, ...]
     data: np.ndarray
 
+    def attributes(self) -> dict[str, object]:
+        """Return what the operations need to be told of the bytes."""
+        return {
+            "weight_type": self.type,
+            "scale_type": self.scale_type,
+            "in_features": self.in_features,
+            "group_size": self.group_size,
+            "out_features": list(self.out_features),
+        }
+
 
 def pack_site(layers: list[Weights], threshold: np.ndarray) -> PackedSite:
     """Pack the layers of one site together.

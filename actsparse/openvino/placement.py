@@ -9,7 +9,7 @@ import openvino as ov
 
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
-from actsparse.openvino.masks import find_masks, group_by_source, insert_mask, record_targets, remove_masks
+from actsparse.openvino.masks import find_masks, group_by_source, insert_mask, remove_masks
 from actsparse.thresholds import LayerRecord
 
 # Where a model keeps what it says of its masks besides their thresholds; it is saved with it.
@@ -61,7 +61,16 @@ def replace_masks(model: ov.Model, masks: Mapping[str, LayerMask]) -> None:
             insert_mask(linears, mask.threshold, mask.tokens)
     records = {name: asdict(mask.record) for name, mask in masks.items() if mask.record}
     model.set_rt_info(json.dumps(records), _PATH)
-    record_targets(model, {name: record["target_sparsity"] for name, record in records.items()})
+
+
+def read_targets(model: ov.Model) -> dict[str, float]:
+    """
+    Read the target sparsities that a model records.
+
+    :param model: An OpenVINO model.
+    :return: Target sparsity by layer name; nothing where the model does not say.
+    """
+    return {name: record.target_sparsity for name, record in _read_records(model).items()}
 
 
 def _group_by_mask(

@@ -5,12 +5,22 @@ from importlib.util import find_spec
 from actsparse.errors import ActsparseError
 
 
-def require_optimum() -> None:
+def missing_optimum(purpose: str) -> ActsparseError:
+    """
+    Make the error of a missing optimum-intel.
+
+    :param purpose: What takes it.
+    :return: The error to raise.
+    """
+    return ActsparseError(f"{purpose} takes optimum-intel: pip install 'actsparse[openvino]'")
+
+
+def require_optimum(purpose: str) -> None:
     """
     Check that optimum-intel is installed.
 
+    :param purpose: What takes it, for the message.
     :raises ActsparseError: If it is not.
     """
     if find_spec("optimum") is None or find_spec("optimum.intel") is None:
-        msg = "this takes optimum-intel: install actsparse[openvino]"
-        raise ActsparseError(msg)
+        raise missing_optimum(purpose)

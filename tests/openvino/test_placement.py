@@ -6,8 +6,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from actsparse.openvino.masks import find_masks, read_targets
-from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
+from actsparse.openvino.masks import find_masks
+from actsparse.openvino.placement import LayerMask, masks_of, read_targets, replace_masks
 from actsparse.thresholds import LayerRecord
 
 UP, GATE, DOWN = (f"model.layers.0.mlp.{name}_proj" for name in ("up", "gate", "down"))

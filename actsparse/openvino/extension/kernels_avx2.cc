@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "kernels.hpp"
+#include "segments.hpp"
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define INLINE TARGET inline __attribute__((always_inline))
@@ -151,28 +152,12 @@ TARGET void multiply_part(const Weights& weights, size_t panel, size_t begin, si
         acc);
 }
 
-TARGET void multiply(const Weights& weights, size_t panel, const KeptRows& kept, size_t token, size_t pass_begin,
-                     size_t pass_end, float* acc) {
-    for (size_t s = 0; s < kept.segments.size(); ++s) {
-        const size_t first = std::max<size_t>(pass_begin, kept.segments[s].pass_begin);
-        const size_t last = std::min<size_t>(pass_end, kept.segments[s].pass_end);
-        if (first < last) multiply_part(weights, panel, 0, weights.width(panel), kept, token, s, first, last, acc);
-    }
-}
-
-// A segment of a panel's weights stays in the first- or second-level cache while all tokens use it.
-TARGET void multiply_tokens(const Weights& weights, size_t panel, size_t begin, size_t end, const KeptRows& kept,
-                            size_t token_begin, size_t token_end, float* acc) {
-    for (size_t s = 0; s < kept.segments.size(); ++s)
-        for (size_t token = token_begin; token < token_end; ++token)
-            multiply_part(weights, panel, begin, end, kept, token, s, kept.segments[s].pass_begin,
-                          kept.segments[s].pass_end, acc + (token - token_begin) * (end - begin));
-}
-
 }  // namespace
 
 // Listing and quantising channels in plain C++ is a small part of the work.
-const Kernels avx2_kernels{"avx2", portable_kernels.compact, portable_kernels.quantize, multiply, multiply_tokens};
+const Kernels avx2_kernels{
+    "avx2", portable_kernels.compact, portable_kernels.quantize, multiply_by_segments<multiply_part>,
+    multiply_tokens_by_segments<multiply_part>};
 
 }  // namespace actsparse
 #endif
