@@ -111,7 +111,7 @@ def sparsify(
         bool, typer.Option("--accelerate", help="Also save an OpenVINO model that skips what is masked.")
     ] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="With --accelerate: multiply with activations of 16 bits instead of 8.")
+        bool, typer.Option("--exact", help="With --accelerate: multiply with activations of 24 bits instead of 8.")
     ] = False,
     calibration: CalibrationOption = "default",
     batches: BatchesOption = 32,
@@ -199,7 +199,7 @@ def bench(
     weights: Annotated[
         str | None, typer.Option(metavar="int8|int4|f16", help="How weights are stored; int8 by default.")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Multiply with activations of 16 bits instead of 8.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Multiply with activations of 24 bits instead of 8.")] = False,
     tokens: Annotated[int, typer.Option(metavar="N", help="How many decoded tokens are timed.")] = 60,
     prompt_lengths: Annotated[
         str, typer.Option(metavar="N[,N…]", help="Prompt lengths for the time to first token.")

@@ -57,7 +57,7 @@ def make_sparse(
     :param dense: The dense model's XML file.
     :param batches: Calibration batches.
     :param targets: As for `sparsify_activations`.
-    :param is_exact: Whether the kernel keeps 16 bits of activations.
+    :param is_exact: Whether the kernel keeps 24 bits of activations.
     :param target: The XML file to write.
     :return: The sparse model.
     :raises ActsparseError: If the targets do not fit the model, or the kernel runs none of its masks.

@@ -68,8 +68,8 @@ def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MI
     several tokens share one reading of them. Without a compiler the model stays as it is, and one warning says so.
 
     :param model: An OpenVINO model with masks: sparsified there, or converted from a sparsified torch model.
-    :param exact: Multiply with activations of 16 bits (two INT8 halves), instead of quantising them to INT8 as
-        OpenVINO's own compressed layers do by default.
+    :param exact: Multiply with activations of 24 bits (three INT8 terms), as exact as f32, instead of quantising them to
+        INT8 as OpenVINO's own compressed layers do by default.
     :param min_sparsity: Sites with a lower target stay as they are, where the model records its targets.
     :return: Which layers the kernel runs, and why the other masked ones stay.
     :raises ActsparseError: If `min_sparsity` is not in [0, 1].

@@ -28,8 +28,8 @@ MATCHING_LIBRARIES = ("openvino-tokenizers", "openvino-genai")
 
 KERNELS = {"avx512": "AVX-512 with VNNI", "avx2": "AVX2", "portable": "portable C++"}
 
-# The exact mode keeps 14 bits of each activation.
-MAX_ERROR = 1e-3
+# The exact mode is as exact as f32.
+MAX_ERROR = 1e-5
 
 MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: ""}
 

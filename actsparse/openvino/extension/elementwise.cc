@@ -69,8 +69,8 @@ CLONES void multiply_by(float* h, const float* up, size_t n) {
 CLONES void mask(const float* x, const float* threshold, size_t n, float* y) {
     for (size_t i = 0; i < n; ++i) y[i] = std::fabs(x[i]) <= threshold[i] ? 0.0f : x[i];
 }
-CLONES void scale_outputs(const float* x, const float* scale, const float* zero, float sum, size_t n, float* y) {
-    for (size_t i = 0; i < n; ++i) y[i] = scale[i] * (x[i] - zero[i] * sum);
+CLONES void scale_outputs(const float* x, const float* scale, const float* zero, float middle, float sum, size_t n, float* y) {
+    for (size_t i = 0; i < n; ++i) y[i] = scale[i] * (x[i] - (zero[i] - middle) * sum);
 }
 CLONES void add(const float* x, size_t n, float* y) {
     for (size_t i = 0; i < n; ++i) y[i] += x[i];

@@ -17,8 +17,8 @@ void activate(Activation activation, float* hidden, const float* up, size_t n);
 // y[i] = 0 where |x[i]| <= threshold[i], else x[i] (a NaN stays).
 void mask(const float* x, const float* threshold, size_t n, float* y);
 
-// y[i] = scale[i] * (x[i] - zero[i] * sum).
-void scale_outputs(const float* x, const float* scale, const float* zero, float sum, size_t n, float* y);
+// y[i] = scale[i] * (x[i] - (zero[i] - middle) * sum).
+void scale_outputs(const float* x, const float* scale, const float* zero, float middle, float sum, size_t n, float* y);
 
 // y[i] += x[i].
 void add(const float* x, size_t n, float* y);

@@ -99,6 +99,8 @@ TARGET void multiply_segment(const Weights& weights, size_t panel, const uint32_
                 reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(weights.zero) + index + o)));
             dot = _mm256_sub_epi32(dot, _mm256_mullo_epi32(zeros, _mm256_set1_epi32(sum)));
             factor = _mm256_mul_ps(factor, load_scale<kIsF16>(weights.scale, index + o));
+        } else {
+            dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(kMiddle * sum));
         }
         _mm256_storeu_ps(acc + o, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factor, _mm256_loadu_ps(acc + o)));
     }

@@ -54,8 +54,10 @@ TARGET void quantize(const float* value, size_t n, int8_t* quantized, float* sca
         const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse));
         _mm_mask_storeu_epi8(quantized + k, valid, _mm512_cvtepi32_epi8(q));
         if (rest) {
-            const __m512 back = _mm512_mul_ps(_mm512_set1_ps(s), _mm512_cvtepi32_ps(q));
-            _mm512_mask_storeu_ps(rest + k, valid, _mm512_sub_ps(_mm512_maskz_loadu_ps(valid, value + k), back));
+            // One rounding: the rest of a rest is as exact as the first.
+            const __m512 original = _mm512_maskz_loadu_ps(valid, value + k);
+            _mm512_mask_storeu_ps(rest + k, valid,
+                                  _mm512_fnmadd_ps(_mm512_set1_ps(s), _mm512_cvtepi32_ps(q), original));
         }
         const __m256i low = _mm512_castsi512_si256(q), high = _mm512_extracti64x4_epi64(q, 1);
         pass_sum[k / kPassRows] = _mm512_reduce_add_epi32(_mm512_zextsi256_si512(low));
@@ -124,6 +126,8 @@ INLINE void add_dequantized(__m512i dot, __m512 scale, __m512i sum, const GroupF
             _mm_loadu_si128(reinterpret_cast<const __m128i*>(factors.zero + output)));
         dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero, sum));
         scale = _mm512_mul_ps(scale, load_scale<kIsF16>(factors.scale, output));
+    } else {
+        dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_set1_epi32(kMiddle), sum));
     }
     _mm512_storeu_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, _mm512_loadu_ps(acc)));
 }

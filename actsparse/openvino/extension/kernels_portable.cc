@@ -32,7 +32,7 @@ void quantize(const float* value, size_t n, int8_t* quantized, float* scale, int
     const float inverse = is_finite && largest > 1e-30f ? 127.0f / largest : 0.0f;
     for (size_t k = 0; k < n; ++k) {
         quantized[k] = static_cast<int8_t>(std::lrint(is_finite ? value[k] * inverse : 0.0f));
-        if (rest) rest[k] = value[k] - *scale * static_cast<float>(quantized[k]);
+        if (rest) rest[k] = std::fma(-*scale, static_cast<float>(quantized[k]), value[k]);
     }
     for (size_t pass = 0; pass < n / kPassRows; ++pass) {
         pass_sum[pass] = 0;
@@ -86,7 +86,7 @@ void multiply_part(const Weights& weights, size_t panel, size_t begin, size_t en
         for (size_t i = 0; i < line_outputs; ++i) {
             const size_t o = line * line_outputs + i;
             if (weights.type == WeightType::u8) {
-                acc[o - begin] += scale * static_cast<float>(dot[i]);
+                acc[o - begin] += scale * static_cast<float>(dot[i] - kMiddle * sum);
             } else {
                 const size_t index = group * weights.out + panel * weights.panel_outputs() + o;
                 const int32_t zero = static_cast<const uint8_t*>(weights.zero)[index];

@@ -55,14 +55,15 @@ size_t append_segments(KeptRows& kept, size_t length, size_t count, size_t group
         row[i] = row[count - 1];
         value[i] = 0.0f;
     }
-    const size_t repeats = is_exact ? 2 : 1, segments = (padded + kSegmentRows - 1) / kSegmentRows;
-    // Exact mode has every segment twice: the second takes what rounding leaves of the first. Move them apart, last
-    // first.
+    const size_t repeats = is_exact ? kExactTerms : 1, segments = (padded + kSegmentRows - 1) / kSegmentRows;
+    // Exact mode has every segment several times: each takes what rounding leaves of the one before. Move them apart,
+    // last first.
     for (size_t i = segments; is_exact && i-- > 0;) {
         const size_t first = i * kSegmentRows, n = std::min(kSegmentRows, padded - first);
-        std::memmove(row + 2 * first, row + first, n * sizeof *row);
-        std::memcpy(row + 2 * first + n, row + 2 * first, n * sizeof *row);
-        std::memmove(value + 2 * first, value + first, n * sizeof *value);
+        std::memmove(row + repeats * first, row + first, n * sizeof *row);
+        for (size_t repeat = 1; repeat < repeats; ++repeat)
+            std::memcpy(row + repeats * first + repeat * n, row + repeats * first, n * sizeof *row);
+        std::memmove(value + repeats * first, value + first, n * sizeof *value);
     }
     for (size_t i = 0; i < segments; ++i) {
         const size_t first = i * kSegmentRows, n = std::min(kSegmentRows, padded - first);
@@ -75,7 +76,7 @@ size_t append_segments(KeptRows& kept, size_t length, size_t count, size_t group
     return length + repeats * padded;
 }
 
-// Quantise a token's values segment by segment. In exact mode every second segment takes what the one before it left.
+// Quantise a token's values segment by segment. In exact mode the next terms take what one segment leaves.
 void quantize_token(KeptRows& kept, size_t token, bool is_exact, const Kernels& kernels) {
     float* value = kept.value.data() + token * kept.length();
     int8_t* quantized = kept.quantized.data() + token * kept.length();
@@ -86,7 +87,7 @@ void quantize_token(KeptRows& kept, size_t token, bool is_exact, const Kernels& 
         const Segment& segment = kept.segments[s];
         const size_t first = segment.pass_begin * kPassRows;
         const size_t n = (segment.pass_end - segment.pass_begin) * kPassRows;
-        float* rest = is_exact && s % 2 == 0 ? value + first + n : nullptr;
+        float* rest = is_exact && (s + 1) % kExactTerms != 0 ? value + first + n : nullptr;
         kernels.quantize(value + first, n, quantized + first, scale + s, pass_sum + segment.pass_begin, rest);
         int32_t sum = 0;
         for (size_t pass = segment.pass_begin; pass < segment.pass_end; ++pass) sum += pass_sum[pass];
@@ -123,7 +124,7 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     KeptRows& kept = s.kept;
     const size_t in = site.weights.in, group = site.weights.group;
     const bool is_exact = is_integer(site.weights) && site.is_exact;
-    const size_t repeats = is_exact ? 2 : 1;
+    const size_t repeats = is_exact ? kExactTerms : 1;
     // Each group may need up to one pass of padding; compact() writes 16 entries too far.
     const size_t longest = repeats * (in + (in + group - 1) / group * kPassRows);
     grow(kept.row, longest + kPrefetchPasses * kPassRows + 16);
@@ -183,7 +184,7 @@ void write_outputs(const Weights& weights, size_t token, size_t begin, size_t en
         if (weights.type != WeightType::u8)
             std::memcpy(y, from, (last - first) * sizeof(float));
         else
-            scale_outputs(from, scale + first, zero + first, sum, last - first, y);
+            scale_outputs(from, scale + first, zero + first, kMiddle, sum, last - first, y);
     }
 }
 

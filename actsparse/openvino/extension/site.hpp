@@ -12,7 +12,7 @@ namespace actsparse {
 struct Site {
     Weights weights;
     const float* threshold;  // [in]: |x| <= threshold becomes 0
-    bool is_exact;           // activations as two int8 halves, not one (no difference for f16 and bf16 weights)
+    bool is_exact;           // activations as the sum of kExactTerms int8 terms, not one (no difference for f16 and bf16 weights)
 };
 
 // Columns [begin, end) of a site's outputs, as an array [tokens][end - begin].

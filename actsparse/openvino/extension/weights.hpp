@@ -19,6 +19,12 @@ constexpr size_t kPassRows = 8;
 constexpr size_t kPrefetchPasses = 3;
 // Kept channels that share one activation scale (OpenVINO's own dynamic quantisation takes 32).
 constexpr size_t kSegmentRows = 32;
+// Exact mode multiplies by each activation as the sum of so many INT8 terms, each what rounding left of the one before:
+// about the 24 bits of a float.
+constexpr size_t kExactTerms = 3;
+// u8 weights are taken relative to the middle of their range. Sums stay small, and lose fewer bits when the rest of
+// their zero point is subtracted.
+constexpr int32_t kMiddle = 128;
 
 constexpr size_t outputs_per_bytes(WeightType type, size_t bytes) {
     return type == WeightType::u8 ? bytes : type == WeightType::u4 ? bytes * 2 : bytes / 2;

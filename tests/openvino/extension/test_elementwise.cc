@@ -78,9 +78,9 @@ void test_sums(size_t n) {
         zero[i] = static_cast<float>(integer(0, 255));
         sum[i] = uniform(-100, 100);
     }
-    scale_outputs(x.data(), scale.data(), zero.data(), 0.37f, n, y.data());
+    scale_outputs(x.data(), scale.data(), zero.data(), 0.5f, 0.37f, n, y.data());
     for (size_t i = 0; i < n; ++i) {
-        const double right = double{scale[i]} * (x[i] - double{zero[i]} * 0.37f);
+        const double right = double{scale[i]} * (x[i] - (double{zero[i]} - 0.5) * 0.37f);
         CHECK(std::fabs(y[i] - right) <= 5e-5, "scale_outputs gives %g, not %g", y[i], right);
     }
     const std::vector<float> before = sum;

@@ -41,9 +41,9 @@ void check_result(const RandomSite& site, const Reference& reference, const std:
     const size_t out = site.shape.out();
     double squares = 0, expected_squares = 0;
     for (size_t i = 0; i < y.size(); ++i) {
-        // Half a step of 1/127 of the largest activation, or of the largest rest after a first round.
+        // Half a step of 1/127 of the largest activation, or of the largest rest after two rounds.
         const double largest = reference.largest[i / out];
-        const double half_step = !site.shape.is_integer() ? 0 : is_exact ? largest / 254 / 254 : largest / 254;
+        const double half_step = !site.shape.is_integer() ? 0 : is_exact ? largest / 254 / 254 / 254 : largest / 254;
         const double bound = half_step * reference.weight_sum[i] * 1.001 + 2 * kOrderError * reference.magnitude[i] + 1e-30;
         const double error = y[i] - reference.y[i];
         CHECK(std::fabs(error) <= bound, "%s: output %zu of token %zu is %g, not %g (+- %g)", what.c_str(), i % out,
