@@ -9,12 +9,13 @@ import openvino.opset13 as ops
 from openvino.utils.node_factory import NodeFactory
 
 from actsparse.errors import ActsparseError
-from actsparse.openvino.build import BuildError, explain_portable, extension_path
+from actsparse.openvino.build import explain_portable, extension_path
 from actsparse.openvino.feed_forward import FeedForward, find_feed_forward
 from actsparse.openvino.linear import Linear, find_linears
 from actsparse.openvino.masks import Mask, find_masks
 from actsparse.openvino.packing import PackedSite, pack_site
 from actsparse.openvino.placement import read_targets
+from actsparse.openvino.toolchain import BuildError
 from actsparse.openvino.weights import UnsupportedWeightsError, read_weights
 
 
@@ -68,8 +69,8 @@ def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MI
     several tokens share one reading of them. Without a compiler the model stays as it is, and one warning says so.
 
     :param model: An OpenVINO model with masks: sparsified there, or converted from a sparsified torch model.
-    :param exact: Multiply with activations of 24 bits (three INT8 terms), as exact as f32, instead of quantising them to
-        INT8 as OpenVINO's own compressed layers do by default.
+    :param exact: Multiply with activations of 24 bits (three INT8 terms), as exact as f32, instead of quantising them
+        to INT8 as OpenVINO's own compressed layers do by default.
     :param min_sparsity: Sites with a lower target stay as they are, where the model records its targets.
     :return: Which layers the kernel runs, and why the other masked ones stay.
     :raises ActsparseError: If `min_sparsity` is not in [0, 1].

@@ -8,9 +8,7 @@ import logging
 import os
 import platform
 import shlex
-import shutil
 import stat
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -21,14 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import openvino
 from rich.console import Console
 
 from actsparse.assets import PARTIAL_PREFIX, cache_dir, file_sha256
-from actsparse.errors import ActsparseError, SourceError
+from actsparse.errors import SourceError
+from actsparse.openvino.toolchain import BuildError, Compiler, OpenVino, find_compiler, find_openvino, run_command
 
 SOURCES = Path(__file__).parent / "extension"
-COMPILERS = ("c++", "g++", "clang++")
 # No -march: the cache may travel to another processor. The kernels choose their instructions when they are loaded.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
 LIBRARY = "libactsparse.dylib" if sys.platform == "darwin" else "libactsparse.so"
@@ -37,36 +34,6 @@ _FOLDER = "extension"
 _RECORD = "build.json"
 _logger = logging.getLogger(__name__)
 _is_explained = threading.Event()
-
-
-class BuildError(ActsparseError):
-    """The extension cannot be built or loaded here."""
-
-
-@dataclass(frozen=True)
-class Compiler:
-    """A C++ compiler.
-
-    :param command: What to run.
-    :param identity: Its version, target and options, which say nothing about where it is installed.
-    """
-
-    command: tuple[str, ...]
-    identity: str
-
-
-@dataclass(frozen=True)
-class OpenVino:
-    """What the installed openvino package has for extensions.
-
-    :param version: Its full build string.
-    :param include: The folder of its headers.
-    :param libraries: The libraries to link with.
-    """
-
-    version: str
-    include: Path
-    libraries: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -174,51 +141,6 @@ def explain_portable(error: Exception) -> None:
         _logger.warning("the masked model stays correct but is not faster: %s", error)
 
 
-def find_compiler() -> Compiler:
-    """Find the C++ compiler: $CXX, else c++, g++ or clang++.
-
-    :raises BuildError: If there is none.
-    """
-    if sys.platform == "win32":
-        msg = "the OpenVINO extension is written for GCC and Clang and is not built on Windows; WSL runs it"
-        raise BuildError(msg)
-    chosen = os.environ.get("CXX", "").strip()
-    try:
-        commands = [shlex.split(chosen)] if chosen else [[name] for name in COMPILERS]
-    except ValueError:  # an open quotation
-        commands = []
-    for command in commands:
-        program = shutil.which(command[0])
-        if program is None:
-            continue
-        command[0] = str(Path(program).absolute())  # it runs in another folder
-        version, target = (_first_line([*command, option]) for option in ("--version", "-dumpmachine"))
-        if version is not None:
-            identity = ", ".join([version, target or platform.machine(), *command[1:]])
-            return Compiler(tuple(command), identity)
-    if chosen:
-        msg = f"the environment variable CXX names {chosen!r}, which does not run; unset it or name a C++17 compiler"
-        raise BuildError(msg)
-    install = "run xcode-select --install" if sys.platform == "darwin" else "install g++ (apt install g++)"
-    msg = f"no C++ compiler was found, which the OpenVINO extension needs once; {install} or name one in CXX"
-    raise BuildError(msg)
-
-
-def find_openvino() -> OpenVino:
-    """Find the headers and libraries of the installed openvino package.
-
-    :raises BuildError: If it has none.
-    """
-    home = Path(openvino.__file__).parent
-    suffix = ".*.dylib" if sys.platform == "darwin" else ".so.*"
-    patterns = (f"libopenvino{suffix}", f"libtbb{suffix}")
-    found = [sorted((home / "libs").glob(pattern)) for pattern in patterns]
-    if not (home / "include" / "openvino").is_dir() or not all(found):
-        msg = "the installed openvino package has no headers or libraries to build with; pip's openvino wheel has them"
-        raise BuildError(msg)
-    return OpenVino(openvino.get_version(), home / "include", tuple(libraries[0] for libraries in found))
-
-
 def _make_plan() -> _Plan:
     package = find_openvino()
     try:
@@ -231,29 +153,6 @@ def _make_plan() -> _Plan:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-
-
-def _first_line(command: list[str]) -> str | None:
-    try:
-        done = _run(command)
-    except OSError:
-        return None
-    return next(iter(done.stdout.splitlines()), None) if done.returncode == 0 else None
-
-
-def _run(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    # In English, for the first error to be recognised.
-    environment = os.environ | {"LC_ALL": "C"}
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
 
 
 def _roots() -> Iterator[Path]:
@@ -381,12 +280,14 @@ def _compile(plan: _Plan, compiler: Compiler, folder: Path, library: Path, log: 
     include = ["-isystem", str(plan.openvino.include)]
     commands = [[*compiler.command, *FLAGS, "-I.", *include, "-c", name, "-o", f"{name}.o"] for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = list(pool.map(lambda command: _run(command, folder), commands))
+        runs = list(pool.map(lambda command: run_command(command, folder), commands))
     if all(run.returncode == 0 for run in runs):
         libraries = [str(path) for path in plan.openvino.libraries]
         rpath = f"-Wl,-rpath,{plan.openvino.libraries[0].parent}"
         objects = [f"{name}.o" for name in names]
-        runs.append(_run([*compiler.command, "-shared", *objects, "-o", str(library), *libraries, rpath], folder))
+        runs.append(
+            run_command([*compiler.command, "-shared", *objects, "-o", str(library), *libraries, rpath], folder)
+        )
     failed = [run for run in runs if run.returncode != 0]
     if failed:
         log.write_text("\n".join(f"{shlex.join(run.args)}\n{run.stdout}" for run in failed))

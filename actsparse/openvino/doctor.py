@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from actsparse.environment import count_cores
-from actsparse.openvino.build import BuildError, BuildState, describe_build, extension_path
+from actsparse.openvino.build import BuildState, describe_build, extension_path
 from actsparse.openvino.packing import pack_site
+from actsparse.openvino.toolchain import BuildError
 from actsparse.openvino.weights import Weights
 
 LIBRARIES = ("openvino", "nncf", "torch", "transformers")

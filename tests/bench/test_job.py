@@ -13,7 +13,7 @@ from actsparse.bench.prepare import find_source, prepare_dense
 from actsparse.bench.results import BenchReport
 from actsparse.bench.tables import make_tables
 from actsparse.errors import ActsparseError
-from actsparse.openvino.build import BuildError
+from actsparse.openvino.toolchain import BuildError
 
 
 def ignore(message: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from actsparse import ActsparseError, sparsify_activations
 from actsparse.openvino import accelerate, count_masks, extension_path
-from actsparse.openvino.build import BuildError
 from actsparse.openvino.linear import find_linears
 from actsparse.openvino.masks import insert_mask
 from actsparse.openvino.runner import EXACT, Runner
+from actsparse.openvino.toolchain import BuildError
 
 DEFAULT = {**EXACT, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
 
@@ -140,7 +140,7 @@ def test_an_operation_is_no_further_from_f32_than_openvinos_own(
         ours.append(relative_error(run_site(model, x), reference))
     # Where OpenVINO does not quantise activations, its error is 0.
     assert ours[0] < max(1.1 * theirs, 0.008)
-    assert ours[1] < 1e-4
+    assert ours[1] < 1e-6
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3", "gpt2", "gpt_neox", "opt"])

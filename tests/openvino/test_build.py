@@ -19,7 +19,8 @@ import openvino
 import pytest
 
 from actsparse.openvino import build
-from actsparse.openvino.build import BuildError, describe_build, extension_path, is_extension_available
+from actsparse.openvino.build import describe_build, extension_path, is_extension_available
+from actsparse.openvino.toolchain import BuildError, Compiler, find_compiler
 
 FUNCTION = """
 #include "answer.hpp"
@@ -29,7 +30,7 @@ extern "C" __attribute__((visibility("default"))) int NAME() { return ANSWER; }
 
 def has_compiler() -> bool:
     try:
-        return bool(build.find_compiler())
+        return bool(find_compiler())
     except BuildError:
         return False
 
@@ -85,7 +86,7 @@ def test_the_first_use_builds_and_says_so_once(tmp_path, caplog):
 
 def test_nothing_in_the_name_or_the_record_says_where_the_compiler_is():
     library = extension_path()
-    program = build.find_compiler().command[0]
+    program = find_compiler().command[0]
     assert Path(program).is_absolute()
     assert str(Path(program).parent) not in (library.parent / "build.json").read_text()
 
@@ -268,9 +269,9 @@ def test_a_compiler_that_does_not_run_is_named(monkeypatch, chosen):
 
 def test_the_chosen_compiler_may_have_options(monkeypatch):
     before = extension_path()
-    name = Path(build.find_compiler().command[0]).name
+    name = Path(find_compiler().command[0]).name
     monkeypatch.setenv("CXX", f"{name} -Wall")
-    assert build.find_compiler().command[1:] == ("-Wall",)
+    assert find_compiler().command[1:] == ("-Wall",)
     assert answer_of(extension_path()) == 42
     assert extension_path() != before
 
@@ -316,7 +317,7 @@ def change_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def change_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = build.Compiler(build.find_compiler().command, "c++ 99")
+    other = Compiler(find_compiler().command, "c++ 99")
     monkeypatch.setattr(build, "find_compiler", lambda: other)
 
 

@@ -15,8 +15,12 @@ from actsparse.openvino import deploy_model, export_model, extension_path, load_
 from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.deploy import needs_extension
 from actsparse.openvino.export import MODEL_FILE
+from actsparse.openvino.toolchain import find_compiler, find_openvino, run_command
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "generate.cc"
+PROMPT = [1, 5, 9, 13]
+NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +37,10 @@ def folders(make_model: Any, make_batches: Any, tmp_path_factory: pytest.TempPat
     return {name: root / name for name in ("portable", "default", "exact")}
 
 
-def generate(folder: Path, **settings: Any) -> list[int]:
-    model = load_causal_lm(folder, ov_config=F32, **settings)
-    prompt = torch.tensor([[1, 5, 9, 13]])
-    return model.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False)[0].tolist()
+def generate(folder: Path, ov_config: dict[str, str] = F32) -> list[int]:
+    model = load_causal_lm(folder, ov_config=ov_config)
+    limits = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    return model.generate(torch.tensor([PROMPT]), **limits, do_sample=False)[0].tolist()
 
 
 def test_the_exact_model_generates_the_tokens_of_the_portable_graph(folders: dict[str, Path]) -> None:
@@ -59,6 +63,24 @@ def test_a_new_process_needs_nothing_but_the_extension(folders: dict[str, Path],
     arguments = [str(extension_path()), str(folders["default"] / MODEL_FILE)]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_c_plus_plus_program_generates_the_same_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
+    package = find_openvino()
+    program = tmp_path / "generate"
+    libraries = [str(package.libraries[0]), f"-Wl,-rpath,{package.libraries[0].parent}"]
+    command = [*find_compiler().command, "-std=c++17", f"-I{package.include}", str(EXAMPLE), "-o", str(program)]
+    built = run_command([*command, *libraries])
+    assert built.returncode == 0, built.stdout
+    model = str(folders["default"] / MODEL_FILE)
+    done = run_command([str(program), model, str(extension_path()), str(NEW_TOKENS), *map(str, PROMPT)])
+    assert done.returncode == 0, done.stdout
+    # Both run with OpenVINO's own settings.
+    expected = generate(folders["default"], ov_config={"PERFORMANCE_HINT": "LATENCY"})
+    assert [*PROMPT, *map(int, done.stdout.split())] == expected
+    without = run_command([str(program), model, "/no/such/library.so", "1", "1"])
+    assert without.returncode == 1
+    assert "error: " in without.stdout
 
 
 def test_reloading_and_unloading_leave_no_trace(folders: dict[str, Path]) -> None:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from actsparse import cli
 from actsparse.openvino import doctor
-from actsparse.openvino.build import BuildError, extension_path
+from actsparse.openvino.build import extension_path
 from actsparse.openvino.doctor import Diagnosis, Finding, diagnose, try_extension
+from actsparse.openvino.toolchain import BuildError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from actsparse.openvino.build import SOURCES, BuildError, find_compiler
+from actsparse.openvino.build import SOURCES
+from actsparse.openvino.toolchain import BuildError, find_compiler
 
 TESTS = Path(__file__).parent / "extension"
 # They need OpenVINO's headers.
