@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from actsparse.algorithms import ThresholdEstimator
+from actsparse.algorithms import Algorithm
 from actsparse.errors import DatasetError
 from actsparse.progress import progress_bar
 
@@ -46,12 +46,19 @@ class SiteEstimates:
 
     :param targets: The target sparsities of each site's layers. Target 0 is the identity whatever the data, so there is
         nothing to estimate for it.
-    :param estimator_type: The algorithm.
+    :param algorithm: What makes the estimators.
+    :param importance: What it takes the channels of each site to be worth.
     """
 
-    def __init__(self, targets: Mapping[str, set[float]], estimator_type: type[ThresholdEstimator]) -> None:
+    def __init__(
+        self, targets: Mapping[str, set[float]], algorithm: Algorithm, importance: Mapping[str, torch.Tensor]
+    ) -> None:
         positive = {site: sorted(wanted - {0.0}) for site, wanted in targets.items()}
-        self._estimators = {site: estimator_type(tuple(wanted)) for site, wanted in positive.items() if wanted}
+        self._estimators = {
+            site: algorithm.make_estimator(tuple(wanted), importance.get(site))
+            for site, wanted in positive.items()
+            if wanted
+        }
         self._seen: set[str] = set()
 
     def update(self, site: str, x: torch.Tensor) -> None:

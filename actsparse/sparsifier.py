@@ -51,6 +51,14 @@ class ActivationSparsifier(nn.Module):
             return x
         return mask_small(x, self.threshold)
 
+    def set_threshold(self, threshold: torch.Tensor) -> None:
+        """
+        Replace the threshold, by one of another shape if need be.
+
+        :param threshold: The threshold, 0-d or [in_features].
+        """
+        self.threshold = threshold.to(self.threshold.device, self.threshold.dtype).clone()
+
     def extra_repr(self) -> str:
         """
         Describe the mask when its model is printed.

@@ -8,7 +8,7 @@ import torch
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 from torch import nn
 
-from actsparse.algorithms import ThresholdEstimator, get_algorithm
+from actsparse.algorithms import Algorithm, Part, Plan, get_algorithm
 from actsparse.calibration import (
     CalibrationBatches,
     SiteEstimates,
@@ -25,11 +25,12 @@ from actsparse.insertion import (
     remove_sparsifier,
     suspend_sparsifiers,
 )
+from actsparse.measurements import Loss, TorchMeasurements
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes import Layer, Site, find_layers, group_sites, match_targets
 from actsparse.scopes.graph import trace_graph
-from actsparse.scopes.layers import block_layers, named_linears
-from actsparse.scopes.matching import validate_targets
+from actsparse.scopes.layers import block_layers, in_features, named_linears, weight_bytes
+from actsparse.scopes.matching import Target, validate_targets
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsifier import TOKENS, ActivationSparsifier
 
@@ -43,6 +44,7 @@ def sparsify_activations(
     algorithm: str = "magnitude",
     tokens: str = "all",
     keep_existing: bool = False,
+    loss: Loss | None = None,
 ) -> Any:
     """
     Make Linear layers ignore input entries of small magnitude, with thresholds calibrated on data.
@@ -59,10 +61,14 @@ def sparsify_activations(
         layer of the model's blocks.
     :param ignored_scope: Layers to leave out.
     :param algorithm: How thresholds are found: ``magnitude`` (the quantile over all calibration tokens) or ``nncf``
-        (NNCF's moving average).
+        (NNCF's moving average), another name of `actsparse.algorithms.ALGORITHMS`, or SCORE+ALLOCATION, such as
+        ``layer-fisher+global``. All but the first two run the data several times and keep it in memory for that; an
+        allocation other than uniform gives layers different sparsities that reach a scope's target together.
     :param tokens: ``all`` masks every token, ``decode`` only forwards of a single new token.
     :param keep_existing: Whether masks from an earlier call stay on the layers that this call does not match. Without
         it, this call's masks replace all earlier ones.
+    :param loss: For scores that need gradients: a function of the model's output and its input. By default the model's
+        own loss where batches have labels, or the next-token cross entropy of a causal language model.
     :return: The same model, masked.
     :raises ScopeError: If a scope matches nothing, two scopes match one layer, or a target is not in [0, 1].
     :raises DatasetError: If the dataset is empty, does not fit the model, or gives NaN or infinite activations.
@@ -70,11 +76,11 @@ def sparsify_activations(
     """
     if isinstance(model, GraphModelWrapper):  # what `nncf.torch.wrap_model` returns, which NNCF's call takes too
         model = model.model
-    estimator_type = _validate(target_sparsity_by_scope, ignored_scope, algorithm, tokens)
+    chosen = _validate(target_sparsity_by_scope, ignored_scope, algorithm, tokens)
     if (openvino_model := find_openvino_model(model)) is not None:
         from actsparse.openvino.sparsify import Settings, sparsify_openvino
 
-        settings = Settings(estimator_type, algorithm, tokens, keep_existing)
+        settings = Settings(chosen, tokens, keep_existing)
         sparsify_openvino(openvino_model, dataset, target_sparsity_by_scope, ignored_scope, settings)
         forget_compiled(model)
         return model
@@ -85,7 +91,7 @@ def sparsify_activations(
     sites = group_sites(layer for layer in layers if layer.name in targets)
     sparsifiers = {
         layer.name: ActivationSparsifier(
-            targets[layer.name], tokens=tokens, roles=layer.roles, site=site.name, algorithm=algorithm
+            targets[layer.name].sparsity, tokens=tokens, roles=layer.roles, site=site.name, algorithm=algorithm
         )
         for site in sites
         for layer in site.layers
@@ -95,7 +101,7 @@ def sparsify_activations(
         for name, sparsifier in sparsifiers.items():
             insert_sparsifier(model.get_submodule(name), sparsifier)
         with suspend_sparsifiers(replaced.values()):
-            _calibrate(model, batches, sites, sparsifiers, estimator_type)
+            _calibrate(model, batches, sites, targets, sparsifiers, chosen, loss)
     except BaseException:
         _restore(model, sparsifiers, existing)
         raise
@@ -104,7 +110,7 @@ def sparsify_activations(
     return model
 
 
-def _validate(targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> type[ThresholdEstimator]:
+def _validate(targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> Algorithm:
     validate_targets(targets, ignored_scope)
     if tokens not in TOKENS:
         msg = f"tokens must be one of {', '.join(TOKENS)}, not {tokens!r}"
@@ -123,7 +129,7 @@ def _require_module(model: Any) -> None:
 
 def _resolve(
     model: nn.Module, example: Any, targets: Any, ignored: Any, existing: dict[str, ActivationSparsifier]
-) -> tuple[list[Layer], dict[str, float]]:
+) -> tuple[list[Layer], dict[str, Target]]:
     with suspend_sparsifiers(existing.values()), evaluation_mode(model):
         try:
             graph = trace_graph(model, example)
@@ -144,11 +150,22 @@ def _calibrate(
     model: nn.Module,
     batches: CalibrationBatches,
     sites: list[Site],
+    targets: dict[str, Target],
     sparsifiers: dict[str, ActivationSparsifier],
-    estimator_type: type[ThresholdEstimator],
+    algorithm: Algorithm,
+    loss: Loss | None,
 ) -> None:
-    targets = {site.name: {sparsifiers[layer.name].target_sparsity for layer in site.layers} for site in sites}
-    estimates = SiteEstimates(targets, estimator_type)
+    data: Any = batches
+    if algorithm.is_one_pass:
+        plan = Plan({name: target.sparsity for name, target in targets.items()})
+    else:
+        data = list(batches)
+        measurements = TorchMeasurements(model, data, sites, sparsifiers, loss)
+        plan = algorithm.plan(_scopes(model, sites, targets), measurements)
+    for name, sparsifier in sparsifiers.items():
+        sparsifier.target_sparsity = plan.sparsity[name]
+    wanted = {site.name: {plan.sparsity[layer.name] for layer in site.layers} for site in sites}
+    estimates = SiteEstimates(wanted, algorithm, plan.importance)
 
     def calibrate_layer(name: str, x: torch.Tensor) -> torch.Tensor:
         site = sparsifiers[name].site
@@ -161,10 +178,22 @@ def _calibrate(
     reads_logits = len(block_layers(model, layers)) < len(layers)
     # The estimators mask during calibration; the masks themselves have no thresholds yet.
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, calibrate_layer):
-        run_batches(model, batches, total=batches.length, description="calibrating", reads_logits=reads_logits)
+        run_batches(model, data, total=batches.length, description="calibrating", reads_logits=reads_logits)
     estimates.require_all_seen()
     for sparsifier in sparsifiers.values():
-        sparsifier.threshold.copy_(estimates.threshold(sparsifier.site, sparsifier.target_sparsity))
+        sparsifier.set_threshold(estimates.threshold(sparsifier.site, sparsifier.target_sparsity))
+
+
+def _scopes(model: nn.Module, sites: list[Site], targets: dict[str, Target]) -> list[tuple[float, list[Part]]]:
+    """Gather what each scope has to share its target among."""
+    scopes: dict[Target, list[Part]] = {}
+    for site in sites:
+        for target in dict.fromkeys(targets[layer.name] for layer in site.layers):
+            names = tuple(layer.name for layer in site.layers if targets[layer.name] == target)
+            modules = [model.get_submodule(name) for name in names]
+            sizes = tuple(float(weight_bytes(module)) for module in modules)
+            scopes.setdefault(target, []).append(Part(site.name, names, in_features(modules[0]), sizes))
+    return [(target.sparsity, parts) for target, parts in scopes.items()]
 
 
 def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:

@@ -76,6 +76,28 @@ class MagnitudeSketch:
         low, high = _edge(index), _edge(index + 1)
         return low + (high - low) * min(max(share, 0.0), 1.0)
 
+    def share(self, threshold: float) -> float:
+        """
+        Find the share of the magnitudes that does not exceed a threshold: the inverse of `quantile`.
+
+        :param threshold: The threshold, not negative.
+        :return: The share, in [0, 1].
+        :raises ValueError: If nothing was counted.
+        """
+        cumulative = torch.cumsum(self.counts, 0)
+        total = int(cumulative[-1])
+        if total == 0:
+            msg = "no activations were counted"
+            raise ValueError(msg)
+        bits = int(torch.tensor(threshold, dtype=torch.float32).view(torch.int32))
+        index = min(max((bits >> _SHIFT) - _OFFSET, 0), NUM_BINS - 1)
+        if index == 0:
+            return int(cumulative[0]) / total
+        low, high = _edge(index), _edge(index + 1)
+        inside = min((threshold - low) / (high - low), 1.0)
+        before = int(cumulative[index - 1])
+        return (before + inside * (int(cumulative[index]) - before)) / total
+
 
 def _edge(index: int) -> float:
     exponent, mantissa = divmod(index, 1 << MANTISSA_BITS)

@@ -50,7 +50,7 @@ def translate_targets(model: nn.Module, example: Any, targets: Mapping[Any, floa
     by_name = match_targets(targets, None, graph, layers)
     for layer in layers:
         if layer.name in by_name:
-            nodes.setdefault(by_name[layer.name], []).extend(layer.nodes)
+            nodes.setdefault(by_name[layer.name].sparsity, []).extend(layer.nodes)
     return {NncfTargetScope(names=names): target for target, names in nodes.items()}
 
 

@@ -1,34 +1,46 @@
 """
-The algorithms that turn activations into thresholds, by name.
+The algorithms that turn activations into thresholds: a score, an allocation, or a name for a pair of them.
 
 To use one::
 
     sparsify_activations(model, dataset, 0.5, algorithm="magnitude")
+    sparsify_activations(model, dataset, 0.5, algorithm="layer-fisher+global")
 
-To add one, write a class with the three members of `ThresholdEstimator` in a file of its own and name it below.
+Scores are in `scores.py`, allocations in `allocations.py`; each says how to add one.
 """
 
+from actsparse.algorithms.algorithm import NNCF_EMA as NNCF_EMA
+from actsparse.algorithms.algorithm import Algorithm as Algorithm
+from actsparse.algorithms.algorithm import Plan as Plan
+from actsparse.algorithms.allocations import ALLOCATIONS as ALLOCATIONS
 from actsparse.algorithms.estimator import ThresholdEstimator as ThresholdEstimator
-from actsparse.algorithms.magnitude import PooledQuantile
-from actsparse.algorithms.nncf_ema import NncfMovingAverage
+from actsparse.algorithms.measurements import GradientSums as GradientSums
+from actsparse.algorithms.measurements import Measurements as Measurements
+from actsparse.algorithms.measurements import Part as Part
+from actsparse.algorithms.scores import SCORES as SCORES
 from actsparse.errors import ActsparseError, nearest
 
-ALGORITHMS: dict[str, type[ThresholdEstimator]] = {
-    "magnitude": PooledQuantile,
-    "nncf": NncfMovingAverage,
+ALGORITHMS: dict[str, tuple[str, str]] = {
+    "magnitude": ("magnitude", "uniform"),
+    "nncf": ("magnitude", NNCF_EMA),
+    "wina": ("weight-norm", "uniform"),
+    "teal": ("magnitude", "greedy"),
+    "fisher": ("layer-fisher", "global"),
 }
 
 
-def get_algorithm(name: str) -> type[ThresholdEstimator]:
+def get_algorithm(name: str) -> Algorithm:
     """
     Look up an algorithm.
 
-    :param name: Its name.
-    :return: The class that estimates thresholds.
-    :raises ActsparseError: If there is none of that name.
+    :param name: Its name, or SCORE+ALLOCATION.
+    :return: The algorithm.
+    :raises ActsparseError: If there is none of that name, or the two do not go together.
     """
-    algorithm = ALGORITHMS.get(name) if isinstance(name, str) else None
-    if algorithm is None:
-        msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), ALGORITHMS)}"
-        raise ActsparseError(msg)
-    return algorithm
+    if isinstance(name, str) and name in ALGORITHMS:
+        return Algorithm(name, *ALGORITHMS[name])
+    if isinstance(name, str) and name.count("+") == 1:
+        return Algorithm(name, *name.split("+"))
+    known = [*ALGORITHMS, *(f"{score}+{allocation}" for score in SCORES for allocation in ALLOCATIONS)]
+    msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), known)}"
+    raise ActsparseError(msg)

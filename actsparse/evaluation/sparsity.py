@@ -12,7 +12,7 @@ from actsparse.calibration import CalibrationBatches, run_batches, run_each
 from actsparse.errors import ActsparseError
 from actsparse.insertion import intercept_outputs, named_sparsifiers
 from actsparse.openvino.detect import find_openvino_model
-from actsparse.scopes.layers import named_linears
+from actsparse.scopes.layers import named_linears, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ class SparsityCounter:
                 s.roles,
                 s.target_sparsity,
                 self._zeros[name] / self._entries[name],
-                _weight_bytes(self.model, name),
+                weight_bytes(self.model.get_submodule(name)),
             )
             for name, s in sparsifiers.items()
         ]
-        total = sum(_weight_bytes(self.model, name) for name, _ in named_linears(self.model))
+        total = sum(weight_bytes(module) for _, module in named_linears(self.model))
         tokens = "+".join(sorted({s.tokens for s in sparsifiers.values()}))
         return SparsityReport(tuple(layers), total, tokens)
 
@@ -193,8 +193,3 @@ def has_masks(model: Any) -> bool:
 def _weighted(layers: Iterable[LayerSparsity]) -> float:
     layers = list(layers)
     return sum(x.sparsity * x.weight_bytes for x in layers) / max(sum(x.weight_bytes for x in layers), 1)
-
-
-def _weight_bytes(model: nn.Module, name: str) -> int:
-    weight = model.get_submodule(name).weight
-    return weight.numel() * weight.element_size()  # type: ignore[operator, union-attr]

@@ -10,7 +10,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import ThresholdEstimator
+from actsparse.algorithms import Algorithm
 from actsparse.calibration import CalibrationBatches, SiteEstimates, run_each
 from actsparse.errors import ScopeError
 from actsparse.openvino.layers import find_block_layers, find_openvino_layers, named_calls
@@ -28,14 +28,12 @@ class Settings:
     """
     How `sparsify_activations` was called.
 
-    :param estimator_type: The algorithm.
-    :param algorithm: Its name.
+    :param algorithm: The algorithm.
     :param tokens: ``all`` or ``decode``.
     :param keep_existing: Whether masks stay on the layers that no scope matches.
     """
 
-    estimator_type: type[ThresholdEstimator]
-    algorithm: str
+    algorithm: Algorithm
     tokens: str
     keep_existing: bool
 
@@ -61,12 +59,12 @@ def sparsify_openvino(
     sites = group_sites(layer for layer in layers if layer.name in target_by_layer)
     kept = {n: m for n, m in masks_of(model).items() if settings.keep_existing and n not in target_by_layer}
     replace_masks(bare, kept)
-    estimates = _calibrate(bare, batches, sites, target_by_layer, settings.estimator_type)
+    estimates = _calibrate(bare, batches, sites, target_by_layer, settings.algorithm)
     made = {
         layer.name: LayerMask(
             estimates.threshold(site.name, target).numpy(),
             settings.tokens,
-            LayerRecord(target, settings.tokens, settings.algorithm, site.name, layer.roles),
+            LayerRecord(target, settings.tokens, settings.algorithm.name, site.name, layer.roles),
         )
         for site in sites
         for layer in site.layers
@@ -83,7 +81,8 @@ def _resolve(bare: ov.Model, targets: Any, ignored: Any) -> tuple[list[Layer], d
     if not isinstance(targets, Mapping):
         names = [layer.name for layer in find_block_layers(graph, layers)]
         targets = {TargetScope(names=names): targets}
-    return layers, match_targets(targets, ignored, graph, layers)
+    matched = match_targets(targets, ignored, graph, layers)
+    return layers, {name: target.sparsity for name, target in matched.items()}
 
 
 def _calibrate(
@@ -91,7 +90,7 @@ def _calibrate(
     batches: CalibrationBatches,
     sites: list[Site],
     targets: dict[str, float],
-    estimator_type: type[ThresholdEstimator],
+    algorithm: Algorithm,
 ) -> SiteEstimates:
     """
     Run the data through a copy of the model that masks itself while it is calibrated.
@@ -100,10 +99,10 @@ def _calibrate(
     :param batches: The data.
     :param sites: The sites to mask.
     :param targets: Target sparsity by layer.
-    :param estimator_type: The algorithm.
+    :param algorithm: The algorithm.
     :return: The estimates.
     """
-    estimates = SiteEstimates({s.name: {targets[x.name] for x in s.layers} for s in sites}, estimator_type)
+    estimates = SiteEstimates({s.name: {targets[x.name] for x in s.layers} for s in sites}, algorithm, {})
     calls = named_calls(bare)
     failures: list[BaseException] = []
     ends: list[ov.Node] = []

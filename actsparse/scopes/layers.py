@@ -52,6 +52,16 @@ def out_features(module: nn.Module) -> int:
     return module.out_features if isinstance(module, nn.Linear) else int(module.nf)  # type: ignore[arg-type]
 
 
+def weight_bytes(module: nn.Module) -> int:
+    """
+    Measure the weight of a Linear layer as it is stored.
+
+    :param module: A `torch.nn.Linear` or `Conv1D`.
+    :return: Bytes.
+    """
+    return module.weight.numel() * module.weight.element_size()  # type: ignore[operator, union-attr]
+
+
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     Iterate over every Linear layer of a model.

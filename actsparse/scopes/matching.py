@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import nncf
 from nncf.common.graph.graph import NNCFGraph
@@ -12,6 +12,18 @@ from nncf.scopes import get_matched_ignored_scope_info
 from actsparse.errors import ScopeError, nearest
 from actsparse.scopes.layers import Layer
 from actsparse.scopes.target_scope import compile_pattern
+
+
+class Target(NamedTuple):
+    """
+    What one layer is to become.
+
+    :param sparsity: The target of the scope that matches it.
+    :param scope: Which scope that is, counted from 0.
+    """
+
+    sparsity: float
+    scope: int
 
 
 def validate_targets(targets: object, ignored_scope: object) -> None:
@@ -40,7 +52,7 @@ def match_targets(
     ignored_scope: nncf.IgnoredScope | None,
     graph: NNCFGraph,
     layers: list[Layer],
-) -> dict[str, float]:
+) -> dict[str, Target]:
     """
     Resolve scopes into layers.
 
@@ -48,14 +60,14 @@ def match_targets(
     :param ignored_scope: Layers to leave out, or None.
     :param graph: The model's NNCF graph.
     :param layers: Its Linear layers.
-    :return: Target sparsity by layer name, in call order.
+    :return: Target by layer name, in call order.
     :raises ScopeError: If a rule matches nothing, a scope matches no Linear layer, a layer is matched by two scopes, or
         no layer is left.
     """
     ignored = _match_scope(ignored_scope, graph, layers) if ignored_scope is not None else set()
-    matched: dict[str, float] = {}
+    matched: dict[str, Target] = {}
     owner: dict[str, nncf.IgnoredScope] = {}
-    for scope, target in targets.items():
+    for number, (scope, target) in enumerate(targets.items()):
         names = _match_scope(scope, graph, layers)
         if not names and scope.validate:
             msg = f"{describe_scope(scope)} matches no Linear layer; some that there are: {_examples(layers)}"
@@ -65,7 +77,7 @@ def match_targets(
                 scopes = f"{describe_scope(owner[name])} and {describe_scope(scope)}"
                 msg = f"layer {name} is matched by multiple items in `target_sparsity_by_scope`: {scopes}"
                 raise ScopeError(msg)
-            matched[name], owner[name] = float(target), scope
+            matched[name], owner[name] = Target(float(target), number), scope
     if not matched:
         msg = f"No layers to conduct activation sparsification; the model's Linear layers: {_examples(layers)}"
         raise ScopeError(msg)

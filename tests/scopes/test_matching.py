@@ -115,10 +115,10 @@ def test_layers_come_in_call_order_with_their_targets(graph_and_layers: Any) -> 
     matched = match_targets(targets, None, graph, layers)
     assert list(matched) == [layer.name for layer in layers if layer.name in matched]
     assert {name.rpartition(".")[2]: target for name, target in matched.items()} == {
-        "q_proj": 0.25,
-        "k_proj": 0.25,
-        "v_proj": 0.25,
-        "down_proj": 1.0,
+        "q_proj": (0.25, 1),
+        "k_proj": (0.25, 1),
+        "v_proj": (0.25, 1),
+        "down_proj": (1.0, 0),
     }
 
 
@@ -132,7 +132,7 @@ def test_a_layer_matched_twice_is_refused_with_both_scopes(graph_and_layers: Any
     with pytest.raises(ScopeError, match=message):
         match_targets(targets, None, graph, layers)
     ignored = TargetScope(names=[UP.format(1)])
-    assert match_targets(targets, ignored, graph, layers)[UP.format(0)] == 0.5
+    assert match_targets(targets, ignored, graph, layers)[UP.format(0)].sparsity == 0.5
 
 
 def test_a_layer_matched_twice_by_one_scope_is_matched_once(graph_and_layers: Any) -> None:

@@ -1,4 +1,4 @@
-"""`magnitude`: the quantile of |x| over all calibration tokens, independent of their order and batching."""
+"""The quantile of a site's scores over all calibration tokens, independent of their order and batching."""
 
 import torch
 
@@ -8,31 +8,34 @@ from actsparse.statistics import MagnitudeSketch
 
 class PooledQuantile:
     """
-    Estimate the pooled quantile of a site's magnitudes.
+    Estimate the pooled quantile of a site's scores a_j |x_j|.
 
     While it calibrates, each sequence is masked at its own quantile. Layers further down then see what they will see in
     the masked model, where inputs are smaller than in the dense one (at 50% up to 13 points of sparsity lie between the
     two), and yet no sequence's share of the result depends on what came before it or stands beside it.
 
     :param targets: The target sparsities of the site's layers.
+    :param importance: a, 0-d or [in_features]; positive somewhere, nowhere negative. None is 1 everywhere.
     """
 
-    def __init__(self, targets: tuple[float, ...]) -> None:
+    def __init__(self, targets: tuple[float, ...], importance: torch.Tensor | None = None) -> None:
         self._pooled = MagnitudeSketch()
         self._targets = targets
-        self._sequence_thresholds: dict[float, list[torch.Tensor]] = {}
+        # A number common to all channels changes no order.
+        self._importance = importance if importance is not None and importance.ndim else None
+        self._sequence_quantiles: dict[float, list[float]] = {}
 
     def update(self, x: torch.Tensor) -> None:
         """
-        Count the magnitudes of one batch, sequence by sequence.
+        Count the scores of one batch, sequence by sequence.
 
         :param x: The site's input: [sequences, tokens, in_features], or [tokens, in_features] for one sequence.
         :raises ValueError: If an entry is NaN or infinite.
         """
-        sketches = [MagnitudeSketch.of(sequence) for sequence in _sequences(x)]
+        sketches = [MagnitudeSketch.of(self._score(sequence)) for sequence in _sequences(x)]
         for sketch in sketches:
             self._pooled.merge(sketch)
-        self._sequence_thresholds = {t: [torch.tensor(s.quantile(t)) for s in sketches] for t in self._targets}
+        self._sequence_quantiles = {t: [s.quantile(t) for s in sketches] for t in self._targets}
 
     def mask_batch(self, x: torch.Tensor, target: float) -> torch.Tensor:
         """
@@ -42,7 +45,7 @@ class PooledQuantile:
         :param target: The target sparsity.
         :return: The masked input.
         """
-        thresholds = self._sequence_thresholds[target]
+        thresholds = [self._as_threshold(q).to(x.device) for q in self._sequence_quantiles[target]]
         if len(thresholds) == 1:
             return mask_small(x, thresholds[0])
         masked = [mask_small(sequence, t) for sequence, t in zip(_sequences(x), thresholds, strict=True)]
@@ -50,12 +53,22 @@ class PooledQuantile:
 
     def threshold(self, target: float) -> torch.Tensor:
         """
-        Give the pooled quantile.
+        Give the pooled quantile, as a threshold for |x|.
 
         :param target: The target sparsity.
-        :return: The threshold, 0-d.
+        :return: The threshold, 0-d, or [in_features] where channels differ in importance.
         """
-        return torch.tensor(self._pooled.quantile(target))
+        return self._as_threshold(self._pooled.quantile(target))
+
+    def _score(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._importance is None else x.detach().float() * self._importance.to(x.device)
+
+    def _as_threshold(self, quantile: float) -> torch.Tensor:
+        if self._importance is None:
+            return torch.tensor(quantile)
+        # A channel of no importance is never kept: its threshold is infinite, whatever the quantile is.
+        never = torch.tensor(torch.inf)
+        return torch.where(self._importance > 0, quantile / self._importance, never)
 
 
 def _sequences(x: torch.Tensor) -> torch.Tensor:

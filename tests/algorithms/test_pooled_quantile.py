@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actsparse import TargetScope, measure_sparsity, sparsify_activations
-from actsparse.algorithms.magnitude import PooledQuantile
+from actsparse.algorithms.pooled_quantile import PooledQuantile
 from actsparse.insertion import named_sparsifiers
 from actsparse.statistics import MagnitudeSketch
 

@@ -1,0 +1,89 @@
+"""An algorithm: a score and an allocation, by name."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from actsparse.algorithms.allocations import ALLOCATIONS
+from actsparse.algorithms.estimator import ThresholdEstimator
+from actsparse.algorithms.measurements import Measurements, Part
+from actsparse.algorithms.nncf_ema import NncfMovingAverage
+from actsparse.algorithms.pooled_quantile import PooledQuantile
+from actsparse.algorithms.scores import SCORES
+from actsparse.errors import ActsparseError, nearest
+
+# Its average of batch quantiles is an estimator of its own.
+NNCF_EMA = "nncf-ema"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    What an algorithm decides before thresholds are calibrated.
+
+    :param sparsity: The sparsity of each layer.
+    :param importance: a of each site, 0-d or [in_features]; 1 where there is none.
+    """
+
+    sparsity: dict[str, float]
+    importance: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """
+    How thresholds are found.
+
+    :param name: What the caller said.
+    :param score: A name of `SCORES`.
+    :param allocation: A name of `ALLOCATIONS`, or nncf-ema.
+    """
+
+    name: str
+    score: str
+    allocation: str
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("score", self.score, SCORES),
+            ("allocation", self.allocation, [*ALLOCATIONS, NNCF_EMA]),
+        ):
+            if name not in known:
+                msg = f"unknown {kind} {name!r}; nearest: {nearest(name, known)}"
+                raise ActsparseError(msg)
+        if self.allocation == NNCF_EMA and self.score != "magnitude":
+            msg = f"{NNCF_EMA} averages quantiles of magnitudes: it goes with the score magnitude, not {self.score}"
+            raise ActsparseError(msg)
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether thresholds can be calibrated at once, without measuring anything before."""
+        return self.score == "magnitude" and self.allocation in ("uniform", NNCF_EMA)
+
+    def make_estimator(self, targets: tuple[float, ...], importance: torch.Tensor | None) -> ThresholdEstimator:
+        """
+        Make the estimator of one site's thresholds.
+
+        :param targets: The sparsities of the site's layers, each in (0, 1].
+        :param importance: a of the site, or None.
+        :return: The estimator.
+        """
+        return NncfMovingAverage(targets) if self.allocation == NNCF_EMA else PooledQuantile(targets, importance)
+
+    def plan(self, scopes: list[tuple[float, list[Part]]], model: Measurements) -> Plan:
+        """
+        Decide how sparse each layer becomes and what its channels are worth.
+
+        :param scopes: Target sparsity and parts of each scope.
+        :param model: The model to measure.
+        :return: The plan.
+        """
+        sites = dict.fromkeys(part.site for target, parts in scopes if 0 < target < 1 for part in parts)
+        importance = {site: SCORES[self.score].importance(model, site) for site in sites}
+        sparsity = {}
+        for target, parts in scopes:
+            if 0 < target < 1:
+                sparsity |= ALLOCATIONS[self.allocation].allocate(parts, target, model, importance)
+            else:
+                sparsity |= {name: target for part in parts for name in part.layers}
+        return Plan(sparsity, importance)

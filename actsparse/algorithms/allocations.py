@@ -1,0 +1,72 @@
+"""
+Allocations: how much each site gives to reach the target of its scope.
+
+An allocation decides how sparse each site becomes; thresholds are calibrated afterwards, with the masks on. To add one,
+write a function of the parts of one scope and name it in `ALLOCATIONS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from actsparse.algorithms.greedy import greedy
+from actsparse.algorithms.measurements import Measurements, Part
+from actsparse.statistics import MagnitudeSketch
+
+# Thresholds are found to one part in 2^60 of their range.
+BISECTIONS = 60
+
+
+class Allocation(NamedTuple):
+    """
+    An allocation.
+
+    :param allocate: Gives each layer of a scope its sparsity, so that together they reach the target by weight bytes.
+    :param meaning: What it is, in a line.
+    """
+
+    allocate: Callable[[Sequence[Part], float, Measurements, Mapping[str, torch.Tensor]], dict[str, float]]
+    meaning: str
+
+
+def uniform(
+    parts: Sequence[Part], target: float, _model: Measurements, _importance: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """Give every site the target itself."""
+    return _by_layer(parts, [target] * len(parts))
+
+
+def global_threshold(
+    parts: Sequence[Part], target: float, model: Measurements, importance: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """
+    Leave out, over all sites, the entries whose score per weight byte is the smallest.
+
+    If leaving x_j out costs ½ (a_j x_j)² and saves as many bytes as the channel's weights have, the cheapest way to
+    save bytes is one threshold for a_j |x_j| / √cost.
+    """
+    sketches = model.sketches(importance)
+    low, high = 0.0, max(_largest(sketches[part.site]) / part.cost**0.5 for part in parts)
+    total = sum(part.weight_bytes for part in parts)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        shares = [sketches[part.site].share(middle * part.cost**0.5) for part in parts]
+        saved = sum(part.weight_bytes * share for part, share in zip(parts, shares, strict=True))
+        low, high = (middle, high) if saved < target * total else (low, middle)
+    return _by_layer(parts, [sketches[part.site].share(high * part.cost**0.5) for part in parts])
+
+
+def _by_layer(parts: Sequence[Part], shares: Sequence[float]) -> dict[str, float]:
+    return {name: share for part, share in zip(parts, shares, strict=True) for name in part.layers}
+
+
+def _largest(sketch: MagnitudeSketch) -> float:
+    return sketch.quantile(1.0)
+
+
+ALLOCATIONS = {
+    "uniform": Allocation(uniform, "every site the target itself"),
+    "global": Allocation(global_threshold, "one threshold for the score per weight byte over all sites of a scope"),
+    "greedy": Allocation(greedy, "block by block, the raise that moves the block's output least (TEAL)"),
+}

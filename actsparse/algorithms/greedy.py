@@ -1,0 +1,47 @@
+"""The greedy allocation of TEAL (arXiv 2408.14690): block by block, the cheapest raise first."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from actsparse.algorithms.measurements import Block, Measurements, Part
+
+# How much sparser a layer with the block's mean size becomes at a time.
+STEP = 0.05
+
+
+def greedy(
+    parts: Sequence[Part], target: float, model: Measurements, importance: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """
+    Raise the sparsity of one layer at a time, in each block on its own, until the block meets the target.
+
+    Each raise saves about the same share of the block's weights: a layer of few weights is raised by more. Of all
+    layers, the one is raised whose raise leaves the block's output nearest to the dense one's. Layers that read one
+    tensor are raised apart, as in TEAL.
+
+    :param parts: The parts of one scope.
+    :param target: What each block is to reach by weight bytes.
+    :param model: The model.
+    :param importance: a of each site.
+    :return: The sparsity of each layer.
+    """
+    sizes = {name: size for part in parts for name, size in zip(part.layers, part.layer_bytes, strict=True)}
+    sparsity: dict[str, float] = {}
+    for block in model.blocks(sizes, importance):
+        sparsity |= _raise_block(block, {name: sizes[name] for name in block.layers}, target)
+    return sparsity
+
+
+def _raise_block(block: Block, sizes: dict[str, float], target: float) -> dict[str, float]:
+    sparsity = dict.fromkeys(sizes, 0.0)
+    total = sum(sizes.values())
+    left = target * total  # bytes
+    while left > 1e-9 * total:
+        step = min(STEP * total / len(sizes), left)
+        raised = {name: min(1.0, sparsity[name] + step / sizes[name]) for name in sizes if sparsity[name] < 1.0}
+        errors = {name: block.error({**sparsity, name: value}) for name, value in raised.items()}
+        best = min(errors, key=errors.__getitem__)
+        left -= (raised[best] - sparsity[best]) * sizes[best]
+        sparsity[best] = raised[best]
+    return sparsity

@@ -1,0 +1,147 @@
+"""What an algorithm may ask of a model before thresholds are calibrated."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from actsparse.statistics import MagnitudeSketch
+
+
+@dataclass(frozen=True)
+class Part:
+    """
+    The layers of one site under one scope: they are given one sparsity.
+
+    :param site: The site.
+    :param layers: Their names.
+    :param channels: Input channels.
+    :param layer_bytes: The size of each one's weights.
+    """
+
+    site: str
+    layers: tuple[str, ...]
+    channels: int
+    layer_bytes: tuple[float, ...]
+
+    @property
+    def weight_bytes(self) -> float:
+        """All that a dense token reads."""
+        return sum(self.layer_bytes)
+
+    @property
+    def cost(self) -> float:
+        """Bytes of weights that one kept channel costs."""
+        return self.weight_bytes / self.channels
+
+
+class Block(Protocol):
+    """
+    One of the model's blocks, with what it read from the calibration data.
+
+    :param layers: The layers in it that are to be masked.
+    """
+
+    layers: tuple[str, ...]
+
+    def error(self, sparsity: Mapping[str, float]) -> float:
+        """
+        Run the block with masks.
+
+        :param sparsity: The sparsity of each layer.
+        :return: The norm of what its output moves by, beside the norm of the dense output.
+        """
+        ...
+
+
+class GradientSums:
+    """
+    Sums over tokens of a site's input x and the loss's gradient g there; five vectors however many tokens there are.
+
+    :param channels: Input channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.tokens = 0
+        self.square = torch.zeros(channels, dtype=torch.float64)
+        """g²"""
+        self.absolute = torch.zeros(channels, dtype=torch.float64)
+        """|g|"""
+        self.magnitude = torch.zeros(channels, dtype=torch.float64)
+        """|x|"""
+        self.attribution = torch.zeros(channels, dtype=torch.float64)
+        """-g x: by how much the loss is expected to rise when x is left out"""
+        self.saliency = torch.zeros(channels, dtype=torch.float64)
+        """|g x|"""
+        self.correction = torch.zeros(channels, dtype=torch.float64)
+        """|x| times the token's gradient norm, halved"""
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """
+        Take in some tokens.
+
+        :param x: The site's input, [..., channels].
+        :param g: The gradient there, of the same shape.
+        """
+        x, g = (t.detach().flatten(0, -2).float() for t in (x, g))
+        product = x * g
+        norm = g.norm(dim=-1, keepdim=True)
+        self.tokens += len(x)
+        for total, value in (
+            (self.square, g.square()),
+            (self.absolute, g.abs()),
+            (self.magnitude, x.abs()),
+            (self.attribution, -product),
+            (self.saliency, product.abs()),
+            (self.correction, x.abs() * norm / 2),
+        ):
+            total += value.sum(0).double().cpu()
+
+
+class Measurements(Protocol):
+    """A model with calibration data. Each method runs the data through the dense model, and remembers the result."""
+
+    def weight_norms(self, site: str) -> torch.Tensor:
+        """
+        Measure the columns of a site's weights.
+
+        :param site: The site.
+        :return: The Euclidean norm of each input channel's weights, over all the site's layers, [in_features].
+        """
+        ...
+
+    def gradients(self) -> Mapping[str, GradientSums]:
+        """
+        Run forwards and backwards once for each batch.
+
+        :return: The sums of each site.
+        """
+        ...
+
+    def sensitivities(self) -> Mapping[str, float]:
+        """
+        Sparsify one site after the other and see how far the model's predictions move.
+
+        :return: For each site the square root of twice the divergence per energy left out.
+        """
+        ...
+
+    def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator[Block]:
+        """
+        Take the model apart.
+
+        :param layers: The layers to mask.
+        :param importance: a of each site.
+        :return: The blocks that have any of them.
+        """
+        ...
+
+    def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
+        """
+        Run forwards and count scores.
+
+        :param importance: a of each site, 0-d or [in_features].
+        :return: The sketch of a_j |x_j| of each site.
+        """
+        ...

@@ -1,0 +1,373 @@
+"""What algorithms ask of a torch model: weight norms, gradients, sensitivities, distributions of scores."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from actsparse.algorithms.measurements import GradientSums
+from actsparse.calibration import evaluation_mode, run_batches, run_each, run_model
+from actsparse.errors import ActsparseError, DatasetError
+from actsparse.insertion import intercept_outputs, suspend_sparsifiers
+from actsparse.progress import progress_bar
+from actsparse.scopes import Site
+from actsparse.sparsifier import ActivationSparsifier, mask_small
+from actsparse.statistics import MagnitudeSketch
+
+# What a site gives up while its sensitivity is measured, and on how many tokens.
+PROBE_SPARSITY = 0.5
+PROBE_TOKENS = 512
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+class TorchMeasurements:
+    """
+    Measure a torch model on calibration data; see `actsparse.algorithms.measurements.Measurements`.
+
+    :param model: The model, with a mask on every layer that is to be measured; the masks pass everything.
+    :param batches: The data; run once for each kind of measurement.
+    :param sites: What the layers read.
+    :param sparsifiers: The masks by layer name.
+    :param loss: What gradients are of: a function of the model's output and its input. None takes the loss that the
+        model computes from the batch's labels, or the next-token cross entropy of a causal language model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: list[Any],
+        sites: list[Site],
+        sparsifiers: Mapping[str, ActivationSparsifier],
+        loss: Loss | None = None,
+    ) -> None:
+        self._model = model
+        self._batches = batches
+        self._sites = {site.name: site for site in sites}
+        self._sparsifiers = sparsifiers
+        self._loss = loss
+        self._known_sketches: dict[tuple[Any, ...], dict[str, MagnitudeSketch]] = {}
+
+    def weight_norms(self, site: str) -> torch.Tensor:
+        """
+        Measure the columns of a site's weights, decompressed.
+
+        :param site: The site.
+        :return: The norm of each input channel's weights over the site's layers, [in_features].
+        """
+        return sum(self._squares[layer.name] for layer in self._sites[site].layers).sqrt()  # type: ignore[union-attr]
+
+    def gradients(self) -> Mapping[str, GradientSums]:
+        """
+        Run forwards and backwards once for each batch.
+
+        :return: The sums of each site.
+        :raises ActsparseError: If there is no loss to take gradients of.
+        :raises DatasetError: If a gradient is NaN or infinite; names the layer.
+        """
+        return self._gradients
+
+    def sensitivities(self) -> Mapping[str, float]:
+        """
+        Sparsify one site after the other and see how far the predictions move.
+
+        :return: For each site √(2 KL / energy): KL from the dense model's predictions, energy Σ x² left out, both over
+            the first `PROBE_TOKENS` tokens.
+        :raises ActsparseError: If the model gives no logits.
+        """
+        return self._sensitivities
+
+    def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
+        """
+        Run forwards and count scores.
+
+        :param importance: a of each site, 0-d or [in_features].
+        :return: The sketch of a_j |x_j| of each site.
+        """
+        key = tuple((site, tuple(a.flatten().tolist())) for site, a in sorted(importance.items()))
+        if key not in self._known_sketches:
+            found = {site: MagnitudeSketch() for site in importance}
+
+            def count(name: str, x: torch.Tensor) -> torch.Tensor:
+                if name in found:
+                    found[name].merge(_sketch(name, x.float() * importance[name].to(x.device)))
+                return x
+
+            with self._watch(count):
+                run_batches(
+                    self._model, self._batches, total=len(self._batches), description="counting", reads_logits=False
+                )
+            self._known_sketches[key] = found
+        return self._known_sketches[key]
+
+    def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator["TorchBlock"]:
+        """
+        Take the model apart into the elements of its module lists.
+
+        :param layers: The layers to mask.
+        :param importance: a of each site.
+        :return: The blocks that have any of them, with what they read of the first `PROBE_TOKENS` tokens.
+        :raises ActsparseError: If a layer is in none.
+        """
+        if hasattr(self._model, ATR_HOOK_STORAGE):
+            msg = "blocks of compressed weights cannot run alone: calibrate first, then compress, then load_thresholds"
+            raise ActsparseError(msg)
+        names = self._block_names(layers)
+        sketches = self.sketches(importance)
+        sites = {layer.name: name for name, site in self._sites.items() for layer in site.layers}
+        with progress_bar("blocks", total=len(names), unit="blocks") as advance:
+            for block, inside in names.items():
+                module = self._model.get_submodule(block)
+                calls = self._record_calls(module)
+                masks = {name: self._sparsifiers[name] for name in inside}
+                scores = {name: (sketches[sites[name]], importance[sites[name]]) for name in inside}
+                yield TorchBlock(module, calls, masks, scores)
+                advance(1)
+
+    def _block_names(self, layers: Collection[str]) -> dict[str, list[str]]:
+        lists = [name for name, module in self._model.named_modules() if isinstance(module, nn.ModuleList) and name]
+        blocks: dict[str, list[str]] = {}
+        for layer in layers:
+            # The outermost list: experts in a block are part of it.
+            owner = min((name for name in lists if layer.startswith(f"{name}.")), key=len, default=None)
+            if owner is None:
+                msg = f"layer {layer} is in no block: an allocation block by block is not for it"
+                raise ActsparseError(msg)
+            number = layer.removeprefix(f"{owner}.").partition(".")[0]
+            blocks.setdefault(f"{owner}.{number}", []).append(layer)
+        return blocks
+
+    def _record_calls(self, block: nn.Module) -> list[tuple[Any, Any, torch.Tensor]]:
+        calls = []
+
+        def record(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            # Run again, a block must not append to a cache of the first run.
+            fresh = {key: None if key == "past_key_values" else value for key, value in kwargs.items()}
+            calls.append((args, fresh, _first_tensor(output)))
+
+        handle = block.register_forward_hook(record, with_kwargs=True)
+        try:
+            with self._watch(lambda _name, x: x):
+                batches = _first_tokens(self._batches, PROBE_TOKENS)
+                run_batches(self._model, batches, total=len(batches), description="running", reads_logits=False)
+        finally:
+            handle.remove()
+        return calls
+
+    @cached_property
+    def _squares(self) -> dict[str, torch.Tensor]:
+        reader = _WeightReader()
+
+        def expect(name: str, x: torch.Tensor) -> torch.Tensor:
+            reader.expected = name
+            return x
+
+        with self._watch(expect), reader:
+            run_batches(self._model, self._batches[:1], total=1, description="reading weights", reads_logits=False)
+        return reader.squares
+
+    @cached_property
+    def _gradients(self) -> dict[str, GradientSums]:
+        sums: dict[str, GradientSums] = {}
+        first_layers = {layer.name: site.name for site in self._sites.values() for layer in site.layers}
+        shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def take_gradient(name: str, x: torch.Tensor) -> torch.Tensor:
+            site = first_layers[name]
+            known = shared.get(site)
+            if known is None or known[0] is not x:
+                # A tensor of its own, read by the site's layers only: its gradient is theirs alone.
+                copy = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+                totals = sums.setdefault(site, GradientSums(x.shape[-1]))
+                copy.register_hook(partial(_add_gradient, totals, site, x.detach()))
+                shared[site] = known = (x, copy)
+            return known[1]
+
+        def run(batch: Any) -> None:
+            with torch.enable_grad():
+                self._compute_loss(run_model(self._model, batch), batch).backward()
+            shared.clear()
+
+        with evaluation_mode(self._model), _without_parameter_gradients(self._model), self._watch(take_gradient):
+            run_each(run, self._batches, total=len(self._batches), description="gradients")
+        return sums
+
+    @cached_property
+    def _sensitivities(self) -> dict[str, float]:
+        ones = {site: torch.ones(()) for site in self._sites}
+        quantiles = {site: sketch.quantile(PROBE_SPARSITY) for site, sketch in self.sketches(ones).items()}
+        batches = _first_tokens(self._batches, PROBE_TOKENS)
+        found = {}
+        with evaluation_mode(self._model), torch.no_grad(), self._watch(lambda _name, x: x):
+            dense = [self._log_probabilities(batch) for batch in batches]
+        with progress_bar("sensitivities", total=len(self._sites), unit="sites") as advance:
+            for site, quantile in quantiles.items():
+                found[site] = self._probe(site, quantile, batches, dense)
+                advance(1)
+        return found
+
+    def _probe(self, site: str, quantile: float, batches: list[Any], dense: list[torch.Tensor]) -> float:
+        names = {layer.name for layer in self._sites[site].layers}
+        energy = divergence = 0.0
+
+        def leave_out(name: str, x: torch.Tensor) -> torch.Tensor:
+            nonlocal energy
+            if name not in names:
+                return x
+            small = x.abs() <= quantile
+            if name == site:
+                energy += float((x.float() * small).square().sum())
+            return x.masked_fill(small, 0.0)
+
+        with evaluation_mode(self._model), torch.no_grad(), self._watch(leave_out):
+            for batch, expected in zip(batches, dense, strict=True):
+                moved = self._log_probabilities(batch)
+                divergence += float(F.kl_div(moved, expected, reduction="sum", log_target=True))
+        return (2 * max(divergence, 0.0) / max(energy, 1e-30)) ** 0.5
+
+    def _log_probabilities(self, batch: Any) -> torch.Tensor:
+        logits = getattr(run_model(self._model, batch), "logits", None)
+        if logits is None:
+            msg = f"sensitivities need a model with logits, which {type(self._model).__name__} has not"
+            raise ActsparseError(msg)
+        return logits.flatten(0, -2).float().log_softmax(-1)
+
+    def _compute_loss(self, output: Any, batch: Any) -> torch.Tensor:
+        if self._loss is not None:
+            return self._loss(output, batch)
+        if getattr(output, "loss", None) is not None:
+            return output.loss * batch["labels"].numel()
+        can_generate = getattr(self._model, "can_generate", lambda: False)
+        if not (can_generate() and isinstance(batch, Mapping) and "input_ids" in batch):
+            msg = (
+                f"{type(self._model).__name__} has no next-token loss to take gradients of: put labels into the "
+                f"batches, pass loss=…, or choose a score that needs no gradient"
+            )
+            raise ActsparseError(msg)
+        labels = batch["input_ids"].masked_fill(batch.get("attention_mask", torch.ones(())) == 0, -100)[:, 1:]
+        return F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+    def _watch(self, intercept: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+        return _watch(self._sparsifiers, intercept)
+
+
+class TorchBlock:
+    """
+    A block and what it read; see `actsparse.algorithms.measurements.Block`.
+
+    :param module: The block.
+    :param calls: Positional and keyword arguments and the dense output of each call.
+    :param sparsifiers: The masks of its layers.
+    :param scores: For each layer the sketch of its scores, and a.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        calls: list[tuple[Any, Any, torch.Tensor]],
+        sparsifiers: Mapping[str, ActivationSparsifier],
+        scores: Mapping[str, tuple[MagnitudeSketch, torch.Tensor]],
+    ) -> None:
+        self.layers = tuple(sparsifiers)
+        self._module = module
+        self._calls = calls
+        self._sparsifiers = sparsifiers
+        self._scores = scores
+
+    def error(self, sparsity: Mapping[str, float]) -> float:
+        """
+        Run the block with masks.
+
+        :param sparsity: The sparsity of each layer.
+        :return: The norm of what its output moves by, beside the norm of the dense output.
+        """
+        thresholds = {
+            name: sketch.quantile(sparsity[name]) / importance
+            for name, (sketch, importance) in self._scores.items()
+            if sparsity[name] > 0
+        }
+        moved = whole = 0.0
+
+        def leave_out(name: str, x: torch.Tensor) -> torch.Tensor:
+            return mask_small(x, thresholds[name]) if name in thresholds else x
+
+        with evaluation_mode(self._module), torch.no_grad(), _watch(self._sparsifiers, leave_out):
+            for args, kwargs, dense in self._calls:
+                output = _first_tensor(self._module(*args, **kwargs))
+                moved += float((output - dense).float().square().sum())
+                whole += float(dense.float().square().sum())
+        return (moved / max(whole, 1e-30)) ** 0.5
+
+
+class _WeightReader(TorchFunctionMode):
+    """See each layer's weight as it is multiplied: decompressed, whatever it is stored as."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected: str | None = None
+        self.squares: dict[str, torch.Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.expected is not None and func in (F.linear, torch.addmm):
+            weight = args[1].T if func is F.linear else args[2]
+            self.squares[self.expected] = weight.detach().float().square().sum(1).cpu()
+            self.expected = None
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _watch(
+    sparsifiers: Mapping[str, ActivationSparsifier], intercept: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Any:
+    with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, intercept):
+        yield
+
+
+@contextmanager
+def _without_parameter_gradients(model: nn.Module) -> Any:
+    """Gradients of activations need none of the weights', which would be as large as the model."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _first_tensor(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def _add_gradient(sums: GradientSums, site: str, x: torch.Tensor, g: torch.Tensor) -> None:
+    if not torch.isfinite(g).all():
+        msg = f"NaN or infinite gradients at the input of layer {site}"
+        raise DatasetError(msg)
+    sums.add(x, g)
+
+
+def _sketch(site: str, scores: torch.Tensor) -> MagnitudeSketch:
+    try:
+        return MagnitudeSketch.of(scores)
+    except ValueError as error:
+        msg = f"{error} in the input of layer {site}"
+        raise DatasetError(msg) from None
+
+
+def _first_tokens(batches: list[Any], tokens: int) -> list[Any]:
+    """Take whole batches until there are enough tokens."""
+    taken, count = [], 0
+    for batch in batches:
+        if count >= tokens:
+            break
+        taken.append(batch)
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        count += ids.numel() if ids is not None else tokens
+    return taken
