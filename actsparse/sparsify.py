@@ -8,7 +8,7 @@ import torch
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 from torch import nn
 
-from actsparse.algorithms import Algorithm, Part, Plan, get_algorithm
+from actsparse.algorithms import Algorithm, Part, Plan, gather_parts, get_algorithm
 from actsparse.calibration import (
     CalibrationBatches,
     SiteEstimates,
@@ -185,15 +185,9 @@ def _calibrate(
 
 
 def _scopes(model: nn.Module, sites: list[Site], targets: dict[str, Target]) -> list[tuple[float, list[Part]]]:
-    """Gather what each scope has to share its target among."""
-    scopes: dict[Target, list[Part]] = {}
-    for site in sites:
-        for target in dict.fromkeys(targets[layer.name] for layer in site.layers):
-            names = tuple(layer.name for layer in site.layers if targets[layer.name] == target)
-            modules = [model.get_submodule(name) for name in names]
-            sizes = tuple(float(weight_bytes(module)) for module in modules)
-            scopes.setdefault(target, []).append(Part(site.name, names, in_features(modules[0]), sizes))
-    return [(target.sparsity, parts) for target, parts in scopes.items()]
+    modules = {layer.name: model.get_submodule(layer.name) for site in sites for layer in site.layers}
+    sizes = {name: (in_features(module), float(weight_bytes(module))) for name, module in modules.items()}
+    return gather_parts(sites, targets, sizes)
 
 
 def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:

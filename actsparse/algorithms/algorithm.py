@@ -6,8 +6,9 @@ import torch
 
 from actsparse.algorithms.allocations import ALLOCATIONS
 from actsparse.algorithms.estimator import ThresholdEstimator
-from actsparse.algorithms.measurements import Measurements, Part
+from actsparse.algorithms.measurements import Measurements
 from actsparse.algorithms.nncf_ema import NncfMovingAverage
+from actsparse.algorithms.parts import Part
 from actsparse.algorithms.pooled_quantile import PooledQuantile
 from actsparse.algorithms.scores import SCORES
 from actsparse.errors import ActsparseError, nearest

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from actsparse.algorithms.greedy import greedy
-from actsparse.algorithms.measurements import Measurements, Part
+from actsparse.algorithms.measurements import Measurements
+from actsparse.algorithms.parts import Part
 from actsparse.statistics import MagnitudeSketch
 
 # Thresholds are found to one part in 2^60 of their range.

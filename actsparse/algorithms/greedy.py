@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from actsparse.algorithms.measurements import Block, Measurements, Part
+from actsparse.algorithms.measurements import Block, Measurements
+from actsparse.algorithms.parts import Part
 
 # How much sparser a layer with the block's mean size becomes at a time.
 STEP = 0.05

@@ -1,39 +1,11 @@
 """What an algorithm may ask of a model before thresholds are calibrated."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from actsparse.statistics import MagnitudeSketch
-
-
-@dataclass(frozen=True)
-class Part:
-    """
-    The layers of one site under one scope: they are given one sparsity.
-
-    :param site: The site.
-    :param layers: Their names.
-    :param channels: Input channels.
-    :param layer_bytes: The size of each one's weights.
-    """
-
-    site: str
-    layers: tuple[str, ...]
-    channels: int
-    layer_bytes: tuple[float, ...]
-
-    @property
-    def weight_bytes(self) -> float:
-        """All that a dense token reads."""
-        return sum(self.layer_bytes)
-
-    @property
-    def cost(self) -> float:
-        """Bytes of weights that one kept channel costs."""
-        return self.weight_bytes / self.channels
 
 
 class Block(Protocol):

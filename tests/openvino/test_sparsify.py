@@ -305,3 +305,32 @@ def test_decode_masks_act_on_single_tokens_only(make_openvino_model: Any, batche
     np.testing.assert_array_equal(logits_of(decode, batches[0]), logits_of(dense, batches[0]))
     np.testing.assert_array_equal(logits_of(decode, one), logits_of(sparse, one))
     assert np.abs(logits_of(decode, one) - logits_of(dense, one)).max() > 0.01
+
+
+@pytest.mark.parametrize("algorithm", ["wina", "weight-norm+global", "magnitude+global"])
+def test_scores_without_gradients_are_those_of_torch(
+    algorithm: str, make_model: Any, make_openvino_model: Any, make_batches: Any
+) -> None:
+    batches = make_batches()
+    torch_model = sparsify_activations(make_model("llama"), batches, 0.5, algorithm=algorithm)
+    model = sparsify_activations(make_openvino_model("llama"), batches, 0.5, algorithm=algorithm)
+    masks = masks_of(model)
+    assert masks.keys() == dict(named_sparsifiers(torch_model)).keys()
+    for name, sparsifier in named_sparsifiers(torch_model):
+        record = masks[name].record
+        assert record is not None
+        assert record.algorithm == algorithm
+        assert record.target_sparsity == pytest.approx(sparsifier.target_sparsity, abs=1e-3)
+        assert torch.allclose(torch.from_numpy(masks[name].threshold), sparsifier.threshold, rtol=0.01), name
+    report = measure_sparsity(model, batches)
+    assert report.sparsity == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("algorithm", ["fisher", "measured+global", "teal"])
+def test_what_openvino_cannot_measure_is_refused_with_the_way_out(
+    algorithm: str, openvino_llama: Any, batches: Any, picture: Any
+) -> None:
+    before = picture(openvino_llama)
+    with pytest.raises(ActsparseError, match="calibrate the torch model, save_thresholds, and load_thresholds"):
+        sparsify_activations(openvino_llama, batches, 0.5, algorithm=algorithm)
+    assert picture(openvino_llama) == before

@@ -1,0 +1,110 @@
+"""What algorithms ask of an OpenVINO model: weight norms and distributions of scores; it has no gradients."""
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NoReturn
+
+import openvino as ov
+import openvino.opset13 as ops
+import torch
+
+from actsparse.algorithms import Block, GradientSums
+from actsparse.errors import ActsparseError, DatasetError
+from actsparse.openvino.calibration import run_intercepted
+from actsparse.openvino.layers import named_calls
+from actsparse.openvino.linear import Linear
+from actsparse.scopes import Site
+from actsparse.statistics import MagnitudeSketch
+
+
+class OpenVinoMeasurements:
+    """
+    Measure an OpenVINO model on calibration data; see `actsparse.algorithms.Measurements`.
+
+    :param model: The model without the masks that are to be found.
+    :param batches: The data.
+    :param sites: What its layers read.
+    """
+
+    def __init__(self, model: ov.Model, batches: list[Any], sites: list[Site]) -> None:
+        self._model = model
+        self._batches = batches
+        self._sites = {site.name: site for site in sites}
+
+    def weight_norms(self, site: str) -> torch.Tensor:
+        """
+        Measure the columns of a site's weights, decompressed.
+
+        :param site: The site.
+        :return: The norm of each input channel's weights over the site's layers, [in_features].
+        """
+        return torch.stack([self._squares[layer.name] for layer in self._sites[site].layers]).sum(0).sqrt()
+
+    def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
+        """
+        Run forwards and count scores.
+
+        :param importance: a of each site, 0-d or [in_features].
+        :return: The sketch of a_j |x_j| of each site.
+        """
+        found = {site: MagnitudeSketch() for site in importance}
+
+        def count(site: str, x: torch.Tensor, wanted: list[float]) -> list[torch.Tensor]:
+            try:
+                found[site].merge(MagnitudeSketch.of(x * importance[site]))
+            except ValueError as error:
+                msg = f"{error} in the input of layer {site}"
+                raise DatasetError(msg) from None
+            return [x] * len(wanted)
+
+        sites = [site for name, site in self._sites.items() if name in importance]
+        alike = {layer.name: 0.0 for site in sites for layer in site.layers}
+        total = len(self._batches)
+        run_intercepted(
+            self._model.clone(), self._batches, sites, alike, count, total=total, description="counting"
+        )  # fmt: skip
+        return found
+
+    def gradients(self) -> Mapping[str, GradientSums]:
+        """
+        Refuse: OpenVINO computes none.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("gradients")
+
+    def sensitivities(self) -> Mapping[str, float]:
+        """
+        Refuse: they are measured on torch models.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("sensitivities")
+
+    def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator[Block]:
+        """
+        Refuse: an OpenVINO model has no blocks that run on their own.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("blocks")
+
+    @cached_property
+    def _squares(self) -> dict[str, torch.Tensor]:
+        calls = named_calls(self._model)
+        names = [layer.name for site in self._sites.values() for layer in site.layers]
+        results = [ops.result(_sum_squares(calls[name][0])) for name in names]
+        model = ov.Model(results, [], "norms")  # pyright: ignore[reportGeneralTypeIssues]
+        found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])
+        return {name: torch.from_numpy(found[i].reshape(-1).copy()) for i, name in enumerate(names)}
+
+
+def _sum_squares(linear: Linear) -> ov.Node:
+    weight = ops.convert(linear.node.input_value(linear.weight_port), ov.Type.f32)
+    outputs = -2 if linear.is_weight_transposed else -1
+    return ops.reduce_sum(ops.multiply(weight, weight), ops.constant([outputs]))
+
+
+def _refuse(what: str) -> NoReturn:
+    msg = f"an OpenVINO model has no {what}: calibrate the torch model, save_thresholds, and load_thresholds here"
+    raise ActsparseError(msg)
