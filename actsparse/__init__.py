@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from actsparse.lazy import export_lazily
 
 if TYPE_CHECKING:
+    from actsparse.budget import sparsify_to_perplexity as sparsify_to_perplexity
     from actsparse.errors import ActsparseError as ActsparseError
     from actsparse.errors import ScopeError as ScopeError
     from actsparse.evaluation.sparsity import measure_sparsity as measure_sparsity
@@ -25,6 +26,7 @@ _HOMES = {
     "remove_sparsifiers": "insertion",
     "save_thresholds": "thresholds",
     "sparsify_activations": "sparsify",
+    "sparsify_to_perplexity": "budget",
     "word_perplexity": "evaluation.word_perplexity",
 }
 

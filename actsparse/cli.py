@@ -105,7 +105,13 @@ def sparsify(
     ignore: Annotated[
         list[str], typer.Option(metavar="PATTERN", help="Leave out the layers whose name matches; may be repeated.")
     ] = [],  # noqa: B006
-    algorithm: Annotated[str, typer.Option(metavar="NAME", help="How thresholds are found.")] = "magnitude",
+    algorithm: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How thresholds are found: a name or a pair SCORE+ALLOCATION.",
+        ),
+    ] = "magnitude",
     int8: Int8Option = None,
     accelerate: Annotated[
         bool, typer.Option("--accelerate", help="Also save an OpenVINO model that skips what is masked.")
@@ -176,6 +182,49 @@ def evaluate(
         print_table(table)
     if json is not None:
         write_json(json, result)
+
+
+@app.command()
+def sweep(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for points, table data and plot.")],
+    algorithms: Annotated[
+        str, typer.Option(metavar="NAME[,NAME…]", help="Algorithms, or pairs SCORE+ALLOCATION.")
+    ] = "magnitude,wina,fisher",
+    sparsity: Annotated[
+        str, typer.Option(metavar="S[,S…]", help="Sparsities of all Linear layers of the blocks.")
+    ] = "0.3,0.4,0.5,0.6",
+    int8: Int8Option = None,
+    dtype: DtypeOption = "fp32",
+    calibration: CalibrationOption = "default",
+    batches: BatchesOption = 32,
+    text: TextOption = "default",
+    pages: PagesOption = None,
+    max_length: Annotated[int, typer.Option("--max-length", metavar="N", help="Evaluation window in tokens.")] = 512,
+    json: JsonOption = None,
+) -> None:
+    """Compare algorithms at equal measured sparsity. Points that the folder has are not measured again."""
+    from actsparse.report import print_table, write_json
+    from actsparse.sweep import SweepJob, parse_sparsities, run_sweep
+
+    job = SweepJob(
+        model=model,
+        out=out,
+        algorithms=tuple(name.strip() for name in algorithms.split(",") if name.strip()),
+        sparsities=parse_sparsities(sparsity),
+        int8=int8,
+        dtype=dtype,
+        calibration=calibration,
+        num_batches=batches,
+        text=text,
+        num_pages=pages,
+        max_length=max_length,
+    )
+    result = run_sweep(job, _say)
+    print_table(result.to_table())
+    if json is not None:
+        write_json(json, result.to_dict())
+    _say(f"written to {out}: sweep.json, frontier.png, points/")
 
 
 @app.command()
@@ -266,6 +315,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = app(standalone_mode=False)
+    except KeyboardInterrupt:  # where it comes while typer is at work on another error
+        code = INTERRUPTED
     except Exception as error:
         message = _describe_mistake(error)
         if message is None:

@@ -60,7 +60,7 @@ class SparsifyJob:
 
     def __post_init__(self) -> None:
         get_algorithm(self.algorithm)
-        _validate_precision(self.int8, self.dtype)
+        validate_precision(self.int8, self.dtype)
         if self.exact and not self.accelerate:
             msg = "--exact is about the accelerated model: give --accelerate too"
             raise ActsparseError(msg)
@@ -81,7 +81,7 @@ class EvaluateJob:
     dtype: str = "fp32"
 
     def __post_init__(self) -> None:
-        _validate_precision(self.int8, self.dtype)
+        validate_precision(self.int8, self.dtype)
 
 
 def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table]]:
@@ -229,7 +229,7 @@ def _load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str |
             if not isinstance(name, str):
                 msg = f"{folder_file} does not say which model it belongs to; give the model and --thresholds"
                 raise SourceError(msg)
-        _validate_precision(int8, job.dtype)
+        validate_precision(int8, job.dtype)
     elif thresholds is not None:
         read_thresholds(thresholds)
     say(f"loading {name}")
@@ -259,7 +259,14 @@ def _load_openvino(job: EvaluateJob, say: Say) -> LoadedModel:
     return LoadedModel(model, AutoTokenizer.from_pretrained(job.model), job.model)
 
 
-def _validate_precision(int8: Any, dtype: str) -> None:
+def validate_precision(int8: Any, dtype: str) -> None:
+    """
+    Check what weights shall be.
+
+    :param int8: What `--int8` says.
+    :param dtype: What `--dtype` says.
+    :raises ActsparseError: If one of them is not a choice.
+    """
     _require_choice("--dtype", dtype, DTYPES)
     if int8 is not None:
         _require_choice("--int8", int8, INT8_MODES)

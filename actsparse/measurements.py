@@ -1,8 +1,9 @@
 """What algorithms ask of a torch model: weight norms, gradients, sensitivities, distributions of scores."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from actsparse.statistics import MagnitudeSketch
 PROBE_SPARSITY = 0.5
 PROBE_TOKENS = 512
 
+# Where what is known says how long it took to find out.
+SECONDS = "seconds"
+
 Loss = Callable[[Any, Any], torch.Tensor]
 
 
@@ -37,6 +41,7 @@ class TorchMeasurements:
     :param sparsifiers: The masks by layer name.
     :param loss: What gradients are of: a function of the model's output and its input. None takes the loss that the
         model computes from the batch's labels, or the next-token cross entropy of a causal language model.
+    :param known: What was measured before of the same model, sites and data; filled in here.
     """
 
     def __init__(
@@ -46,13 +51,14 @@ class TorchMeasurements:
         sites: list[Site],
         sparsifiers: Mapping[str, ActivationSparsifier],
         loss: Loss | None = None,
+        known: dict[Any, Any] | None = None,
     ) -> None:
         self._model = model
         self._batches = batches
         self._sites = {site.name: site for site in sites}
         self._sparsifiers = sparsifiers
         self._loss = loss
-        self._known_sketches: dict[tuple[Any, ...], dict[str, MagnitudeSketch]] = {}
+        self._known: dict[Any, Any] = {} if known is None else known
 
     def weight_norms(self, site: str) -> torch.Tensor:
         """
@@ -61,7 +67,8 @@ class TorchMeasurements:
         :param site: The site.
         :return: The norm of each input channel's weights over the site's layers, [in_features].
         """
-        return sum(self._squares[layer.name] for layer in self._sites[site].layers).sqrt()  # type: ignore[union-attr]
+        squares = self._once("weights", self._measure_squares)
+        return torch.stack([squares[layer.name] for layer in self._sites[site].layers]).sum(0).sqrt()
 
     def gradients(self) -> Mapping[str, GradientSums]:
         """
@@ -71,7 +78,7 @@ class TorchMeasurements:
         :raises ActsparseError: If there is no loss to take gradients of.
         :raises DatasetError: If a gradient is NaN or infinite; names the layer.
         """
-        return self._gradients
+        return self._once("gradients", self._measure_gradients)
 
     def sensitivities(self) -> Mapping[str, float]:
         """
@@ -81,7 +88,7 @@ class TorchMeasurements:
             the first `PROBE_TOKENS` tokens.
         :raises ActsparseError: If the model gives no logits.
         """
-        return self._sensitivities
+        return self._once("sensitivities", self._measure_sensitivities)
 
     def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
         """
@@ -90,21 +97,8 @@ class TorchMeasurements:
         :param importance: a of each site, 0-d or [in_features].
         :return: The sketch of a_j |x_j| of each site.
         """
-        key = tuple((site, tuple(a.flatten().tolist())) for site, a in sorted(importance.items()))
-        if key not in self._known_sketches:
-            found = {site: MagnitudeSketch() for site in importance}
-
-            def count(name: str, x: torch.Tensor) -> torch.Tensor:
-                if name in found:
-                    found[name].merge(_sketch(name, x.float() * importance[name].to(x.device)))
-                return x
-
-            with self._watch(count):
-                run_batches(
-                    self._model, self._batches, total=len(self._batches), description="counting", reads_logits=False
-                )
-            self._known_sketches[key] = found
-        return self._known_sketches[key]
+        key = ("sketches", *((site, *a.flatten().tolist()) for site, a in sorted(importance.items())))
+        return self._once(key, lambda: self._measure_sketches(importance))
 
     def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator["TorchBlock"]:
         """
@@ -160,8 +154,15 @@ class TorchMeasurements:
             handle.remove()
         return calls
 
-    @cached_property
-    def _squares(self) -> dict[str, torch.Tensor]:
+    def _once(self, what: Any, measure: Callable[[], Any]) -> Any:
+        if what not in self._known:
+            before, start = self._known.get(SECONDS, 0.0), time.perf_counter()
+            self._known[what] = measure()
+            # One measurement may need another, whose time is part of its own.
+            self._known[SECONDS] = before + time.perf_counter() - start
+        return self._known[what]
+
+    def _measure_squares(self) -> dict[str, torch.Tensor]:
         reader = _WeightReader()
 
         def expect(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -172,8 +173,20 @@ class TorchMeasurements:
             run_batches(self._model, self._batches[:1], total=1, description="reading weights", reads_logits=False)
         return reader.squares
 
-    @cached_property
-    def _gradients(self) -> dict[str, GradientSums]:
+    def _measure_sketches(self, importance: Mapping[str, torch.Tensor]) -> dict[str, MagnitudeSketch]:
+        found = {site: MagnitudeSketch() for site in importance}
+
+        def count(name: str, x: torch.Tensor) -> torch.Tensor:
+            if name in found:
+                found[name].merge(_sketch(name, x.float() * importance[name].to(x.device)))
+            return x
+
+        with self._watch(count):
+            total = len(self._batches)
+            run_batches(self._model, self._batches, total=total, description="counting", reads_logits=False)
+        return found
+
+    def _measure_gradients(self) -> dict[str, GradientSums]:
         sums: dict[str, GradientSums] = {}
         first_layers = {layer.name: site.name for site in self._sites.values() for layer in site.layers}
         shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -198,8 +211,7 @@ class TorchMeasurements:
             run_each(run, self._batches, total=len(self._batches), description="gradients")
         return sums
 
-    @cached_property
-    def _sensitivities(self) -> dict[str, float]:
+    def _measure_sensitivities(self) -> dict[str, float]:
         ones = {site: torch.ones(()) for site in self._sites}
         quantiles = {site: sketch.quantile(PROBE_SPARSITY) for site, sketch in self.sketches(ones).items()}
         batches = _first_tokens(self._batches, PROBE_TOKENS)

@@ -74,6 +74,30 @@ def plot_speedup(points: Sequence[tuple[float, float]], accelerated_share: float
     _save(figure, path)
 
 
+def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """
+    Draw the loss that sparsity costs, a line for each algorithm.
+
+    :param points: `algorithm`, `measured_sparsity`, `loss_increase` and its interval.
+    :param path: The PNG file to write.
+    :raises OutputError: If matplotlib is missing or the file cannot be written.
+    """
+    figure = _make_figure(path, (7, 5))
+    panel = figure.subplots()
+    for name in dict.fromkeys(point["algorithm"] for point in points):
+        line = sorted((p for p in points if p["algorithm"] == name), key=lambda p: p["measured_sparsity"])
+        x = [100 * p["measured_sparsity"] for p in line]
+        y = [p["loss_increase"] for p in line]
+        ends = [p["loss_increase_interval"] for p in line]
+        errors = [[max(v - low, 0) for v, (low, _) in zip(y, ends, strict=True)],
+                  [max(high - v, 0) for v, (_, high) in zip(y, ends, strict=True)]]  # fmt: skip
+        panel.errorbar(x, y, yerr=errors, marker="o", capsize=2, linewidth=1.2, label=name)
+    panel.set(xlabel="measured sparsity, % of weight bytes", ylabel="log(perplexity / dense perplexity), per token")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    _save(figure, path)
+
+
 def _make_figure(path: Path, size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure

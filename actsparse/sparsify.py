@@ -1,6 +1,7 @@
 """The call: validate, find the sites, calibrate, insert."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import nncf
@@ -84,30 +85,69 @@ def sparsify_activations(
         sparsify_openvino(openvino_model, dataset, target_sparsity_by_scope, ignored_scope, settings)
         forget_compiled(model)
         return model
+    settings = TorchSettings(chosen, tokens, keep_existing, loss)
+    sparsify_torch(model, dataset, target_sparsity_by_scope, ignored_scope, settings)
+    return model
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """
+    How `sparsify_activations` was called.
+
+    :param algorithm: The algorithm.
+    :param tokens: ``all`` or ``decode``.
+    :param keep_existing: Whether masks stay on the layers that no scope matches.
+    :param loss: What gradients are of; None for the model's own.
+    :param known: What calls before this one measured of the same model, sites and data; this one adds to it.
+    """
+
+    algorithm: Algorithm
+    tokens: str = "all"
+    keep_existing: bool = False
+    loss: Loss | None = None
+    known: dict[Any, Any] = field(default_factory=dict)
+
+
+def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, settings: TorchSettings) -> None:
+    """
+    Mask a torch model, as `sparsify_activations` says.
+
+    :param model: The model; changed in place.
+    :param dataset: Calibration data.
+    :param targets: Target sparsity for each scope, or one number.
+    :param ignored_scope: Layers to leave out.
+    :param settings: The rest.
+    :raises ScopeError: As `sparsify_activations`.
+    :raises DatasetError: As `sparsify_activations`.
+    """
     _require_module(model)
     batches = CalibrationBatches(dataset)
     existing = dict(named_sparsifiers(model))
-    layers, targets = _resolve(model, batches.first, target_sparsity_by_scope, ignored_scope, existing)
-    sites = group_sites(layer for layer in layers if layer.name in targets)
+    layers, by_layer = _resolve(model, batches.first, targets, ignored_scope, existing)
+    sites = group_sites(layer for layer in layers if layer.name in by_layer)
     sparsifiers = {
         layer.name: ActivationSparsifier(
-            targets[layer.name].sparsity, tokens=tokens, roles=layer.roles, site=site.name, algorithm=algorithm
+            by_layer[layer.name].sparsity,
+            tokens=settings.tokens,
+            roles=layer.roles,
+            site=site.name,
+            algorithm=settings.algorithm.name,
         )
         for site in sites
         for layer in site.layers
     }
-    replaced = {n: s for n, s in existing.items() if n in targets or not keep_existing}
+    replaced = {n: s for n, s in existing.items() if n in by_layer or not settings.keep_existing}
     try:
         for name, sparsifier in sparsifiers.items():
             insert_sparsifier(model.get_submodule(name), sparsifier)
         with suspend_sparsifiers(replaced.values()):
-            _calibrate(model, batches, sites, targets, sparsifiers, chosen, loss)
+            _calibrate(model, batches, sites, by_layer, sparsifiers, settings)
     except BaseException:
         _restore(model, sparsifiers, existing)
         raise
     for name in replaced.keys() - sparsifiers.keys():
         remove_sparsifier(model.get_submodule(name))
-    return model
 
 
 def _validate(targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> Algorithm:
@@ -152,15 +192,15 @@ def _calibrate(
     sites: list[Site],
     targets: dict[str, Target],
     sparsifiers: dict[str, ActivationSparsifier],
-    algorithm: Algorithm,
-    loss: Loss | None,
+    settings: TorchSettings,
 ) -> None:
     data: Any = batches
+    algorithm = settings.algorithm
     if algorithm.is_one_pass:
         plan = Plan({name: target.sparsity for name, target in targets.items()})
     else:
         data = list(batches)
-        measurements = TorchMeasurements(model, data, sites, sparsifiers, loss)
+        measurements = TorchMeasurements(model, data, sites, sparsifiers, settings.loss, settings.known)
         plan = algorithm.plan(_scopes(model, sites, targets), measurements)
     for name, sparsifier in sparsifiers.items():
         sparsifier.target_sparsity = plan.sparsity[name]

@@ -36,7 +36,9 @@ class Case:
 
 
 CASES = {
-    "1b, all 50%": Case(("1b", "--sparsity", "0.5", "--prompt-lengths", "128,1024"), (1.5,), has_prompts=True),
+    "1b, all 50%": Case(
+        ("1b", "--sparsity", "0.5", "--prompt-lengths", "128,1024", "--repetitions", "9"), (1.5,), has_prompts=True
+    ),
     "1b, all 5–70%": Case(("1b", "--sparsity", "0.05,0.4,0.6,0.7", "--prompt-lengths", "32"), (1.0, 1.3, 1.75, 2.1)),
     "1b, up/gate 30% + down 50%": Case(
         ("1b", "--role", "ffn.up=0.3", "--role", "ffn.gate=0.3", "--role", "ffn.down=0.5", "--prompt-lengths", "32"),

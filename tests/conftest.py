@@ -2,12 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import nncf
 import pytest
 import torch
 from hypothesis import settings
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -17,11 +21,13 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     OPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
 )
 from transformers.utils import logging as transformers_logging
@@ -31,6 +37,8 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 VOCABULARY = 64
+SENTENCE = "the of and to in a is that for it as was with be by on not he his but at are this have from one or had"
+WORDS = SENTENCE.split()
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -161,3 +169,32 @@ def snapshot() -> Callable[[nn.Module], Any]:
         return state, modules, {name: id(parameter) for name, parameter in model.named_parameters()}
 
     return take
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama, its tokenizer and tiny texts, as a user would have them."""
+    folder = tmp_path_factory.mktemp("cli")
+    vocabulary = {word: number for number, word in enumerate(["<s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(
+        folder / "model"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    text = " ".join(WORDS[(i * i + i // 7) % len(WORDS)] for i in range(1200))
+    (folder / "calibration.txt").write_text(text)
+    (folder / "evaluation.txt").write_text(" ".join(reversed(text.split()))[:900])
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.txt").write_bytes(b"\0\1\2\xff")
+    return folder

@@ -9,47 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actsparse import cli
 from actsparse.thresholds import read_thresholds
-
-SENTENCE = "the of and to in a is that for it as was with be by on not he his but at are this have from one or had"
-WORDS = SENTENCE.split()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and tiny texts."""
-    folder = tmp_path_factory.mktemp("cli")
-    vocabulary = {word: number for number, word in enumerate(["<s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(
-        folder / "model"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(vocabulary),
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    text = " ".join(WORDS[(i * i + i // 7) % len(WORDS)] for i in range(1200))
-    (folder / "calibration.txt").write_text(text)
-    (folder / "evaluation.txt").write_text(" ".join(reversed(text.split()))[:900])
-    (folder / "empty.txt").write_text("")
-    (folder / "binary.txt").write_bytes(b"\0\1\2\xff")
-    return folder
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -188,7 +151,9 @@ def test_an_interrupted_run_leaves_nothing_half_written(files, tmp_path):
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    if process.returncode == 0:
+    is_complete = (out / "sparsity_by_layer.png").is_file()
+    # While Python shuts down, its own handler is gone.
+    if is_complete and process.returncode in (0, -signal.SIGINT):
         pytest.skip("the run was over before the signal arrived")
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1].startswith("error: interrupted")

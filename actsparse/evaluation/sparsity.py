@@ -94,6 +94,20 @@ class SparsityCounter:
         self.model = model
         self._zeros: dict[str, int] = {}
         self._entries: dict[str, int] = {}
+        self._is_paused = False
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """
+        Count nothing for a while.
+
+        :return: A context in which the model runs uncounted.
+        """
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def count(self, name: str, masked: torch.Tensor) -> torch.Tensor:
         """
@@ -103,6 +117,8 @@ class SparsityCounter:
         :param masked: Its input after the mask.
         :return: The same tensor.
         """
+        if self._is_paused:
+            return masked
         nonzero = int(torch.count_nonzero(masked))
         self._zeros[name] = self._zeros.get(name, 0) + masked.numel() - nonzero
         self._entries[name] = self._entries.get(name, 0) + masked.numel()

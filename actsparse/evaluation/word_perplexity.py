@@ -85,9 +85,9 @@ def word_perplexity(
     """
     page_list = _validate_pages(pages)
     model = _as_callable(model)
-    window_length = _resolve_max_length(model, tokenizer, max_length)
-    prefix = _prefix_token(tokenizer)
-    page_tokens = [_encode(tokenizer, detokenize(page), prefix) for page in page_list]
+    window_length = resolve_max_length(model, tokenizer, max_length)
+    prefix = prefix_token(tokenizer)
+    page_tokens = [encode_page(tokenizer, detokenize(page), prefix) for page in page_list]
     num_tokens = sum(map(len, page_tokens))
     _validate_tokens(model, prefix, page_tokens, num_tokens)
 
@@ -208,7 +208,7 @@ def _validate_pages(pages: Iterable[str]) -> list[str]:
     return page_list
 
 
-def _resolve_max_length(model: Any, tokenizer: Any, max_length: int | None) -> int:
+def resolve_max_length(model: Any, tokenizer: Any, max_length: int | None) -> int:
     """
     Check the window against the model's limit, which is found as the harness finds it.
 
@@ -237,7 +237,14 @@ def _text_config(model: Any) -> Any:
     return getattr(config, "text_config", None) or config
 
 
-def _prefix_token(tokenizer: Any) -> int:
+def prefix_token(tokenizer: Any) -> int:
+    """
+    Choose the token from which a page's first token is predicted.
+
+    :param tokenizer: The tokenizer.
+    :return: Its BOS token, or else its EOS token.
+    :raises SourceError: If it has neither.
+    """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -245,7 +252,7 @@ def _prefix_token(tokenizer: Any) -> int:
     raise SourceError(msg)
 
 
-def _encode(tokenizer: Any, text: str, prefix: int) -> list[int]:
+def encode_page(tokenizer: Any, text: str, prefix: int) -> list[int]:
     """
     Tokenise a page as the harness does: with the tokenizer's own special tokens, unless the text brings its BOS.
 

@@ -1,0 +1,131 @@
+"""As sparse as a perplexity allows: the target sparsity found by bisection on held-out text."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actsparse.algorithms import get_algorithm
+from actsparse.errors import ActsparseError
+from actsparse.evaluation.comparison import Comparison, compare_with_dense
+from actsparse.insertion import remove_sparsifiers
+from actsparse.sparsify import TorchSettings, sparsify_torch
+
+MAX_EVALUATIONS = 15
+# Sparsity is known well enough to stop.
+SPARSITY_TOLERANCE = 0.004
+# So near to the increase allowed, as a share of it, another step is not worth an evaluation.
+INCREASE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class BudgetStep:
+    """
+    One sparsity that was tried.
+
+    :param target: Target sparsity.
+    :param comparison: The masked model beside the dense one on the held-out text.
+    """
+
+    target: float
+    comparison: Comparison
+
+    @property
+    def perplexity_increase(self) -> float:
+        """Token perplexity over the dense model's, less 1."""
+        return math.expm1(self.comparison.loss_increase)
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """
+    What a perplexity allows.
+
+    :param best: The sparsest step within the limit, which the model is left with; None where there is none, and the
+        model is left without masks.
+    :param steps: All that was tried, in order.
+    """
+
+    best: BudgetStep | None
+    steps: tuple[BudgetStep, ...]
+
+
+def sparsify_to_perplexity(
+    model: Any,
+    tokenizer: Any,
+    dataset: Sequence[Any],
+    held_out: Sequence[str],
+    *,
+    max_perplexity_increase: float = 0.01,
+    algorithm: str = "magnitude",
+    max_length: int = 512,
+    scopes: Sequence[Any] = (),
+    say: Callable[[str], None] = lambda _line: None,
+) -> BudgetResult:
+    """
+    Mask a model as sparsely as a limit on its perplexity allows (PPL-p%, arXiv 2411.02335, on text of its own).
+
+    The loss hardly changes at low sparsity and then grows ever faster, so the next sparsity is tried where a power law
+    through the ends of the interval meets the limit, and in its middle where that brings little.
+
+    :param model: A torch causal language model; changed in place.
+    :param tokenizer: Its tokenizer.
+    :param dataset: Calibration batches, which are run for every step.
+    :param held_out: Pages on which perplexity is measured: other text than the calibration data.
+    :param max_perplexity_increase: How much higher token perplexity may be, as a share: 0.01 is 1%.
+    :param algorithm: See `sparsify_activations`.
+    :param max_length: The window in tokens.
+    :param scopes: Target scopes that share the sparsity; none stands for all Linear layers of the blocks.
+    :param say: Told of each step.
+    :return: The sparsity reached and the way there; at most `MAX_EVALUATIONS` steps.
+    :raises ActsparseError: If the limit is not a positive number, or as `sparsify_activations`.
+    """
+    is_number = isinstance(max_perplexity_increase, int | float) and not isinstance(max_perplexity_increase, bool)
+    if not is_number or not 0 < max_perplexity_increase < math.inf:
+        msg = f"max_perplexity_increase is {max_perplexity_increase!r}; it must be a positive number, such as 0.01"
+        raise ActsparseError(msg)
+    settings = TorchSettings(get_algorithm(algorithm))
+    limit = math.log1p(max_perplexity_increase)
+    steps: list[BudgetStep] = []
+
+    def measure(target: float) -> BudgetStep:
+        by_scope = dict.fromkeys(scopes, target) if scopes else target
+        sparsify_torch(model, dataset, by_scope, None, settings)
+        step = BudgetStep(target, compare_with_dense(model, tokenizer, held_out, max_length=max_length))
+        steps.append(step)
+        say(f"{100 * target:.1f}%: perplexity {100 * step.perplexity_increase:+.2f}%")
+        return step
+
+    low, high = 0.0, 1.0
+    below: BudgetStep | None = None
+    above: BudgetStep | None = None
+    while len(steps) < MAX_EVALUATIONS and high - low > SPARSITY_TOLERANCE:
+        step = measure(_next_target(low, high, below, above, limit))
+        if step.comparison.loss_increase <= limit:
+            low, below = step.target, step
+            if step.comparison.loss_increase >= (1 - INCREASE_TOLERANCE) * limit:
+                break
+        else:
+            high, above = step.target, step
+    if below is None:
+        remove_sparsifiers(model)
+    elif steps[-1] is not below:
+        sparsify_torch(model, dataset, dict.fromkeys(scopes, low) if scopes else low, None, settings)
+    return BudgetResult(below, tuple(steps))
+
+
+def _next_target(low: float, high: float, below: BudgetStep | None, above: BudgetStep | None, limit: float) -> float:
+    middle = (low + high) / 2
+    if below is None or above is None:
+        return middle
+    losses = below.comparison.loss_increase, above.comparison.loss_increase
+    if losses[0] <= 0:
+        return middle
+    # loss = c * sparsity^k through both ends.
+    power = math.log(losses[1] / losses[0]) / math.log(above.target / below.target)
+    if power <= 0:
+        return middle
+    guess = below.target * (limit / losses[0]) ** (1 / power)
+    # Noise may put the guess next to an end, where a step brings nothing.
+    margin = 0.15 * (high - low)
+    return min(max(guess, low + margin), high - margin)

@@ -1,0 +1,130 @@
+"""A masked model beside itself without masks, on the same windows of text."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from actsparse.calibration import evaluation_mode
+from actsparse.evaluation.bootstrap import bootstrap_interval
+from actsparse.evaluation.sparsity import SparsityReport, count_zeros
+from actsparse.evaluation.wikitext import detokenize
+from actsparse.evaluation.word_perplexity import encode_page, prefix_token, resolve_max_length, rolling_windows
+from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.progress import progress_bar
+
+# How many positions get fp32 log-probabilities at a time: two of 256 rows of 256,000 words are 520 MB.
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    What the masks change, window by window.
+
+    :param tokens: How many tokens of each window are scored, [windows].
+    :param dense: Sum of their negative log-likelihoods without masks, in nats, [windows].
+    :param sparse: The same with masks, [windows].
+    :param divergence: Sum over tokens of KL(dense ‖ sparse), in nats, [windows].
+    :param agreement: For how many tokens both predict the same one, [windows].
+    :param num_words: Words of the whole text.
+    :param sparsity: Measured on it.
+    """
+
+    tokens: np.ndarray
+    dense: np.ndarray
+    sparse: np.ndarray
+    divergence: np.ndarray
+    agreement: np.ndarray
+    num_words: int
+    sparsity: SparsityReport
+
+    @property
+    def loss_increase(self) -> float:
+        """log(perplexity sparse / dense), per token."""
+        return float((self.sparse - self.dense).sum() / self.tokens.sum())
+
+    @property
+    def loss_increase_interval(self) -> tuple[float, float]:
+        """Its 95% interval over windows."""
+        return bootstrap_interval((self.sparse - self.dense) / self.tokens, self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the comparison into what JSON can hold.
+
+        :return: Totals, and each window's sums.
+        """
+        tokens = float(self.tokens.sum())
+        low, high = self.loss_increase_interval
+        return {
+            "measured_sparsity": self.sparsity.sparsity,
+            "weight_reads_skipped": self.sparsity.weight_reads_skipped,
+            "word_perplexity": math.exp(self.sparse.sum() / self.num_words),
+            "dense_word_perplexity": math.exp(self.dense.sum() / self.num_words),
+            "token_perplexity": math.exp(self.sparse.sum() / tokens),
+            "dense_token_perplexity": math.exp(self.dense.sum() / tokens),
+            "loss_increase": self.loss_increase,
+            "loss_increase_interval": [low, high],
+            "kl_divergence": float(self.divergence.sum() / tokens),
+            "top1_agreement": float(self.agreement.sum() / tokens),
+            "num_words": self.num_words,
+            "window_tokens": self.tokens.tolist(),
+            "window_losses": self.sparse.tolist(),
+            "dense_window_losses": self.dense.tolist(),
+        }
+
+
+def compare_with_dense(model: Any, tokenizer: Any, pages: Sequence[str], *, max_length: int = 512) -> Comparison:
+    """
+    Score a text with a torch model's masks and without them.
+
+    Pages are cut into windows as by `word_perplexity`.
+
+    :param model: A masked torch causal language model.
+    :param tokenizer: Its tokenizer.
+    :param pages: The text.
+    :param max_length: The window in tokens.
+    :return: The comparison.
+    """
+    window_length = resolve_max_length(model, tokenizer, max_length)
+    prefix = prefix_token(tokenizer)
+    page_tokens = [[prefix, *encode_page(tokenizer, detokenize(page), prefix)] for page in pages]
+    windows = [
+        (torch.tensor([ids[w.start : w.end]]), torch.tensor(ids[w.end - w.num_scored + 1 : w.end + 1]))
+        for ids in page_tokens
+        for w in rolling_windows(len(ids) - 1, window_length)
+    ]
+    sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
+    rows = []
+    bar = progress_bar("comparing with dense", total=len(windows), unit="windows")
+    with evaluation_mode(model), torch.no_grad(), bar as advance:
+        with count_zeros(model) as counter:
+            for ids, targets in windows:
+                sparse = model(input_ids=ids).logits[0, -len(targets) :]
+                with suspend_sparsifiers(sparsifiers), counter.pause():
+                    dense = model(input_ids=ids).logits[0, -len(targets) :]
+                rows.append((len(targets), *_compare(dense, sparse, targets)))
+                advance(1)
+        report = counter.report()
+    columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
+    num_words = sum(len(re.split(r"\s+", page)) for page in pages)
+    return Comparison(*columns, num_words=num_words, sparsity=report)
+
+
+def _compare(dense: torch.Tensor, sparse: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:
+    sums = torch.zeros(4, dtype=torch.float64)
+    for rows in torch.arange(len(targets)).split(_CHUNK):
+        p, q = dense[rows].float().log_softmax(-1), sparse[rows].float().log_softmax(-1)
+        labels = targets[rows]
+        agreement = (p.argmax(-1) == q.argmax(-1)).sum()
+        divergence = F.kl_div(q, p, reduction="sum", log_target=True)
+        losses = (F.nll_loss(p, labels, reduction="sum"), F.nll_loss(q, labels, reduction="sum"))
+        sums += torch.stack([*losses, divergence, agreement]).double()
+    dense_loss, sparse_loss, divergence, agreement = sums.tolist()
+    return dense_loss, sparse_loss, divergence, agreement

@@ -1,0 +1,119 @@
+"""A sweep: points at equal measured sparsity, none of them measured twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from actsparse import sweep
+from actsparse.cli import app
+from actsparse.errors import ActsparseError
+from actsparse.sweep import Sweep, SweepJob, parse_sparsities, run_sweep
+
+
+@pytest.fixture
+def job(files: Path, tmp_path: Path) -> SweepJob:
+    return SweepJob(
+        model=str(files / "model"),
+        out=tmp_path / "out",
+        algorithms=("magnitude", "fisher"),
+        sparsities=(0.3, 0.5),
+        calibration=str(files / "calibration.txt"),
+        text=str(files / "evaluation.txt"),
+        num_batches=2,
+        max_length=64,
+    )
+
+
+def run(job: SweepJob) -> tuple[Sweep, list[str]]:
+    said: list[str] = []
+    return run_sweep(job, said.append), said
+
+
+def test_points_are_compared_at_equal_measured_sparsity(job: SweepJob) -> None:
+    result, _ = run(job)
+    assert [(p["algorithm"], p["sparsity"]) for p in result.points] == [
+        ("magnitude", 0.3), ("magnitude", 0.5), ("fisher", 0.3), ("fisher", 0.5)
+    ]  # fmt: skip
+    for point in result.points:
+        assert point["measured_sparsity"] == pytest.approx(point["sparsity"], abs=sweep.TOLERANCE)
+        assert 0 <= point["top1_agreement"] <= 1
+        assert point["kl_divergence"] > 0
+        low, high = point["loss_increase_interval"]
+        assert low <= point["loss_increase"] <= high
+    for sparsity in (0.3, 0.5):
+        assert result.verdict(result.winner(sparsity)) == "best"
+    assert {path.name for path in job.out.iterdir()} == {"points", "sweep.json", "frontier.png"}
+
+
+def test_points_that_are_there_are_not_measured_again(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = run(job)
+    paths = sorted((job.out / "points").iterdir())
+    paths[0].unlink()
+    paths[1].write_text("{ half a fi")
+    again, said = run(job)
+    assert sum("measured before" in line for line in said) == 2
+    assert sum("of 2)" in line for line in said) == 2
+    for before, after in zip(whole.points, again.points, strict=True):
+        assert after["loss_increase"] == pytest.approx(before["loss_increase"], abs=1e-6)
+    monkeypatch.setattr(sweep, "load_model", lambda *_args, **_kwargs: pytest.fail("the model was loaded"))
+    complete, _ = run(job)
+    assert complete.points == again.points
+
+
+def test_other_settings_are_other_points(job: SweepJob) -> None:
+    run(job)
+    _, said = run(SweepJob(**{**job.__dict__, "max_length": 32, "algorithms": ("magnitude",)}))
+    assert not any("measured before" in line for line in said)
+
+
+def test_an_interruption_keeps_the_points_before_it(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = sweep.compare_with_dense, []
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(sweep, "compare_with_dense", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    finished = list((job.out / "points").iterdir())
+    assert 1 <= len(finished) < 4
+    assert all(json.loads(path.read_text())["loss_increase"] for path in finished)
+    monkeypatch.setattr(sweep, "compare_with_dense", real)
+    _, said = run(job)
+    assert sum("measured before" in line for line in said) == len(finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithms": ()}, "at least one algorithm"),
+        ({"algorithms": ("magnitud",)}, "unknown algorithm"),
+        ({"sparsities": (1.0,)}, "between 0 and 1, not 1.0"),
+        ({"sparsities": (float("nan"),)}, "between 0 and 1"),
+        ({"int8": "both"}, "--int8 is 'both'"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused(job: SweepJob, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ActsparseError, match=message):
+        SweepJob(**{**job.__dict__, **changes})
+
+
+def test_sparsities_are_read_from_a_list() -> None:
+    assert parse_sparsities("0.3, 0.5,") == (0.3, 0.5)
+    with pytest.raises(ActsparseError, match="numbers between commas"):
+        parse_sparsities("0.3;0.5")
+
+
+def test_the_command_prints_a_table_and_writes_json(job: SweepJob, tmp_path: Path) -> None:
+    arguments = ["sweep", job.model, "--out", str(tmp_path / "cli"), "--algorithms", "magnitude,wina"]
+    arguments += ["--sparsity", "0.5", "--text", job.text, "--calibration", job.calibration, "--batches", "2"]
+    done = CliRunner().invoke(app, [*arguments, "--max-length", "64", "--json", str(tmp_path / "sweep.json")])
+    assert done.exit_code == 0, done.output
+    assert "beside the best" in done.output
+    assert json.loads((tmp_path / "sweep.json").read_text())["winners"].keys() == {"0.5"}
