@@ -128,6 +128,39 @@ def intercept_outputs(
             handle.remove()
 
 
+@contextmanager
+def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
+    """
+    See what a module is called with and what it gives.
+
+    :param module: The module.
+    :param record: Called with its positional arguments, its keyword arguments and its output.
+    :return: A context in which that happens.
+    """
+
+    def see(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        record(args, kwargs, output)
+
+    handle = module.register_forward_hook(see, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def watch_gradient(x: torch.Tensor, take: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    """
+    See the gradient that some readers of a tensor send back to it.
+
+    :param x: The tensor.
+    :param take: Called with the gradient.
+    :return: A tensor of the same values for these readers: the gradient is theirs alone.
+    """
+    copy = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    copy.register_hook(take)
+    return copy
+
+
 def _intercept_output(
     intercept: Callable[[str, torch.Tensor], torch.Tensor], name: str, _module: nn.Module, _args: Any, x: torch.Tensor
 ) -> torch.Tensor:

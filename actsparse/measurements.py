@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from actsparse.algorithms.measurements import GradientSums
 from actsparse.calibration import evaluation_mode, run_batches, run_each, run_model
 from actsparse.errors import ActsparseError, DatasetError
-from actsparse.insertion import intercept_outputs, suspend_sparsifiers
+from actsparse.insertion import intercept_outputs, record_calls, suspend_sparsifiers, watch_gradient
 from actsparse.progress import progress_bar
 from actsparse.scopes import Site
 from actsparse.sparsifier import ActivationSparsifier, mask_small
@@ -140,18 +140,14 @@ class TorchMeasurements:
     def _record_calls(self, block: nn.Module) -> list[tuple[Any, Any, torch.Tensor]]:
         calls = []
 
-        def record(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def record(args: Any, kwargs: Any, output: Any) -> None:
             # Run again, a block must not append to a cache of the first run.
             fresh = {key: None if key == "past_key_values" else value for key, value in kwargs.items()}
             calls.append((args, fresh, _first_tensor(output)))
 
-        handle = block.register_forward_hook(record, with_kwargs=True)
-        try:
-            with self._watch(lambda _name, x: x):
-                batches = _first_tokens(self._batches, PROBE_TOKENS)
-                run_batches(self._model, batches, total=len(batches), description="running", reads_logits=False)
-        finally:
-            handle.remove()
+        batches = _first_tokens(self._batches, PROBE_TOKENS)
+        with self._watch(lambda _name, x: x), record_calls(block, record):
+            run_batches(self._model, batches, total=len(batches), description="running", reads_logits=False)
         return calls
 
     def _once(self, what: Any, measure: Callable[[], Any]) -> Any:
@@ -195,11 +191,8 @@ class TorchMeasurements:
             site = first_layers[name]
             known = shared.get(site)
             if known is None or known[0] is not x:
-                # A tensor of its own, read by the site's layers only: its gradient is theirs alone.
-                copy = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
                 totals = sums.setdefault(site, GradientSums(x.shape[-1]))
-                copy.register_hook(partial(_add_gradient, totals, site, x.detach()))
-                shared[site] = known = (x, copy)
+                shared[site] = known = (x, watch_gradient(x, partial(_add_gradient, totals, site, x.detach())))
             return known[1]
 
         def run(batch: Any) -> None:

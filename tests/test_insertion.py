@@ -26,7 +26,9 @@ from actsparse.insertion import (
     intercept_outputs,
     mask_input,
     named_sparsifiers,
+    record_calls,
     suspend_sparsifiers,
+    watch_gradient,
 )
 from actsparse.sparsifier import ActivationSparsifier
 
@@ -341,3 +343,21 @@ def test_a_compiled_graph_has_no_breaks_and_the_same_outputs() -> None:
     model, x = make_masked_feedforward(), make_input()
     compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
     assert torch.equal(compiled(x), model(x))
+
+
+def test_a_watched_gradient_is_that_of_the_readers_alone():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    seen = []
+    watched = watch_gradient(x, seen.append)
+    (3 * watched + 5 * x).sum().backward()
+    assert torch.equal(seen[0], torch.tensor([3.0, 3.0]))
+    assert torch.equal(x.grad, torch.tensor([8.0, 8.0]))
+
+
+def test_recorded_calls_end_with_the_context():
+    layer, calls = nn.Linear(2, 3), []
+    with record_calls(layer, lambda args, kwargs, output: calls.append((args, kwargs, output.shape))):
+        layer(input=torch.zeros(4, 2))
+    layer(torch.zeros(5, 2))
+    assert [shape for _, _, shape in calls] == [(4, 3)]
+    assert calls[0][1]["input"].shape == (4, 2)

@@ -112,3 +112,18 @@ def test_the_size_does_not_depend_on_the_data() -> None:
 def test_nothing_has_no_quantile() -> None:
     with pytest.raises(ValueError, match="no activations"):
         MagnitudeSketch().quantile(0.5)
+
+
+@given(q=st.floats(0.01, 1.0), seed=st.integers(0, 50))
+def test_the_share_below_a_quantile_is_that_of_the_quantile(q: float, seed: int) -> None:
+    sketch = MagnitudeSketch.of(torch.randn(5000, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed % 5))
+    assert sketch.share(sketch.quantile(q)) == pytest.approx(q, abs=1e-3)
+
+
+def test_shares_count_zeros_and_end_at_one() -> None:
+    sketch = MagnitudeSketch.of(torch.tensor([0.0, 0.0, 1.0, -4.0]))
+    assert sketch.share(0.0) == 0.5
+    assert sketch.share(2.0) == 0.75
+    assert sketch.share(1e9) == 1.0
+    with pytest.raises(ValueError, match="no activations"):
+        MagnitudeSketch().share(1.0)
