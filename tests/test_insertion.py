@@ -351,6 +351,7 @@ def test_a_watched_gradient_is_that_of_the_readers_alone():
     watched = watch_gradient(x, seen.append)
     (3 * watched + 5 * x).sum().backward()
     assert torch.equal(seen[0], torch.tensor([3.0, 3.0]))
+    assert x.grad is not None
     assert torch.equal(x.grad, torch.tensor([8.0, 8.0]))
 
 
