@@ -45,7 +45,7 @@ CASES = {
         (1.15,),
     ),
     "1b INT4, all 50%": Case(("1b", "--weights", "int4", "--sparsity", "0.5", "--prompt-lengths", "128"), (1.3,)),
-    "default, all 50%": Case(("default", "--sparsity", "0.5", "--prompt-lengths", "128"), (1.3,)),
+    "default, all 50%": Case(("default", "--sparsity", "0.5", "--prompt-lengths", "128", "--tokens", "200"), (1.3,)),
 }
 PROMPT_LIMIT = 1.1
 MEMORY_LIMIT = 1.15

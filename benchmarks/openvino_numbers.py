@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from command import announce, make_plain_parser, positive, run_benchmark
 from report import Bar, Measurement
+from workload import load_wikitext
 
 from actsparse import sparsify_activations, word_perplexity
 from actsparse.compression import compress_int8
@@ -23,7 +24,7 @@ from actsparse.models import load_model
 from actsparse.openvino import deploy_model, export_model, extension_path, load_causal_lm
 from actsparse.openvino.runner import OpenVinoLanguageModel, Runner
 from actsparse.progress import progress_bar
-from actsparse.texts import load_pages, token_batches
+from actsparse.texts import Text, load_pages, token_batches
 
 SPARSITY = 0.5
 NEW_TOKENS = 64
@@ -229,7 +230,8 @@ def measure(options: argparse.Namespace) -> Measurement:
     loaded = load_model("default")
     tokenizer = loaded.tokenizer
     batches = token_batches(tokenizer, load_pages("default", purpose="calibration"), num_batches=8, length=256)
-    text = load_pages(options.text, num_pages=options.pages)
+    text = load_wikitext() if options.text == "wikitext" else load_pages(options.text)
+    text = Text(text.name, text.pages[: options.pages])
     model = sparsify_activations(compress_int8(loaded.model, "asym", batches[0]), batches, SPARSITY)
     with tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in ("portable", "exact", "default")}
@@ -258,8 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: The exit code: 0 if every bar is reached, 1 if not, 2 for a mistake of the user.
     """
     parser = make_plain_parser("Compare an accelerated model's numbers with the portable graph's.")
-    parser.add_argument("--text", default="default", help="text for perplexity: default, or any text source")
-    parser.add_argument("--pages", type=positive, help="how many of its pages, if not all")
+    parser.add_argument("--text", default="wikitext", help="text for perplexity: any text source")
+    parser.add_argument("--pages", type=positive, default=20, help="how many of its pages")
     return run_benchmark("openvino_numbers", parser, measure, arguments)
 
 
