@@ -9,7 +9,7 @@ from actsparse.algorithms import get_algorithm
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import Comparison, compare_with_dense
 from actsparse.insertion import remove_sparsifiers
-from actsparse.sparsify import TorchSettings, sparsify_torch
+from actsparse.sparsify import Settings, sparsify_torch
 
 MAX_EVALUATIONS = 15
 # Sparsity is known well enough to stop.
@@ -84,13 +84,16 @@ def sparsify_to_perplexity(
     if not is_number or not 0 < max_perplexity_increase < math.inf:
         msg = f"max_perplexity_increase is {max_perplexity_increase!r}; it must be a positive number, such as 0.01"
         raise ActsparseError(msg)
-    settings = TorchSettings(get_algorithm(algorithm))
+    settings = Settings(get_algorithm(algorithm))
     limit = math.log1p(max_perplexity_increase)
     steps: list[BudgetStep] = []
 
-    def measure(target: float) -> BudgetStep:
+    def mask(target: float) -> None:
         by_scope = dict.fromkeys(scopes, target) if scopes else target
         sparsify_torch(model, dataset, by_scope, None, settings)
+
+    def measure(target: float) -> BudgetStep:
+        mask(target)
         step = BudgetStep(target, compare_with_dense(model, tokenizer, held_out, max_length=max_length))
         steps.append(step)
         say(f"{100 * target:.1f}%: perplexity {100 * step.perplexity_increase:+.2f}%")
@@ -110,7 +113,7 @@ def sparsify_to_perplexity(
     if below is None:
         remove_sparsifiers(model)
     elif steps[-1] is not below:
-        sparsify_torch(model, dataset, dict.fromkeys(scopes, low) if scopes else low, None, settings)
+        mask(low)
     return BudgetResult(below, tuple(steps))
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from actsparse.algorithms import Algorithm
+from actsparse.algorithms import Algorithm, Measurements, Plan, gather_parts
 from actsparse.errors import DatasetError
 from actsparse.progress import progress_bar
+from actsparse.scopes import Site
+from actsparse.scopes.matching import Target
 
 _logger = logging.getLogger(__name__)
 
@@ -72,11 +74,8 @@ class SiteEstimates:
         if site not in self._estimators:
             return
         self._seen.add(site)
-        try:
+        with blame_layer(site):
             self._estimators[site].update(x)
-        except ValueError as error:
-            msg = f"{error} in the input of layer {site}"
-            raise DatasetError(msg) from None
 
     def mask_batch(self, site: str, x: torch.Tensor, target: float) -> torch.Tensor:
         """
@@ -109,6 +108,50 @@ class SiteEstimates:
         if unseen is not None:
             msg = f"layer {unseen} received no activations from the dataset"
             raise DatasetError(msg)
+
+
+def make_estimates(
+    algorithm: Algorithm,
+    sites: Sequence[Site],
+    targets: Mapping[str, Target],
+    sizes: Mapping[str, tuple[int, float]],
+    batches: CalibrationBatches,
+    measure: Callable[[list[Any]], Measurements],
+) -> tuple[Mapping[str, float], Iterable[Any], SiteEstimates]:
+    """
+    Decide how sparse each layer becomes, and get ready to calibrate its threshold.
+
+    :param algorithm: The algorithm.
+    :param sites: The sites to mask.
+    :param targets: The target of each layer.
+    :param sizes: Input channels and weight bytes of each layer.
+    :param batches: The data.
+    :param measure: Makes what measures the model on the data, for an algorithm that asks for it.
+    :return: The sparsity of each layer, the data to calibrate on, and estimates that have seen none of it.
+    """
+    data: Iterable[Any] = batches
+    if algorithm.is_one_pass:
+        plan = Plan({name: target.sparsity for name, target in targets.items()})
+    else:
+        data = kept = list(batches)
+        plan = algorithm.plan(gather_parts(sites, targets, sizes), measure(kept))
+    wanted = {site.name: {plan.sparsity[layer.name] for layer in site.layers} for site in sites}
+    return plan.sparsity, data, SiteEstimates(wanted, algorithm, plan.importance)
+
+
+@contextmanager
+def blame_layer(name: str) -> Iterator[None]:
+    """
+    Say which layer's input cannot be used.
+
+    :param name: The layer.
+    :return: A context in which a ValueError becomes a DatasetError that names it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        msg = f"{error} in the input of layer {name}"
+        raise DatasetError(msg) from None
 
 
 def run_model(model: nn.Module, batch: Any) -> Any:

@@ -1,6 +1,5 @@
 """What algorithms ask of a torch model: weight norms, gradients, sensitivities, distributions of scores."""
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +11,8 @@ from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from actsparse.algorithms.measurements import GradientSums
-from actsparse.calibration import evaluation_mode, run_batches, run_each, run_model
+from actsparse.algorithms import GradientSums, Known, name_sketches
+from actsparse.calibration import blame_layer, evaluation_mode, run_batches, run_each, run_model
 from actsparse.errors import ActsparseError, DatasetError
 from actsparse.insertion import intercept_outputs, record_calls, suspend_sparsifiers, watch_gradient
 from actsparse.progress import progress_bar
@@ -24,9 +23,6 @@ from actsparse.statistics import MagnitudeSketch
 # What a site gives up while its sensitivity is measured, and on how many tokens.
 PROBE_SPARSITY = 0.5
 PROBE_TOKENS = 512
-
-# Where what is known says how long it took to find out.
-SECONDS = "seconds"
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -51,14 +47,14 @@ class TorchMeasurements:
         sites: list[Site],
         sparsifiers: Mapping[str, ActivationSparsifier],
         loss: Loss | None = None,
-        known: dict[Any, Any] | None = None,
+        known: Known | None = None,
     ) -> None:
         self._model = model
         self._batches = batches
         self._sites = {site.name: site for site in sites}
         self._sparsifiers = sparsifiers
         self._loss = loss
-        self._known: dict[Any, Any] = {} if known is None else known
+        self._known = known or Known()
 
     def weight_norms(self, site: str) -> torch.Tensor:
         """
@@ -67,7 +63,7 @@ class TorchMeasurements:
         :param site: The site.
         :return: The norm of each input channel's weights over the site's layers, [in_features].
         """
-        squares = self._once("weights", self._measure_squares)
+        squares = self._known.once("weights", self._measure_squares)
         return torch.stack([squares[layer.name] for layer in self._sites[site].layers]).sum(0).sqrt()
 
     def gradients(self) -> Mapping[str, GradientSums]:
@@ -78,7 +74,7 @@ class TorchMeasurements:
         :raises ActsparseError: If there is no loss to take gradients of.
         :raises DatasetError: If a gradient is NaN or infinite; names the layer.
         """
-        return self._once("gradients", self._measure_gradients)
+        return self._known.once("gradients", self._measure_gradients)
 
     def sensitivities(self) -> Mapping[str, float]:
         """
@@ -88,7 +84,7 @@ class TorchMeasurements:
             the first `PROBE_TOKENS` tokens.
         :raises ActsparseError: If the model gives no logits.
         """
-        return self._once("sensitivities", self._measure_sensitivities)
+        return self._known.once("sensitivities", self._measure_sensitivities)
 
     def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
         """
@@ -97,8 +93,7 @@ class TorchMeasurements:
         :param importance: a of each site, 0-d or [in_features].
         :return: The sketch of a_j |x_j| of each site.
         """
-        key = ("sketches", *((site, *a.flatten().tolist()) for site, a in sorted(importance.items())))
-        return self._once(key, lambda: self._measure_sketches(importance))
+        return self._known.once(name_sketches(importance), lambda: self._measure_sketches(importance))
 
     def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator["TorchBlock"]:
         """
@@ -114,13 +109,12 @@ class TorchMeasurements:
             raise ActsparseError(msg)
         names = self._block_names(layers)
         sketches = self.sketches(importance)
-        sites = {layer.name: name for name, site in self._sites.items() for layer in site.layers}
         with progress_bar("blocks", total=len(names), unit="blocks") as advance:
             for block, inside in names.items():
                 module = self._model.get_submodule(block)
                 calls = self._record_calls(module)
                 masks = {name: self._sparsifiers[name] for name in inside}
-                scores = {name: (sketches[sites[name]], importance[sites[name]]) for name in inside}
+                scores = {name: (sketches[mask.site], importance[mask.site]) for name, mask in masks.items()}
                 yield TorchBlock(module, calls, masks, scores)
                 advance(1)
 
@@ -146,17 +140,9 @@ class TorchMeasurements:
             calls.append((args, fresh, _first_tensor(output)))
 
         batches = _first_tokens(self._batches, PROBE_TOKENS)
-        with self._watch(lambda _name, x: x), record_calls(block, record):
-            run_batches(self._model, batches, total=len(batches), description="running", reads_logits=False)
+        with suspend_sparsifiers(self._sparsifiers.values()), record_calls(block, record):
+            self._run(batches, "running")
         return calls
-
-    def _once(self, what: Any, measure: Callable[[], Any]) -> Any:
-        if what not in self._known:
-            before, start = self._known.get(SECONDS, 0.0), time.perf_counter()
-            self._known[what] = measure()
-            # One measurement may need another, whose time is part of its own.
-            self._known[SECONDS] = before + time.perf_counter() - start
-        return self._known[what]
 
     def _measure_squares(self) -> dict[str, torch.Tensor]:
         reader = _WeightReader()
@@ -166,7 +152,7 @@ class TorchMeasurements:
             return x
 
         with self._watch(expect), reader:
-            run_batches(self._model, self._batches[:1], total=1, description="reading weights", reads_logits=False)
+            self._run(self._batches[:1], "reading weights")
         return reader.squares
 
     def _measure_sketches(self, importance: Mapping[str, torch.Tensor]) -> dict[str, MagnitudeSketch]:
@@ -174,21 +160,20 @@ class TorchMeasurements:
 
         def count(name: str, x: torch.Tensor) -> torch.Tensor:
             if name in found:
-                found[name].merge(_sketch(name, x.float() * importance[name].to(x.device)))
+                with blame_layer(name):
+                    found[name].merge(MagnitudeSketch.of(x.float() * importance[name].to(x.device)))
             return x
 
         with self._watch(count):
-            total = len(self._batches)
-            run_batches(self._model, self._batches, total=total, description="counting", reads_logits=False)
+            self._run(self._batches, "counting")
         return found
 
     def _measure_gradients(self) -> dict[str, GradientSums]:
         sums: dict[str, GradientSums] = {}
-        first_layers = {layer.name: site.name for site in self._sites.values() for layer in site.layers}
         shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def take_gradient(name: str, x: torch.Tensor) -> torch.Tensor:
-            site = first_layers[name]
+            site = self._sparsifiers[name].site
             known = shared.get(site)
             if known is None or known[0] is not x:
                 totals = sums.setdefault(site, GradientSums(x.shape[-1]))
@@ -209,7 +194,8 @@ class TorchMeasurements:
         quantiles = {site: sketch.quantile(PROBE_SPARSITY) for site, sketch in self.sketches(ones).items()}
         batches = _first_tokens(self._batches, PROBE_TOKENS)
         found = {}
-        with evaluation_mode(self._model), torch.no_grad(), self._watch(lambda _name, x: x):
+        suspended = suspend_sparsifiers(self._sparsifiers.values())
+        with evaluation_mode(self._model), torch.no_grad(), suspended:
             dense = [self._log_probabilities(batch) for batch in batches]
         with progress_bar("sensitivities", total=len(self._sites), unit="sites") as advance:
             for site, quantile in quantiles.items():
@@ -258,6 +244,9 @@ class TorchMeasurements:
         labels = batch["input_ids"].masked_fill(batch.get("attention_mask", torch.ones(())) == 0, -100)[:, 1:]
         return F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
 
+    def _run(self, batches: list[Any], description: str) -> None:
+        run_batches(self._model, batches, total=len(batches), description=description, reads_logits=False)
+
     def _watch(self, intercept: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
         return _watch(self._sparsifiers, intercept)
 
@@ -284,6 +273,7 @@ class TorchBlock:
         self._calls = calls
         self._sparsifiers = sparsifiers
         self._scores = scores
+        self._energy = sum(float(dense.float().square().sum()) for _, _, dense in calls)
 
     def error(self, sparsity: Mapping[str, float]) -> float:
         """
@@ -297,7 +287,7 @@ class TorchBlock:
             for name, (sketch, importance) in self._scores.items()
             if sparsity[name] > 0
         }
-        moved = whole = 0.0
+        moved = 0.0
 
         def leave_out(name: str, x: torch.Tensor) -> torch.Tensor:
             return mask_small(x, thresholds[name]) if name in thresholds else x
@@ -306,8 +296,7 @@ class TorchBlock:
             for args, kwargs, dense in self._calls:
                 output = _first_tensor(self._module(*args, **kwargs))
                 moved += float((output - dense).float().square().sum())
-                whole += float(dense.float().square().sum())
-        return (moved / max(whole, 1e-30)) ** 0.5
+        return (moved / max(self._energy, 1e-30)) ** 0.5
 
 
 class _WeightReader(TorchFunctionMode):
@@ -356,14 +345,6 @@ def _add_gradient(sums: GradientSums, site: str, x: torch.Tensor, g: torch.Tenso
         msg = f"NaN or infinite gradients at the input of layer {site}"
         raise DatasetError(msg)
     sums.add(x, g)
-
-
-def _sketch(site: str, scores: torch.Tensor) -> MagnitudeSketch:
-    try:
-        return MagnitudeSketch.of(scores)
-    except ValueError as error:
-        msg = f"{error} in the input of layer {site}"
-        raise DatasetError(msg) from None
 
 
 def _first_tokens(batches: list[Any], tokens: int) -> list[Any]:

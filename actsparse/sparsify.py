@@ -9,12 +9,12 @@ import torch
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 from torch import nn
 
-from actsparse.algorithms import Algorithm, Part, Plan, gather_parts, get_algorithm
+from actsparse.algorithms import Algorithm, Known, get_algorithm
 from actsparse.calibration import (
     CalibrationBatches,
-    SiteEstimates,
     describe_batch,
     evaluation_mode,
+    make_estimates,
     one_line,
     run_batches,
 )
@@ -78,20 +78,19 @@ def sparsify_activations(
     if isinstance(model, GraphModelWrapper):  # what `nncf.torch.wrap_model` returns, which NNCF's call takes too
         model = model.model
     chosen = _validate(target_sparsity_by_scope, ignored_scope, algorithm, tokens)
+    settings = Settings(chosen, tokens, keep_existing, loss)
     if (openvino_model := find_openvino_model(model)) is not None:
-        from actsparse.openvino.sparsify import Settings, sparsify_openvino
+        from actsparse.openvino.sparsify import sparsify_openvino
 
-        settings = Settings(chosen, tokens, keep_existing)
         sparsify_openvino(openvino_model, dataset, target_sparsity_by_scope, ignored_scope, settings)
         forget_compiled(model)
         return model
-    settings = TorchSettings(chosen, tokens, keep_existing, loss)
     sparsify_torch(model, dataset, target_sparsity_by_scope, ignored_scope, settings)
     return model
 
 
 @dataclass(frozen=True)
-class TorchSettings:
+class Settings:
     """
     How `sparsify_activations` was called.
 
@@ -106,10 +105,10 @@ class TorchSettings:
     tokens: str = "all"
     keep_existing: bool = False
     loss: Loss | None = None
-    known: dict[Any, Any] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
 
-def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, settings: TorchSettings) -> None:
+def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, settings: Settings) -> None:
     """
     Mask a torch model, as `sparsify_activations` says.
 
@@ -192,20 +191,17 @@ def _calibrate(
     sites: list[Site],
     targets: dict[str, Target],
     sparsifiers: dict[str, ActivationSparsifier],
-    settings: TorchSettings,
+    settings: Settings,
 ) -> None:
-    data: Any = batches
-    algorithm = settings.algorithm
-    if algorithm.is_one_pass:
-        plan = Plan({name: target.sparsity for name, target in targets.items()})
-    else:
-        data = list(batches)
-        measurements = TorchMeasurements(model, data, sites, sparsifiers, settings.loss, settings.known)
-        plan = algorithm.plan(_scopes(model, sites, targets), measurements)
+    modules = {layer.name: model.get_submodule(layer.name) for site in sites for layer in site.layers}
+    sizes = {name: (in_features(module), float(weight_bytes(module))) for name, module in modules.items()}
+
+    def measure(data: list[Any]) -> TorchMeasurements:
+        return TorchMeasurements(model, data, sites, sparsifiers, settings.loss, settings.known)
+
+    sparsity, data, estimates = make_estimates(settings.algorithm, sites, targets, sizes, batches, measure)
     for name, sparsifier in sparsifiers.items():
-        sparsifier.target_sparsity = plan.sparsity[name]
-    wanted = {site.name: {plan.sparsity[layer.name] for layer in site.layers} for site in sites}
-    estimates = SiteEstimates(wanted, algorithm, plan.importance)
+        sparsifier.target_sparsity = sparsity[name]
 
     def calibrate_layer(name: str, x: torch.Tensor) -> torch.Tensor:
         site = sparsifiers[name].site
@@ -222,12 +218,6 @@ def _calibrate(
     estimates.require_all_seen()
     for sparsifier in sparsifiers.values():
         sparsifier.set_threshold(estimates.threshold(sparsifier.site, sparsifier.target_sparsity))
-
-
-def _scopes(model: nn.Module, sites: list[Site], targets: dict[str, Target]) -> list[tuple[float, list[Part]]]:
-    modules = {layer.name: model.get_submodule(layer.name) for site in sites for layer in site.layers}
-    sizes = {name: (in_features(module), float(weight_bytes(module))) for name, module in modules.items()}
-    return gather_parts(sites, targets, sizes)
 
 
 def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:

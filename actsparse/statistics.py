@@ -61,11 +61,7 @@ class MagnitudeSketch:
         :return: The threshold; 0.0 where the share lies in the bin of zeros.
         :raises ValueError: If nothing was counted.
         """
-        cumulative = torch.cumsum(self.counts, 0)
-        total = int(cumulative[-1])
-        if total == 0:
-            msg = "no activations were counted"
-            raise ValueError(msg)
+        cumulative, total = self._cumulate()
         # Ranks are whole, so the bin that holds the rank is the one that holds the next whole number.
         rank = q * total
         index = int(torch.searchsorted(cumulative, min(max(int(-(-rank // 1)), 1), total)))
@@ -84,11 +80,7 @@ class MagnitudeSketch:
         :return: The share, in [0, 1].
         :raises ValueError: If nothing was counted.
         """
-        cumulative = torch.cumsum(self.counts, 0)
-        total = int(cumulative[-1])
-        if total == 0:
-            msg = "no activations were counted"
-            raise ValueError(msg)
+        cumulative, total = self._cumulate()
         bits = int(torch.tensor(threshold, dtype=torch.float32).view(torch.int32))
         index = min(max((bits >> _SHIFT) - _OFFSET, 0), NUM_BINS - 1)
         if index == 0:
@@ -97,6 +89,14 @@ class MagnitudeSketch:
         inside = min((threshold - low) / (high - low), 1.0)
         before = int(cumulative[index - 1])
         return (before + inside * (int(cumulative[index]) - before)) / total
+
+    def _cumulate(self) -> tuple[torch.Tensor, int]:
+        cumulative = torch.cumsum(self.counts, 0)
+        total = int(cumulative[-1])
+        if total == 0:
+            msg = "no activations were counted"
+            raise ValueError(msg)
+        return cumulative, total
 
 
 def _edge(index: int) -> float:

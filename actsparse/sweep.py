@@ -5,28 +5,28 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from actsparse.algorithms import Algorithm, get_algorithm
+from actsparse.algorithms import Algorithm, Known, get_algorithm
 from actsparse.compression import compress_int8
+from actsparse.demo import CALIBRATION_LENGTH
 from actsparse.environment import describe_environment
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.comparison import Comparison, compare_with_dense
 from actsparse.files import prepare_folder
 from actsparse.jobs import DTYPES, validate_precision
-from actsparse.measurements import SECONDS
 from actsparse.models import load_model
 from actsparse.plot import plot_frontier
 from actsparse.report import percent, write_json
-from actsparse.sparsify import TorchSettings, sparsify_torch
+from actsparse.sparsify import Settings, sparsify_torch
 from actsparse.texts import Text, load_pages, token_batches
 
-CALIBRATION_LENGTH = 256
 # Points are compared at equal measured sparsity: so far may it be from what was asked for, after so many corrections.
 TOLERANCE = 0.003
 CORRECTIONS = 2
@@ -216,20 +216,12 @@ def _measure(
     loaded = load_model(job.model, dtype=DTYPES[job.dtype])
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
     model = compress_int8(loaded.model, job.int8, batches[0]) if job.int8 else loaded.model
-    known: dict[Any, Any] = {}
+    known: dict[str, Known] = {}
     for number, (algorithm, sparsity) in enumerate(missing, start=1):
         say(f"{algorithm.name} at {percent(sparsity)} ({number} of {len(missing)})")
-        settings = TorchSettings(algorithm, known=known.setdefault(algorithm.name, {}))
-
-        def attempt(target: float, settings: TorchSettings = settings) -> Attempt:
-            start, spent = time.perf_counter(), settings.known.get(SECONDS, 0.0)
-            sparsify_torch(model, batches, target, None, settings)
-            # As long as it takes alone: what is known from an earlier point counts too.
-            seconds = spent + time.perf_counter() - start
-            comparison = compare_with_dense(model, loaded.tokenizer, text.pages, max_length=job.max_length)
-            return Attempt(target, seconds, comparison)
-
-        best = _meet(attempt, sparsity)
+        settings = Settings(algorithm, known=known.setdefault(algorithm.name, Known()))
+        compare = partial(compare_with_dense, model, loaded.tokenizer, text.pages, max_length=job.max_length)
+        best = _meet(sparsity, partial(_attempt, model, batches, settings, compare))
         yield {
             "algorithm": algorithm.name,
             "score": algorithm.score,
@@ -241,7 +233,17 @@ def _measure(
         }
 
 
-def _meet(attempt: Callable[[float], Attempt], sparsity: float) -> Attempt:
+def _attempt(
+    model: Any, batches: list[Any], settings: Settings, compare: Callable[[], Comparison], target: float
+) -> Attempt:
+    start, spent = time.perf_counter(), settings.known.seconds
+    sparsify_torch(model, batches, target, None, settings)
+    # As long as it takes alone: what is known from an earlier point counts too.
+    seconds = spent + time.perf_counter() - start
+    return Attempt(target, seconds, compare())
+
+
+def _meet(sparsity: float, attempt: Callable[[float], Attempt]) -> Attempt:
     """Move the target until the sparsity measured on the evaluation text is the one asked for."""
     found = attempt(sparsity)
     for _ in range(CORRECTIONS):

@@ -5,7 +5,6 @@ Compare the accelerated default model's numbers with the portable graph's: token
 """
 
 import argparse
-import re
 import resource
 import sys
 import tempfile
@@ -20,17 +19,18 @@ from workload import load_wikitext
 
 from actsparse import sparsify_activations, word_perplexity
 from actsparse.compression import compress_int8
+from actsparse.evaluation.bootstrap import bootstrap_interval
+from actsparse.evaluation.word_perplexity import count_words
 from actsparse.models import load_model
 from actsparse.openvino import deploy_model, export_model, extension_path, load_causal_lm
-from actsparse.openvino.runner import OpenVinoLanguageModel, Runner
+from actsparse.openvino.runner import EXACT, OpenVinoLanguageModel, Runner
 from actsparse.progress import progress_bar
 from actsparse.texts import Text, load_pages, token_batches
 
 SPARSITY = 0.5
 NEW_TOKENS = 64
-F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 # Sums in another order: as far as the same model is from itself.
-ONE_THREAD = {**F32, "INFERENCE_NUM_THREADS": "1"}
+ONE_THREAD = {**EXACT, "INFERENCE_NUM_THREADS": "1"}
 PROMPTS = (
     "The history of bridges",
     "Water is a",
@@ -74,7 +74,7 @@ def generate_by_genai(folder: Path) -> str:
     """
     import openvino_genai
 
-    properties: dict[str, Any] = {"extensions": [str(extension_path())], **F32}
+    properties: dict[str, Any] = {"extensions": [str(extension_path())], **EXACT}
     pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **properties)
     config = openvino_genai.GenerationConfig(max_new_tokens=NEW_TOKENS, apply_chat_template=False, do_sample=False)
     return str(pipeline.generate(PROMPTS[0], config))
@@ -107,15 +107,10 @@ def compare_perplexity(name: str, losses: np.ndarray, reference: np.ndarray, wor
     :param words: How many words each page has.
     :return: How far their word perplexities are apart, with a bootstrap interval over pages.
     """
-
-    def percent(chosen: Any) -> float:
-        return float(np.expm1((losses[chosen] - reference[chosen]).sum() / words[chosen].sum()) * 100)
-
-    rng = np.random.default_rng(0)
-    drawn = [percent(rng.integers(0, len(words), len(words))) for _ in range(2000)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    whole = percent(np.arange(len(words)))
-    return Bar(name, abs(whole), 0.5, unit="%", note=f"{whole:+.2f} %, 95% interval {low:+.2f} to {high:+.2f}")
+    difference = losses - reference
+    whole = np.expm1(difference.sum() / words.sum()) * 100
+    low, high = (np.expm1(end) * 100 for end in bootstrap_interval(difference / words, words))
+    return Bar(name, abs(float(whole)), 0.5, unit="%", note=f"{whole:+.2f} %, 95% interval {low:+.2f} to {high:+.2f}")
 
 
 def measure_tokens(folders: dict[str, Path], tokenizer: Any) -> tuple[list[Bar], dict[str, Any]]:
@@ -126,7 +121,7 @@ def measure_tokens(folders: dict[str, Path], tokenizer: Any) -> tuple[list[Bar],
     :param tokenizer: Their tokenizer.
     :return: Bars, and the tokens.
     """
-    runs = {"portable": ("portable", F32), "exact": ("exact", F32), "one thread": ("portable", ONE_THREAD)}
+    runs = {"portable": ("portable", EXACT), "exact": ("exact", EXACT), "one thread": ("portable", ONE_THREAD)}
     tokens = {}
     for name, (folder, config) in runs.items():
         announce(f"generate: {name}")
@@ -161,8 +156,8 @@ def measure_perplexity(
     :return: Bars, and each page's loss.
     """
     runs: dict[str, tuple[str, dict[str, str]]] = {
-        "portable": ("portable", F32),
-        "exact": ("exact", F32),
+        "portable": ("portable", EXACT),
+        "exact": ("exact", EXACT),
         "accelerated": ("default", {}),
         "openvino": ("portable", {}),
     }
@@ -173,7 +168,7 @@ def measure_perplexity(
         converted = load_causal_lm(folders[folder], compile=False)
         runnable = OpenVinoLanguageModel(Runner(converted.model, config), converted.config)
         losses[name] = score_pages(runnable, tokenizer, pages)
-    words = np.array([len(re.split(r"\s+", page)) for page in pages])
+    words = np.array([count_words([page]) for page in pages])
     title = "word perplexity off"
     bars = [
         compare_perplexity(f"portable graph: {title} torch's", losses["portable"], losses["torch"], words),

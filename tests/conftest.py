@@ -16,6 +16,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoTokenizer,
     BertConfig,
     Gemma3TextConfig,
     GPT2Config,
@@ -31,6 +32,8 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.utils import logging as transformers_logging
+
+from actsparse.texts import load_pages, token_batches
 
 # A busy machine is no failure.
 settings.register_profile("no deadline", deadline=None)
@@ -198,3 +201,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.txt").write_text("")
     (folder / "binary.txt").write_bytes(b"\0\1\2\xff")
     return folder
+
+
+@pytest.fixture
+def small_language_model(files: Path) -> tuple[Any, Any, tuple[str, ...], Any]:
+    """The model of `files`, wide enough that masks change its output, its tokenizer, pages and calibration batches."""
+    model = AutoModelForCausalLM.from_pretrained(files / "model").eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(8)
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    batches = token_batches(tokenizer, load_pages(files / "calibration.txt"), num_batches=2, length=32)
+    return model, tokenizer, load_pages(files / "evaluation.txt").pages, batches

@@ -2,18 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actsparse import budget
 from actsparse.budget import MAX_EVALUATIONS, sparsify_to_perplexity
 from actsparse.errors import ActsparseError
 from actsparse.insertion import named_sparsifiers
 from actsparse.scopes import TargetScope
-from actsparse.texts import load_pages, token_batches
 
 
 @dataclass
@@ -71,19 +68,14 @@ def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
         sparsify_to_perplexity(None, None, [], [], max_perplexity_increase=limit)
 
 
-def test_a_real_model_keeps_the_limit(files: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(files / "model").eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(8)
-    tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    batches = token_batches(tokenizer, load_pages(files / "calibration.txt"), num_batches=2, length=32)
+def test_a_real_model_keeps_the_limit(small_language_model: Any) -> None:
+    model, tokenizer, pages, batches = small_language_model
     said: list[str] = []
     result = sparsify_to_perplexity(
         model,
         tokenizer,
         batches,
-        load_pages(files / "evaluation.txt").pages,
+        pages,
         max_perplexity_increase=0.02,
         scopes=[TargetScope(roles=("ffn.down",))],
         max_length=64,

@@ -16,7 +16,9 @@ from actsparse.algorithms.allocations import ALLOCATIONS as ALLOCATIONS
 from actsparse.algorithms.estimator import ThresholdEstimator as ThresholdEstimator
 from actsparse.algorithms.measurements import Block as Block
 from actsparse.algorithms.measurements import GradientSums as GradientSums
+from actsparse.algorithms.measurements import Known as Known
 from actsparse.algorithms.measurements import Measurements as Measurements
+from actsparse.algorithms.measurements import name_sketches as name_sketches
 from actsparse.algorithms.parts import Part as Part
 from actsparse.algorithms.parts import gather_parts as gather_parts
 from actsparse.algorithms.scores import SCORES as SCORES

@@ -80,11 +80,11 @@ class Algorithm:
         :return: The plan.
         """
         sites = dict.fromkeys(part.site for target, parts in scopes if 0 < target < 1 for part in parts)
-        importance = {site: SCORES[self.score].importance(model, site) for site in sites}
+        importance = {site: SCORES[self.score](model, site) for site in sites}
         sparsity = {}
         for target, parts in scopes:
             if 0 < target < 1:
-                sparsity |= ALLOCATIONS[self.allocation].allocate(parts, target, model, importance)
+                sparsity |= ALLOCATIONS[self.allocation](parts, target, model, importance)
             else:
                 sparsity |= {name: target for part in parts for name in part.layers}
         return Plan(sparsity, importance)

@@ -6,29 +6,19 @@ write a function of the parts of one scope and name it in `ALLOCATIONS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
 from actsparse.algorithms.greedy import greedy
 from actsparse.algorithms.measurements import Measurements
 from actsparse.algorithms.parts import Part
-from actsparse.statistics import MagnitudeSketch
 
 # Thresholds are found to one part in 2^60 of their range.
 BISECTIONS = 60
 
 
-class Allocation(NamedTuple):
-    """
-    An allocation.
-
-    :param allocate: Gives each layer of a scope its sparsity, so that together they reach the target by weight bytes.
-    :param meaning: What it is, in a line.
-    """
-
-    allocate: Callable[[Sequence[Part], float, Measurements, Mapping[str, torch.Tensor]], dict[str, float]]
-    meaning: str
+# Gives each layer of a scope its sparsity, so that together they reach the target by weight bytes.
+Allocation = Callable[[Sequence[Part], float, Measurements, Mapping[str, torch.Tensor]], dict[str, float]]
 
 
 def uniform(
@@ -48,7 +38,7 @@ def global_threshold(
     save bytes is one threshold for a_j |x_j| / √cost.
     """
     sketches = model.sketches(importance)
-    low, high = 0.0, max(_largest(sketches[part.site]) / part.cost**0.5 for part in parts)
+    low, high = 0.0, max(sketches[part.site].quantile(1.0) / part.cost**0.5 for part in parts)
     total = sum(part.weight_bytes for part in parts)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -62,12 +52,4 @@ def _by_layer(parts: Sequence[Part], shares: Sequence[float]) -> dict[str, float
     return {name: share for part, share in zip(parts, shares, strict=True) for name in part.layers}
 
 
-def _largest(sketch: MagnitudeSketch) -> float:
-    return sketch.quantile(1.0)
-
-
-ALLOCATIONS = {
-    "uniform": Allocation(uniform, "every site the target itself"),
-    "global": Allocation(global_threshold, "one threshold for the score per weight byte over all sites of a scope"),
-    "greedy": Allocation(greedy, "block by block, the raise that moves the block's output least (TEAL)"),
-}
+ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform, "global": global_threshold, "greedy": greedy}

@@ -1,7 +1,8 @@
 """What an algorithm may ask of a model before thresholds are calibrated."""
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Protocol
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 
@@ -29,7 +30,7 @@ class Block(Protocol):
 
 class GradientSums:
     """
-    Sums over tokens of a site's input x and the loss's gradient g there; five vectors however many tokens there are.
+    Sums over tokens of a site's input x and the loss's gradient g there; six vectors however many tokens there are.
 
     :param channels: Input channels.
     """
@@ -69,6 +70,39 @@ class GradientSums:
             (self.correction, x.abs() * norm / 2),
         ):
             total += value.sum(0).double().cpu()
+
+
+class Known:
+    """What has been measured of a model, its sites and its data, and how many seconds that took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._found: dict[Any, Any] = {}
+
+    def once(self, what: Any, measure: Callable[[], Any]) -> Any:
+        """
+        Measure what is not known yet.
+
+        :param what: Its name.
+        :param measure: Measures it.
+        :return: What was measured, now or earlier.
+        """
+        if what not in self._found:
+            before, start = self.seconds, time.perf_counter()
+            self._found[what] = measure()
+            # One measurement may need another, whose time is part of its own.
+            self.seconds = before + time.perf_counter() - start
+        return self._found[what]
+
+
+def name_sketches(importance: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+    """
+    Name the sketches of scores, for `Known`.
+
+    :param importance: a of each site.
+    :return: A name that other importances do not have.
+    """
+    return ("sketches", *((site, *a.flatten().tolist()) for site, a in sorted(importance.items())))
 
 
 class Measurements(Protocol):

@@ -9,7 +9,6 @@ To add one, write a function from a site to its importance and name it in `SCORE
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -19,18 +18,6 @@ from actsparse.algorithms.measurements import Measurements
 LEAST_IMPORTANCE = 1e-3
 
 Importance = Callable[[Measurements, str], torch.Tensor]
-
-
-class Score(NamedTuple):
-    """
-    A score.
-
-    :param importance: Gives a for one site, 0-d or [in_features].
-    :param meaning: What it is, in a line.
-    """
-
-    importance: Importance
-    meaning: str
 
 
 def magnitude(_model: Measurements, _site: str) -> torch.Tensor:
@@ -107,17 +94,15 @@ def geometric_mean(*weighted: tuple[Importance, float]) -> Importance:
     return importance
 
 
-SCORES = {
-    "magnitude": Score(magnitude, "|x|"),
-    "weight-norm": Score(weight_norm, "|x| times the norm of the channel's weights (WINA)"),
-    "fisher": Score(fisher, "|x| times the channel's root mean square gradient"),
-    "layer-fisher": Score(layer_fisher, "|x| times the site's mean of these"),
-    "measured": Score(measured, "|x| times the site's measured sensitivity"),
-    "gradient": Score(gradient, "|x| times the channel's mean absolute gradient"),
-    "gxo": Score(gxo, "gradient times output, averaged over tokens, where positive"),
-    "snip": Score(snip, "absolute gradient times output, averaged over tokens"),
-    "corrected-gxo": Score(corrected_gxo, "gradient times output with the norm correction, averaged over tokens"),
-    "fisher-blend": Score(
-        geometric_mean((layer_fisher, 0.7), (fisher, 0.3)), "layer-fisher to the power 0.7 times fisher to 0.3"
-    ),
+SCORES: dict[str, Importance] = {
+    "magnitude": magnitude,
+    "weight-norm": weight_norm,
+    "fisher": fisher,
+    "layer-fisher": layer_fisher,
+    "measured": measured,
+    "gradient": gradient,
+    "gxo": gxo,
+    "snip": snip,
+    "corrected-gxo": corrected_gxo,
+    "fisher-blend": geometric_mean((layer_fisher, 0.7), (fisher, 0.3)),
 }

@@ -1,7 +1,6 @@
 """A masked model beside itself without masks, on the same windows of text."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,14 @@ from actsparse.calibration import evaluation_mode
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.sparsity import SparsityReport, count_zeros
 from actsparse.evaluation.wikitext import detokenize
-from actsparse.evaluation.word_perplexity import encode_page, prefix_token, resolve_max_length, rolling_windows
+from actsparse.evaluation.word_perplexity import (
+    count_words,
+    encode_page,
+    prefix_token,
+    resolve_max_length,
+    rolling_windows,
+    score_window,
+)
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.progress import progress_bar
 
@@ -94,27 +100,22 @@ def compare_with_dense(model: Any, tokenizer: Any, pages: Sequence[str], *, max_
     """
     window_length = resolve_max_length(model, tokenizer, max_length)
     prefix = prefix_token(tokenizer)
-    page_tokens = [[prefix, *encode_page(tokenizer, detokenize(page), prefix)] for page in pages]
-    windows = [
-        (torch.tensor([ids[w.start : w.end]]), torch.tensor(ids[w.end - w.num_scored + 1 : w.end + 1]))
-        for ids in page_tokens
-        for w in rolling_windows(len(ids) - 1, window_length)
-    ]
+    page_ids = [torch.tensor([prefix, *encode_page(tokenizer, detokenize(page), prefix)]) for page in pages]
+    windows = [(ids, window) for ids in page_ids for window in rolling_windows(len(ids) - 1, window_length)]
     sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
     rows = []
     bar = progress_bar("comparing with dense", total=len(windows), unit="windows")
     with evaluation_mode(model), torch.no_grad(), bar as advance:
         with count_zeros(model) as counter:
-            for ids, targets in windows:
-                sparse = model(input_ids=ids).logits[0, -len(targets) :]
+            for ids, window in windows:
+                sparse, targets = score_window(model, ids, window)
                 with suspend_sparsifiers(sparsifiers), counter.pause():
-                    dense = model(input_ids=ids).logits[0, -len(targets) :]
+                    dense, _ = score_window(model, ids, window)
                 rows.append((len(targets), *_compare(dense, sparse, targets)))
                 advance(1)
         report = counter.report()
     columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
-    num_words = sum(len(re.split(r"\s+", page)) for page in pages)
-    return Comparison(*columns, num_words=num_words, sparsity=report)
+    return Comparison(*columns, num_words=count_words(pages), sparsity=report)
 
 
 def _compare(dense: torch.Tensor, sparse: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:

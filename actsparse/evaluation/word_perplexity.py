@@ -92,7 +92,7 @@ def word_perplexity(
     _validate_tokens(model, prefix, page_tokens, num_tokens)
 
     loss = _score_pages(model, page_list, page_tokens, prefix, window_length, progress)
-    num_words = sum(len(re.split(r"\s+", page)) for page in page_list)
+    num_words = count_words(page_list)
     num_bytes = sum(len(page.encode()) for page in page_list)
     return WordPerplexity(
         word_perplexity=_exp(loss / num_words),
@@ -144,7 +144,7 @@ def _score_pages(
         for number, (page, tokens) in enumerate(zip(pages, page_tokens, strict=True), start=1):
             ids = torch.tensor([prefix, *tokens])
             for window in rolling_windows(len(tokens), max_length):
-                loss = _score(model, ids, window)
+                loss = _sum_losses(*score_window(model, ids, window))
                 if math.isnan(loss):
                     msg = f"the model's logits contain NaN on page {number} of {len(pages)}, {_first_words(page)!r}"
                     raise ActsparseError(msg)
@@ -153,14 +153,15 @@ def _score_pages(
     return total
 
 
-def _score(model: Any, ids: torch.Tensor, window: Window) -> float:
+def score_window(model: Any, ids: torch.Tensor, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Run the model on one window.
+    Run a model on one window.
 
     :param model: The model, in eval mode.
     :param ids: The page's tokens after the prefix token, `[tokens + 1]`.
     :param window: What to read and what to score.
-    :return: The negative log-likelihood of the scored tokens, in nats.
+    :return: Logits, `[scored, vocabulary]`, and the tokens that they should predict, `[scored]`.
+    :raises ActsparseError: If the model gives no such logits.
     """
     inputs = ids[window.start : window.end].unsqueeze(0).to(_device(model))
     kwargs = {"use_cache": False} if _takes_use_cache(model) else {}
@@ -171,8 +172,21 @@ def _score(model: Any, ids: torch.Tensor, window: Window) -> float:
         wanted = "a causal language model returns .logits of [1, tokens, vocabulary]"
         msg = f"{type(model).__name__} returned {shown}; {wanted}"
         raise ActsparseError(msg)
-    logits = logits[0, -window.num_scored :]
     targets = ids[window.end - window.num_scored + 1 : window.end + 1].to(logits.device)
+    return logits[0, -window.num_scored :], targets
+
+
+def count_words(pages: Iterable[str]) -> int:
+    """
+    Count words as the harness does.
+
+    :param pages: The original pages.
+    :return: How many words they have.
+    """
+    return sum(len(re.split(r"\s+", page)) for page in pages)
+
+
+def _sum_losses(logits: torch.Tensor, targets: torch.Tensor) -> float:
     chunks = zip(logits.split(_CHUNK), targets.split(_CHUNK), strict=True)
     return math.fsum(F.cross_entropy(rows.float(), labels, reduction="sum").item() for rows, labels in chunks)
 

@@ -1,15 +1,15 @@
 """What algorithms ask of an OpenVINO model: weight norms and distributions of scores; it has no gradients."""
 
 from collections.abc import Collection, Iterator, Mapping
-from functools import cached_property
 from typing import Any, NoReturn
 
 import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import Block, GradientSums
-from actsparse.errors import ActsparseError, DatasetError
+from actsparse.algorithms import Block, GradientSums, Known, name_sketches
+from actsparse.calibration import blame_layer
+from actsparse.errors import ActsparseError
 from actsparse.openvino.calibration import run_intercepted
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
@@ -24,11 +24,13 @@ class OpenVinoMeasurements:
     :param model: The model without the masks that are to be found.
     :param batches: The data.
     :param sites: What its layers read.
+    :param known: What was measured before of the same model, sites and data; filled in here.
     """
 
-    def __init__(self, model: ov.Model, batches: list[Any], sites: list[Site]) -> None:
+    def __init__(self, model: ov.Model, batches: list[Any], sites: list[Site], known: Known) -> None:
         self._model = model
         self._batches = batches
+        self._known = known
         self._sites = {site.name: site for site in sites}
 
     def weight_norms(self, site: str) -> torch.Tensor:
@@ -38,7 +40,8 @@ class OpenVinoMeasurements:
         :param site: The site.
         :return: The norm of each input channel's weights over the site's layers, [in_features].
         """
-        return torch.stack([self._squares[layer.name] for layer in self._sites[site].layers]).sum(0).sqrt()
+        squares = self._known.once("weights", self._measure_squares)
+        return torch.stack([squares[layer.name] for layer in self._sites[site].layers]).sum(0).sqrt()
 
     def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
         """
@@ -47,14 +50,14 @@ class OpenVinoMeasurements:
         :param importance: a of each site, 0-d or [in_features].
         :return: The sketch of a_j |x_j| of each site.
         """
+        return self._known.once(name_sketches(importance), lambda: self._measure_sketches(importance))
+
+    def _measure_sketches(self, importance: Mapping[str, torch.Tensor]) -> dict[str, MagnitudeSketch]:
         found = {site: MagnitudeSketch() for site in importance}
 
         def count(site: str, x: torch.Tensor, wanted: list[float]) -> list[torch.Tensor]:
-            try:
+            with blame_layer(site):
                 found[site].merge(MagnitudeSketch.of(x * importance[site]))
-            except ValueError as error:
-                msg = f"{error} in the input of layer {site}"
-                raise DatasetError(msg) from None
             return [x] * len(wanted)
 
         sites = [site for name, site in self._sites.items() if name in importance]
@@ -89,8 +92,7 @@ class OpenVinoMeasurements:
         """
         _refuse("blocks")
 
-    @cached_property
-    def _squares(self) -> dict[str, torch.Tensor]:
+    def _measure_squares(self) -> dict[str, torch.Tensor]:
         calls = named_calls(self._model)
         names = [layer.name for site in self._sites.values() for layer in site.layers]
         results = [ops.result(_sum_squares(calls[name][0])) for name in names]

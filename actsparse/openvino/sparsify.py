@@ -1,15 +1,13 @@
 """Sparsify an OpenVINO model: find the sites on a copy, calibrate on a copy, then insert the masks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import nncf
 import openvino as ov
 import torch
 
-from actsparse.algorithms import Algorithm, Part, Plan, gather_parts
-from actsparse.calibration import CalibrationBatches, SiteEstimates
+from actsparse.calibration import CalibrationBatches, SiteEstimates, make_estimates
 from actsparse.errors import ScopeError
 from actsparse.openvino.calibration import run_intercepted
 from actsparse.openvino.layers import find_block_layers, find_openvino_layers, named_calls
@@ -18,22 +16,8 @@ from actsparse.openvino.measurements import OpenVinoMeasurements
 from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
 from actsparse.scopes import Layer, Site, TargetScope, group_sites, match_targets
 from actsparse.scopes.matching import Target
+from actsparse.sparsify import Settings
 from actsparse.thresholds import LayerRecord
-
-
-@dataclass(frozen=True)
-class Settings:
-    """
-    How `sparsify_activations` was called.
-
-    :param algorithm: The algorithm.
-    :param tokens: ``all`` or ``decode``.
-    :param keep_existing: Whether masks stay on the layers that no scope matches.
-    """
-
-    algorithm: Algorithm
-    tokens: str
-    keep_existing: bool
 
 
 def sparsify_openvino(
@@ -57,7 +41,7 @@ def sparsify_openvino(
     sites = group_sites(layer for layer in layers if layer.name in target_by_layer)
     kept = {n: m for n, m in masks_of(model).items() if settings.keep_existing and n not in target_by_layer}
     replace_masks(bare, kept)
-    sparsity, estimates = _calibrate(bare, batches, sites, target_by_layer, settings.algorithm)
+    sparsity, estimates = _calibrate(bare, batches, sites, target_by_layer, settings)
     made = {
         layer.name: LayerMask(
             estimates.threshold(site.name, target).numpy(),
@@ -87,8 +71,8 @@ def _calibrate(
     batches: CalibrationBatches,
     sites: list[Site],
     targets: dict[str, Target],
-    algorithm: Algorithm,
-) -> tuple[dict[str, float], SiteEstimates]:
+    settings: Settings,
+) -> tuple[Mapping[str, float], SiteEstimates]:
     """
     Run the data through a copy of the model that masks itself while it is calibrated.
 
@@ -96,28 +80,22 @@ def _calibrate(
     :param batches: The data.
     :param sites: The sites to mask.
     :param targets: Target by layer.
-    :param algorithm: The algorithm.
+    :param settings: How the call was made.
     :return: The sparsity of each layer, and the estimates.
     """
-    data: Any = batches
-    if algorithm.is_one_pass:
-        plan = Plan({name: target.sparsity for name, target in targets.items()})
-    else:
-        data = list(batches)
-        plan = algorithm.plan(_scopes(bare, sites, targets), OpenVinoMeasurements(bare, data, sites))
-    wanted = {site.name: {plan.sparsity[layer.name] for layer in site.layers} for site in sites}
-    estimates = SiteEstimates(wanted, algorithm, plan.importance)
+    sizes = {
+        name: (linears[0].in_features, float(linears[0].weight_bytes)) for name, linears in named_calls(bare).items()
+    }
+
+    def measure(data: list[Any]) -> OpenVinoMeasurements:
+        return OpenVinoMeasurements(bare, data, sites, settings.known)
+
+    sparsity, data, estimates = make_estimates(settings.algorithm, sites, targets, sizes, batches, measure)
 
     def intercept(site: str, x: torch.Tensor, wanted: list[float]) -> list[torch.Tensor]:
         estimates.update(site, x)
         return [estimates.mask_batch(site, x, target) for target in wanted]
 
-    run_intercepted(bare, data, sites, plan.sparsity, intercept, total=batches.length, description="calibrating")
+    run_intercepted(bare, data, sites, sparsity, intercept, total=batches.length, description="calibrating")
     estimates.require_all_seen()
-    return plan.sparsity, estimates
-
-
-def _scopes(bare: ov.Model, sites: list[Site], targets: dict[str, Target]) -> list[tuple[float, list[Part]]]:
-    calls = named_calls(bare)
-    sizes = {name: (linears[0].in_features, float(linears[0].weight_bytes)) for name, linears in calls.items()}
-    return gather_parts(sites, targets, sizes)
+    return sparsity, estimates

@@ -39,14 +39,14 @@ def model() -> Any:
 @pytest.mark.parametrize("target", [0.05, 0.3, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("name", ["uniform", "global"])
 def test_the_budget_is_met_by_weight_bytes(name: str, target: float, model: Any) -> None:
-    sparsity = ALLOCATIONS[name].allocate(PARTS, target, model, {})
+    sparsity = ALLOCATIONS[name](PARTS, target, model, {})
     assert sparsity.keys() == {"a", "b", "c"}
     assert sparsity["a"] == sparsity["b"]
     assert saved(sparsity) == pytest.approx(target, abs=1e-3)
 
 
 def test_global_takes_from_the_site_whose_bytes_are_cheapest(model: Any) -> None:
-    sparsity = ALLOCATIONS["global"].allocate(PARTS, 0.5, model, {})
+    sparsity = ALLOCATIONS["global"](PARTS, 0.5, model, {})
     # Scores of `small` are four times as large, and its channels save fewer bytes each.
     assert sparsity["a"] < 0.25
     assert sparsity["c"] > 0.5
@@ -55,12 +55,12 @@ def test_global_takes_from_the_site_whose_bytes_are_cheapest(model: Any) -> None
 def test_global_is_uniform_where_all_sites_are_alike() -> None:
     x = torch.randn(10000, generator=torch.Generator().manual_seed(1))
     parts = [Part(site, (site,), 64, (1e3,)) for site in ("x", "y", "z")]
-    sparsity = ALLOCATIONS["global"].allocate(parts, 0.37, Sketches(x=x, y=x, z=x), {})  # type: ignore[arg-type]
+    sparsity = ALLOCATIONS["global"](parts, 0.37, Sketches(x=x, y=x, z=x), {})  # type: ignore[arg-type]
     assert list(sparsity.values()) == pytest.approx([0.37] * 3, abs=1e-3)
 
 
 def test_global_grows_with_the_target_everywhere(model: Any) -> None:
-    found = [ALLOCATIONS["global"].allocate(PARTS, target, model, {}) for target in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    found = [ALLOCATIONS["global"](PARTS, target, model, {}) for target in (0.1, 0.3, 0.5, 0.7, 0.9)]
     for lower, higher in zip(found, found[1:], strict=False):
         assert all(lower[name] <= higher[name] for name in lower)
 

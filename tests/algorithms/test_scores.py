@@ -38,7 +38,7 @@ def numbers() -> Any:
 
 
 def importance(numbers: Any, score: str) -> list[float]:
-    return SCORES[score].importance(numbers, "site").reshape(-1).tolist()
+    return SCORES[score](numbers, "site").reshape(-1).tolist()
 
 
 def test_every_importance_by_hand(numbers: Any) -> None:
@@ -58,14 +58,14 @@ def test_every_importance_by_hand(numbers: Any) -> None:
 
 
 def test_a_blend_lies_between_its_parts(numbers: Any) -> None:
-    fisher, layer = SCORES["fisher"].importance, SCORES["layer-fisher"].importance
+    fisher, layer = SCORES["fisher"], SCORES["layer-fisher"]
     half = geometric_mean((fisher, 0.5), (layer, 0.5))(numbers, "site")
     assert torch.allclose(half, (fisher(numbers, "site") * layer(numbers, "site")).sqrt())
     assert torch.allclose(geometric_mean((fisher, 1.0), (layer, 0.0))(numbers, "site"), fisher(numbers, "site"))
 
 
 def test_no_channel_is_worth_nothing(numbers: Any) -> None:
-    assert all((SCORES[score].importance(numbers, "site") > 0).all() for score in SCORES)
+    assert all((SCORES[score](numbers, "site") > 0).all() for score in SCORES)
 
 
 def test_sums_do_not_depend_on_batching() -> None:

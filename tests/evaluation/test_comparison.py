@@ -2,32 +2,18 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actsparse import measure_sparsity, sparsify_activations, word_perplexity
 from actsparse.evaluation.comparison import compare_with_dense
 from actsparse.insertion import remove_sparsifiers
-from actsparse.texts import load_pages, token_batches
+from actsparse.texts import token_batches
 
 
-@pytest.fixture
-def parts(files: Path) -> tuple[Any, Any, tuple[str, ...], Any]:
-    model = AutoModelForCausalLM.from_pretrained(files / "model").eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(8)
-    tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    batches = token_batches(tokenizer, load_pages(files / "calibration.txt"), num_batches=2, length=32)
-    pages = load_pages(files / "evaluation.txt").pages
-    return model, tokenizer, pages, batches
-
-
-def test_its_perplexities_are_those_of_word_perplexity(parts: Any) -> None:
-    model, tokenizer, pages, batches = parts
+def test_its_perplexities_are_those_of_word_perplexity(small_language_model: Any) -> None:
+    model, tokenizer, pages, batches = small_language_model
     sparsify_activations(model, batches, 0.6)
     figures = compare_with_dense(model, tokenizer, pages, max_length=32).to_dict()
     sparse = word_perplexity(model, tokenizer, pages, max_length=32)
@@ -41,8 +27,8 @@ def test_its_perplexities_are_those_of_word_perplexity(parts: Any) -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
-def test_masks_of_nothing_change_nothing(parts: Any) -> None:
-    model, tokenizer, pages, batches = parts
+def test_masks_of_nothing_change_nothing(small_language_model: Any) -> None:
+    model, tokenizer, pages, batches = small_language_model
     sparsify_activations(model, batches, 0)
     found = compare_with_dense(model, tokenizer, pages, max_length=32).to_dict()
     assert found["kl_divergence"] == pytest.approx(0, abs=1e-6)
@@ -51,8 +37,8 @@ def test_masks_of_nothing_change_nothing(parts: Any) -> None:
     assert found["measured_sparsity"] == 0
 
 
-def test_more_sparsity_diverges_more_and_is_counted_without_the_dense_runs(parts: Any) -> None:
-    model, tokenizer, pages, batches = parts
+def test_more_sparsity_diverges_more_and_is_counted_without_the_dense_runs(small_language_model: Any) -> None:
+    model, tokenizer, pages, batches = small_language_model
     found = []
     for target in (0.2, 0.5, 0.8):
         sparsify_activations(model, batches, target)

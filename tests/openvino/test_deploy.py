@@ -15,9 +15,9 @@ from actsparse.openvino import deploy_model, export_model, extension_path, load_
 from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.deploy import needs_extension
 from actsparse.openvino.export import MODEL_FILE
+from actsparse.openvino.runner import EXACT
 from actsparse.openvino.toolchain import find_compiler, find_openvino, run_command
 
-F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "generate.cc"
 PROMPT = [1, 5, 9, 13]
 NEW_TOKENS = 24
@@ -37,7 +37,7 @@ def folders(make_model: Any, make_batches: Any, tmp_path_factory: pytest.TempPat
     return {name: root / name for name in ("portable", "default", "exact")}
 
 
-def generate(folder: Path, ov_config: dict[str, str] = F32) -> list[int]:
+def generate(folder: Path, ov_config: dict[str, str] = EXACT) -> list[int]:
     model = load_causal_lm(folder, ov_config=ov_config)
     limits = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
     return model.generate(torch.tensor([PROMPT]), **limits, do_sample=False)[0].tolist()
@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_made_is_refused(make_model: Any, tmp_path: Path
 def test_many_tokens_leave_memory_as_it_was(folders: dict[str, Path]) -> None:
     core = ov.Core()
     core.add_extension(str(extension_path()))
-    request = core.compile_model(folders["default"] / MODEL_FILE, "CPU", F32).create_infer_request()
+    request = core.compile_model(folders["default"] / MODEL_FILE, "CPU", EXACT).create_infer_request()
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1])
