@@ -32,29 +32,48 @@ def mask_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (getattr(module, CHILD)(args[0]), *args[1:])
 
 
-def insert_sparsifier(layer: nn.Module, sparsifier: ActivationSparsifier) -> None:
+def mask_output(module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     """
-    Mask a layer's input, replacing the mask that it may have.
+    Run a mask after an activation function: the forward hook of every function whose output is masked.
 
-    :param layer: The Linear layer.
-    :param sparsifier: Its mask; moved to the layer's device and put in its mode.
+    :param module: The activation function.
+    :param output: Its output.
+    :return: The masked output.
     """
-    had_mask = CHILD in layer._modules
-    layer.add_module(CHILD, sparsifier.to(layer.weight.device).train(layer.training))  # type: ignore[arg-type]
-    if not had_mask:
-        layer.register_forward_pre_hook(mask_input)
+    return getattr(module, CHILD)(output)
 
 
-def remove_sparsifier(layer: nn.Module) -> None:
+def insert_sparsifier(model: nn.Module, name: str, sparsifier: ActivationSparsifier) -> None:
     """
-    Take the mask off one layer.
+    Mask a layer's input, or an activation function's output, replacing the mask that is there.
 
-    :param layer: A layer, masked or not.
+    :param model: The model.
+    :param name: The Linear layer, or for a mask of rows the activation function.
+    :param sparsifier: The mask; moved to the device of the layer and put in the mode of the module.
     """
-    layer._modules.pop(CHILD, None)
-    for key, hook in list(layer._forward_pre_hooks.items()):
-        if hook is mask_input:
-            del layer._forward_pre_hooks[key]
+    module = model.get_submodule(name)
+    layer = model.get_submodule(sparsifier.rows_of or name)
+    had_mask = CHILD in module._modules
+    module.add_module(CHILD, sparsifier.to(layer.weight.device).train(module.training))  # type: ignore[arg-type]
+    if had_mask:
+        return
+    if sparsifier.rows_of:
+        module.register_forward_hook(mask_output)
+    else:
+        module.register_forward_pre_hook(mask_input)
+
+
+def remove_sparsifier(module: nn.Module) -> None:
+    """
+    Take the mask off one layer or activation function.
+
+    :param module: The module, masked or not.
+    """
+    module._modules.pop(CHILD, None)
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if hook in (mask_input, mask_output):
+                del hooks[key]
 
 
 def remove_sparsifiers(model: Any) -> Any:
@@ -70,17 +89,28 @@ def remove_sparsifiers(model: Any) -> Any:
         replace_masks(openvino_model, {})
         forget_compiled(model)
         return model
-    for name, _ in list(named_sparsifiers(model)):
+    for name, _ in list(placed_sparsifiers(model)):
         remove_sparsifier(model.get_submodule(name))
     return model
 
 
 def named_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsifier]]:
     """
-    Iterate over a model's masks.
+    Iterate over a model's masks by layer.
 
     :param model: A model, masked or not.
-    :return: The name of each masked layer and its mask, in the model's order.
+    :return: The name of each layer whose weights a mask makes useless, and the mask, in the model's order.
+    """
+    for name, sparsifier in placed_sparsifiers(model):
+        yield sparsifier.rows_of or name, sparsifier
+
+
+def placed_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsifier]]:
+    """
+    Iterate over a model's masks by place.
+
+    :param model: A model, masked or not.
+    :return: The name of each module with a mask, a layer or an activation function, and the mask.
     """
     for name, module in model.named_modules():
         sparsifier = module._modules.get(CHILD)

@@ -1,7 +1,7 @@
 """What algorithms ask of a torch model: weight norms, gradients, sensitivities, distributions of scores."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from actsparse.algorithms import GradientSums, Known, name_sketches
+from actsparse.algorithms import Attribution, GradientSums, Known, name_sketches
+from actsparse.algorithms.pooled_quantile import PooledQuantile
 from actsparse.calibration import blame_layer, evaluation_mode, run_batches, run_each, run_model
 from actsparse.errors import ActsparseError, DatasetError
 from actsparse.insertion import intercept_outputs, record_calls, suspend_sparsifiers, watch_gradient
@@ -61,10 +62,128 @@ class TorchMeasurements:
         Measure the columns of a site's weights, decompressed.
 
         :param site: The site.
-        :return: The norm of each input channel's weights over the site's layers, [in_features].
+        :return: The norm of each input channel's weights over the site's layers, [in_features]; of each row's where
+            rows are masked, [out_features].
         """
         squares = self._known.once("weights", self._measure_squares)
         return torch.stack([squares[layer.name] for layer in self._sites[site].layers]).sum(0).sqrt()
+
+    def multipliers(self, site: str) -> torch.Tensor:
+        """
+        Measure what a masked tensor is multiplied by before anything else reads it.
+
+        :param site: The site.
+        :return: Where rows are masked, the root mean square of each of the layer's outputs, [out_features]; else 1.
+        """
+        if not self._sites[site].gate_function:
+            return torch.ones(())
+        return self._known.once("multipliers", self._measure_multipliers)[site]
+
+    def attributions(
+        self, sparsity: Mapping[str, float], importance: Mapping[str, torch.Tensor], part: tuple[int, int]
+    ) -> Mapping[str, Attribution]:
+        """
+        Run the masked model forwards and backwards, each sequence masked at its own quantiles.
+
+        What gradients are of is the loss the caller gave; else the divergence from the dense model's predictions.
+
+        :param sparsity: The sparsity of each layer; those without one are left dense.
+        :param importance: a of each site.
+        :param part: Which part of the data, and how many parts there are; a single batch is taken for every part.
+        :return: What each layer's mask does.
+        :raises ActsparseError: If the model gives no logits, and there is no loss.
+        """
+        layers = {layer.name: (site, layer) for site in self._sites.values() for layer in site.layers}
+        wanted = {
+            site.name: sorted({sparsity[x.name] for x in site.layers if sparsity.get(x.name, 0) > 0})
+            for site in self._sites.values()
+        }
+        sums = {name: torch.zeros(3, dtype=torch.float64) for name in layers}
+        estimators: dict[str, PooledQuantile] = {}
+
+        def leave_out(name: str, x: torch.Tensor) -> torch.Tensor:
+            site = self._sparsifiers[name].site
+            target = sparsity.get(name, 0.0)
+            values = x.detach()
+            if name == site and wanted[site]:
+                estimators[site] = PooledQuantile(tuple(wanted[site]), importance[site])
+                with blame_layer(name):
+                    estimators[site].update(values)
+            if target <= 0:
+                return x
+            masked = estimators[site].mask_batch(values, target)
+            dropped = values - masked
+            scores = dropped.float() * importance[site].to(x.device)
+            sums[name][2] += float(scores.square().sum(dtype=torch.float64))
+            # The values of the masked tensor, and the gradient of x itself: see the attribution allocation.
+            return watch_gradient(x - dropped, partial(_add_attribution, sums[name], dropped))
+
+        def run(batch: Any) -> None:
+            with torch.no_grad(), suspend_sparsifiers(self._sparsifiers.values()):
+                dense = None if self._loss is not None else self._log_probabilities(batch)
+            with torch.enable_grad(), self._watch(leave_out):
+                if dense is None:
+                    loss = self._compute_loss(run_model(self._model, batch), batch)
+                else:
+                    loss = F.kl_div(self._log_probabilities(batch), dense, reduction="sum", log_target=True)
+                loss.backward()
+
+        number, count = part
+        batches = self._batches[number::count] or self._batches
+        with evaluation_mode(self._model), _without_parameter_gradients(self._model):
+            run_each(run, batches, total=len(batches), description="attributing")
+        return {name: Attribution(*totals.tolist()) for name, totals in sums.items()}
+
+    def output_errors(
+        self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]
+    ) -> Mapping[str, list[float]]:
+        """
+        Leave out more and more of each site's input, all others dense.
+
+        :param importance: a of each site.
+        :param sparsities: How much to leave out.
+        :return: For each site the mean over the first `PROBE_TOKENS` tokens of ‖what the outputs move by‖ / ‖outputs‖,
+            without biases. Where rows are masked, outputs are the products with the masked tensor.
+        """
+        sketches = self.sketches(importance)
+        quantiles = {site: [sketch.quantile(s) for s in sparsities] for site, sketch in sketches.items()}
+        sums = {site: torch.zeros(len(sparsities), dtype=torch.float64) for site in importance}
+        squares: dict[str, torch.Tensor] = {}
+        tokens = dict.fromkeys(importance, 0)
+        is_inside = False
+
+        def multiply(name: str, x: torch.Tensor) -> torch.Tensor:
+            nonlocal is_inside
+            site = self._sites[self._sparsifiers[name].site]
+            if is_inside or site.name not in sums:
+                return x
+            is_inside = True
+            a = importance[site.name].to(x.device)
+            inputs = [x, torch.zeros_like(x), *(mask_small(x, quantile / a) for quantile in quantiles[site.name])]
+            if site.gate_function:
+                # The layer has not run yet: in the place of its outputs, their usual size.
+                outputs = [y.float() * self.multipliers(site.name).to(x.device) for y in inputs]
+            else:
+                layer = self._model.get_submodule(name)
+                outputs = [layer(y).float() for y in inputs]
+            is_inside = False
+            moved = [(outputs[0] - y).square().sum(-1).flatten().double().cpu() for y in outputs[1:]]
+            squares[site.name] = squares.get(site.name, 0.0) + torch.stack(moved)
+            return x
+
+        def run(batch: Any) -> None:
+            run_model(self._model, batch)
+            for site, (whole, *moved) in squares.items():
+                sums[site] += (torch.stack(moved) / whole.clamp(min=1e-30)).sqrt().sum(1)
+                tokens[site] += len(whole)
+            squares.clear()
+
+        for site in importance:
+            self.multipliers(site)
+        batches = _first_tokens(self._batches, PROBE_TOKENS)
+        with evaluation_mode(self._model), torch.no_grad(), self._watch(multiply):
+            run_each(run, batches, total=len(batches), description="output errors")
+        return {site: (sums[site] / max(tokens[site], 1)).tolist() for site in sums}
 
     def gradients(self) -> Mapping[str, GradientSums]:
         """
@@ -144,8 +263,25 @@ class TorchMeasurements:
             self._run(batches, "running")
         return calls
 
+    def _measure_multipliers(self) -> dict[str, torch.Tensor]:
+        totals: dict[str, tuple[torch.Tensor, int]] = {}
+
+        def add(name: str, _args: Any, _kwargs: Any, output: torch.Tensor) -> None:
+            total, tokens = totals.get(name, (0.0, 0))
+            rows = output.detach().float().flatten(0, -2)
+            totals[name] = total + rows.square().sum(0, dtype=torch.float64).cpu(), tokens + len(rows)
+
+        with ExitStack() as stack:
+            stack.enter_context(suspend_sparsifiers(self._sparsifiers.values()))
+            for name, site in self._sites.items():
+                if site.gate_function:
+                    stack.enter_context(record_calls(self._model.get_submodule(name), partial(add, name)))
+            self._run(self._batches, "measuring")
+        return {name: (total / max(tokens, 1)).sqrt().float() for name, (total, tokens) in totals.items()}
+
     def _measure_squares(self) -> dict[str, torch.Tensor]:
-        reader = _WeightReader()
+        of_rows = {name for name, site in self._sites.items() if site.gate_function}
+        reader = _WeightReader(of_rows)
 
         def expect(name: str, x: torch.Tensor) -> torch.Tensor:
             reader.expected = name
@@ -300,17 +436,23 @@ class TorchBlock:
 
 
 class _WeightReader(TorchFunctionMode):
-    """See each layer's weight as it is multiplied: decompressed, whatever it is stored as."""
+    """
+    See each layer's weight as it is multiplied: decompressed, whatever it is stored as.
 
-    def __init__(self) -> None:
+    :param of_rows: The layers whose rows are summed up, and not their input channels.
+    """
+
+    def __init__(self, of_rows: set[str]) -> None:
         super().__init__()
+        self._of_rows = of_rows
         self.expected: str | None = None
         self.squares: dict[str, torch.Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.expected is not None and func in (F.linear, torch.addmm):
             weight = args[1].T if func is F.linear else args[2]
-            self.squares[self.expected] = weight.detach().float().square().sum(1).cpu()
+            squares = weight.detach().float().square()
+            self.squares[self.expected] = squares.sum(0 if self.expected in self._of_rows else 1).cpu()
             self.expected = None
         return func(*args, **(kwargs or {}))
 
@@ -345,6 +487,12 @@ def _add_gradient(sums: GradientSums, site: str, x: torch.Tensor, g: torch.Tenso
         msg = f"NaN or infinite gradients at the input of layer {site}"
         raise DatasetError(msg)
     sums.add(x, g)
+
+
+def _add_attribution(sums: torch.Tensor, dropped: torch.Tensor, g: torch.Tensor) -> None:
+    by_channel = -(g.float() * dropped.float()).flatten(0, -2).sum(0, dtype=torch.float64).cpu()
+    sums[0] += by_channel.sum()
+    sums[1] += by_channel.abs().sum()
 
 
 def _first_tokens(batches: list[Any], tokens: int) -> list[Any]:

@@ -18,6 +18,8 @@ class ActivationSparsifier(nn.Module):
     :param roles: What the layer does in its block, for reports.
     :param site: Name of the site whose input this masks.
     :param algorithm: Name of the algorithm that sets the threshold.
+    :param rows_of: For a mask on the output of an activation function: the layer whose outputs that multiplies, so that
+        a zero makes a row of its weights useless. Empty for a mask on a layer's own input.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class ActivationSparsifier(nn.Module):
         roles: tuple[str, ...] = (),
         site: str = "",
         algorithm: str = "",
+        rows_of: str = "",
     ) -> None:
         super().__init__()
         self.threshold: torch.Tensor
@@ -38,13 +41,14 @@ class ActivationSparsifier(nn.Module):
         self.roles = roles
         self.site = site
         self.algorithm = algorithm
+        self.rows_of = rows_of
         self.is_active = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
-        Mask a layer's input.
+        Mask a layer's input, or an activation function's output.
 
-        :param x: Activations, [..., tokens, in_features].
+        :param x: Activations, [..., tokens, channels].
         :return: The same tensor with zeros where ``|x| <= threshold``.
         """
         if not self.is_active or (self.tokens == "decode" and x.shape[-2] != 1):

@@ -22,15 +22,16 @@ from actsparse.errors import ActsparseError, DatasetError, ScopeError
 from actsparse.insertion import (
     insert_sparsifier,
     intercept_outputs,
-    named_sparsifiers,
+    placed_sparsifiers,
     remove_sparsifier,
     suspend_sparsifiers,
 )
 from actsparse.measurements import Loss, TorchMeasurements
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes import Layer, Site, find_layers, group_sites, match_targets
+from actsparse.scopes.gates import find_gate_functions
 from actsparse.scopes.graph import trace_graph
-from actsparse.scopes.layers import block_layers, in_features, named_linears, weight_bytes
+from actsparse.scopes.layers import block_layers, in_features, named_linears, out_features, weight_bytes
 from actsparse.scopes.matching import Target, validate_targets
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsifier import TOKENS, ActivationSparsifier
@@ -122,9 +123,14 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
     """
     _require_module(model)
     batches = CalibrationBatches(dataset)
-    existing = dict(named_sparsifiers(model))
+    existing = dict(placed_sparsifiers(model))
     layers, by_layer = _resolve(model, batches.first, targets, ignored_scope, existing)
-    sites = group_sites(layer for layer in layers if layer.name in by_layer)
+    matched = [layer for layer in layers if layer.name in by_layer]
+    gate_functions = {}
+    if settings.algorithm.masks_rows:
+        with suspend_sparsifiers(existing.values()):
+            gate_functions = find_gate_functions(model, batches.first, matched, layers)
+    sites = group_sites(matched, gate_functions)
     sparsifiers = {
         layer.name: ActivationSparsifier(
             by_layer[layer.name].sparsity,
@@ -132,21 +138,23 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
             roles=layer.roles,
             site=site.name,
             algorithm=settings.algorithm.name,
+            rows_of=layer.name if site.gate_function else "",
         )
         for site in sites
         for layer in site.layers
     }
-    replaced = {n: s for n, s in existing.items() if n in by_layer or not settings.keep_existing}
+    placed = {gate_functions.get(name, name): sparsifier for name, sparsifier in sparsifiers.items()}
+    replaced = {p: s for p, s in existing.items() if (s.rows_of or p) in by_layer or not settings.keep_existing}
     try:
-        for name, sparsifier in sparsifiers.items():
-            insert_sparsifier(model.get_submodule(name), sparsifier)
+        for place, sparsifier in placed.items():
+            insert_sparsifier(model, place, sparsifier)
         with suspend_sparsifiers(replaced.values()):
             _calibrate(model, batches, sites, by_layer, sparsifiers, settings)
     except BaseException:
-        _restore(model, sparsifiers, existing)
+        _restore(model, placed, existing)
         raise
-    for name in replaced.keys() - sparsifiers.keys():
-        remove_sparsifier(model.get_submodule(name))
+    for place in replaced.keys() - placed.keys():
+        remove_sparsifier(model.get_submodule(place))
 
 
 def _validate(targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> Algorithm:
@@ -193,8 +201,12 @@ def _calibrate(
     sparsifiers: dict[str, ActivationSparsifier],
     settings: Settings,
 ) -> None:
-    modules = {layer.name: model.get_submodule(layer.name) for site in sites for layer in site.layers}
-    sizes = {name: (in_features(module), float(weight_bytes(module))) for name, module in modules.items()}
+    sizes = {}
+    for site in sites:
+        for layer in site.layers:
+            module = model.get_submodule(layer.name)
+            channels = out_features(module) if site.gate_function else in_features(module)
+            sizes[layer.name] = (channels, float(weight_bytes(module)))
 
     def measure(data: list[Any]) -> TorchMeasurements:
         return TorchMeasurements(model, data, sites, sparsifiers, settings.loss, settings.known)
@@ -221,9 +233,8 @@ def _calibrate(
 
 
 def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:
-    for name in inserted:
-        layer = model.get_submodule(name)
-        if name in existing:
-            insert_sparsifier(layer, existing[name])
+    for place in inserted:
+        if place in existing:
+            insert_sparsifier(model, place, existing[place])
         else:
-            remove_sparsifier(layer)
+            remove_sparsifier(model.get_submodule(place))

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from actsparse.environment import library_versions
 from actsparse.errors import ThresholdsError
 from actsparse.files import write_bytes
-from actsparse.insertion import CHILD, insert_sparsifier, named_sparsifiers, remove_sparsifiers
+from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, remove_sparsifiers
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes.layers import in_features, named_linears, out_features
 from actsparse.sparsifier import TOKENS, ActivationSparsifier
 
 FORMAT = "actsparse.thresholds"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEY = f".{CHILD}.threshold"
 
 
@@ -34,6 +35,8 @@ class LayerRecord:
     :param algorithm: The algorithm that found the threshold.
     :param site: Name of the site whose input is masked.
     :param roles: What the layer does in its block.
+    :param gate_function: The activation function whose output is masked, where rows of the layer's weights are skipped
+        and not input channels; else empty.
     """
 
     target_sparsity: float
@@ -41,10 +44,13 @@ class LayerRecord:
     algorithm: str
     site: str
     roles: tuple[str, ...]
+    gate_function: str = ""
 
     def __post_init__(self) -> None:
         target_is_valid = isinstance(self.target_sparsity, float | int) and 0 <= self.target_sparsity <= 1
-        texts_are_valid = all(isinstance(text, str) for text in (self.algorithm, self.site, *self.roles))
+        texts_are_valid = all(
+            isinstance(text, str) for text in (self.algorithm, self.site, self.gate_function, *self.roles)
+        )
         if not (target_is_valid and texts_are_valid and self.tokens in TOKENS):
             msg = "a layer's record is not one"
             raise ValueError(msg)
@@ -123,9 +129,14 @@ def load_thresholds(model: Any, path: str | Path) -> Any:
         )
         raise ThresholdsError(msg)
     sizes = _sizes(model)
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else None
     for name, threshold in contents.thresholds.items():
-        if name not in sizes or threshold.shape not in ((), (sizes[name][0],)):
+        gate_function = contents.layers[name].gate_function
+        if name not in sizes or threshold.shape not in ((), (sizes[name][1 if gate_function else 0],)):
             msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(threshold.shape)}"
+            raise ThresholdsError(msg)
+        if gate_function and modules is not None and gate_function not in modules:
+            msg = f"{path}: the model has no activation function {gate_function}"
             raise ThresholdsError(msg)
     _replace_masks(model, contents)
     return model
@@ -181,15 +192,19 @@ def model_name(model: Any) -> str:
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
 
-def record_of(sparsifier: ActivationSparsifier) -> LayerRecord:
+def torch_masks(model: nn.Module) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
     """
-    Describe a torch mask.
+    Describe the masks of a torch model.
 
-    :param sparsifier: The mask.
-    :return: All that a thresholds file or an OpenVINO model records of it besides its threshold.
+    :param model: The model.
+    :return: By layer, the threshold, and all that a thresholds file or an OpenVINO model records besides it.
     """
-    s = sparsifier
-    return LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles)
+    masks = {}
+    for place, s in placed_sparsifiers(model):
+        gate_function = place if s.rows_of else ""
+        record = LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles, gate_function)
+        masks[s.rows_of or place] = (s.threshold, record)
+    return masks
 
 
 def _sizes(model: Any) -> dict[str, tuple[int, int]]:
@@ -205,7 +220,7 @@ def _sizes(model: Any) -> dict[str, tuple[int, int]]:
 def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
-        return {name: (s.threshold, record_of(s)) for name, s in named_sparsifiers(model)}
+        return torch_masks(model)
     from actsparse.openvino.placement import masks_of
 
     masks: dict[str, tuple[torch.Tensor, LayerRecord]] = {}
@@ -223,20 +238,23 @@ def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
 def _replace_masks(model: Any, contents: ThresholdsFile) -> None:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
-        sparsifiers = {n: _make_sparsifier(contents.layers[n], t) for n, t in contents.thresholds.items()}
+        sparsifiers = {n: _make_sparsifier(n, contents.layers[n], t) for n, t in contents.thresholds.items()}
         remove_sparsifiers(model)
         for name, sparsifier in sparsifiers.items():
-            insert_sparsifier(model.get_submodule(name), sparsifier)
+            insert_sparsifier(model, contents.layers[name].gate_function or name, sparsifier)
         return
     from actsparse.openvino.placement import LayerMask, replace_masks
 
     records = contents.layers
-    masks = {n: LayerMask(t.numpy(), records[n].tokens, records[n]) for n, t in contents.thresholds.items()}
+    masks = {
+        n: LayerMask(t.numpy(), records[n].tokens, records[n], bool(records[n].gate_function))
+        for n, t in contents.thresholds.items()
+    }
     replace_masks(openvino_model, masks)
     forget_compiled(model)
 
 
-def _make_sparsifier(record: LayerRecord, threshold: torch.Tensor) -> ActivationSparsifier:
+def _make_sparsifier(name: str, record: LayerRecord, threshold: torch.Tensor) -> ActivationSparsifier:
     channels = threshold.numel() if threshold.ndim else None
     sparsifier = ActivationSparsifier(
         record.target_sparsity,
@@ -245,6 +263,7 @@ def _make_sparsifier(record: LayerRecord, threshold: torch.Tensor) -> Activation
         roles=record.roles,
         site=record.site,
         algorithm=record.algorithm,
+        rows_of=name if record.gate_function else "",
     )
     sparsifier.threshold.copy_(threshold)
     return sparsifier

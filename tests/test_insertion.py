@@ -117,8 +117,8 @@ def test_an_input_by_keyword_is_refused() -> None:
 def test_inserting_again_replaces_the_mask_and_adds_no_hook() -> None:
     layer = nn.Linear(4, 4)
     first, second = ActivationSparsifier(0.1), ActivationSparsifier(0.2)
-    insert_sparsifier(layer, first)
-    insert_sparsifier(layer, second)
+    insert_sparsifier(layer, "", first)
+    insert_sparsifier(layer, "", second)
     assert layer.get_submodule(CHILD) is second
     assert len(layer._forward_pre_hooks) == 1
 

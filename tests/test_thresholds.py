@@ -103,8 +103,8 @@ def test_a_threshold_per_channel_and_one_that_masks_nothing_survive(tmp_path: Pa
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     per_channel = ActivationSparsifier(0.5, channels=3, tokens="decode", roles=("ffn.in",), site="0", algorithm="x")
     per_channel.threshold.copy_(torch.tensor([0.0, -math.inf, 2.5]))
-    insert_sparsifier(model[0], per_channel)
-    insert_sparsifier(model[1], ActivationSparsifier(0.0))
+    insert_sparsifier(model, "0", per_channel)
+    insert_sparsifier(model, "1", ActivationSparsifier(0.0))
     save_thresholds(model, tmp_path / "x")
     twin = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     assert describe(load_thresholds(twin, tmp_path / "x")) == describe(model)
@@ -165,7 +165,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 def refuse(make_model: Any, snapshot: Any) -> Callable[..., str]:
     """Load a file that must be refused in one line, into a masked model that must stay as it is."""
     model = make_model("llama")
-    insert_sparsifier(model.lm_head, ActivationSparsifier(0.1))
+    insert_sparsifier(model, "lm_head", ActivationSparsifier(0.1))
     before = snapshot(model)
 
     def check(path: Path) -> str:
@@ -234,7 +234,7 @@ def set_threshold(*values: float, dtype: torch.dtype = torch.float32) -> Callabl
 DAMAGES = [
     DamageCase("other format", lambda t, m: m.update(format="pt"), FOREIGN),
     DamageCase("no metadata", lambda t, m: m.clear(), FOREIGN),
-    DamageCase("newer", lambda t, m: m.update(format_version="2"), "has format version 2; this .* up to 1: upgrade it"),
+    DamageCase("newer", lambda t, m: m.update(format_version="3"), "has format version 3; this .* up to 2: upgrade it"),
     DamageCase("no version", lambda t, m: m.pop("format_version"), "is damaged: its format version is ''"),
     DamageCase("word as version", lambda t, m: m.update(format_version="one"), "its format version is 'one'"),
     DamageCase("odd digit", lambda t, m: m.update(format_version="²"), "its format version is '²'"),

@@ -15,6 +15,8 @@ from actsparse.errors import ActsparseError, nearest
 
 # Its average of batch quantiles is an estimator of its own.
 NNCF_EMA = "nncf-ema"
+# What asks for masks of rows, behind a score and an allocation.
+ROWS = "rows"
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Algorithm:
     :param name: What the caller said.
     :param score: A name of `SCORES`.
     :param allocation: A name of `ALLOCATIONS`, or nncf-ema.
+    :param masks_rows: Whether, in gated feed-forward networks, rows of the up projection are masked, told by the gate,
+        and not its input channels.
     """
 
     name: str
     score: str
     allocation: str
+    masks_rows: bool = False
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -52,6 +57,9 @@ class Algorithm:
             if name not in known:
                 msg = f"unknown {kind} {name!r}; nearest: {nearest(name, known)}"
                 raise ActsparseError(msg)
+        if self.allocation == NNCF_EMA and self.masks_rows:
+            msg = f"{NNCF_EMA} is NNCF's own way, which masks inputs only: leave +{ROWS} out"
+            raise ActsparseError(msg)
         if self.allocation == NNCF_EMA and self.score != "magnitude":
             msg = f"{NNCF_EMA} averages quantiles of magnitudes: it goes with the score magnitude, not {self.score}"
             raise ActsparseError(msg)
@@ -59,7 +67,7 @@ class Algorithm:
     @property
     def is_one_pass(self) -> bool:
         """Whether thresholds can be calibrated at once, without measuring anything before."""
-        return self.score == "magnitude" and self.allocation in ("uniform", NNCF_EMA)
+        return self.score == "magnitude" and self.allocation in ("uniform", NNCF_EMA) and not self.masks_rows
 
     def make_estimator(self, targets: tuple[float, ...], importance: torch.Tensor | None) -> ThresholdEstimator:
         """
@@ -79,12 +87,11 @@ class Algorithm:
         :param model: The model to measure.
         :return: The plan.
         """
-        sites = dict.fromkeys(part.site for target, parts in scopes if 0 < target < 1 for part in parts)
+        shared = [(target, parts) for target, parts in scopes if 0 < target < 1]
+        sites = dict.fromkeys(part.site for _, parts in shared for part in parts)
         importance = {site: SCORES[self.score](model, site) for site in sites}
-        sparsity = {}
-        for target, parts in scopes:
-            if 0 < target < 1:
-                sparsity |= ALLOCATIONS[self.allocation](parts, target, model, importance)
-            else:
-                sparsity |= {name: target for part in parts for name in part.layers}
+        # None and all leave nothing to decide.
+        sparsity = {name: target for target, parts in scopes for part in parts for name in part.layers}
+        if shared:
+            sparsity |= ALLOCATIONS[self.allocation](shared, model, importance)
         return Plan(sparsity, importance)

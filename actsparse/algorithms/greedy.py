@@ -1,19 +1,17 @@
 """The greedy allocation of TEAL (arXiv 2408.14690): block by block, the cheapest raise first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
 from actsparse.algorithms.measurements import Block, Measurements
-from actsparse.algorithms.parts import Part
+from actsparse.algorithms.parts import Scopes
 
 # How much sparser a layer with the block's mean size becomes at a time.
 STEP = 0.05
 
 
-def greedy(
-    parts: Sequence[Part], target: float, model: Measurements, importance: Mapping[str, torch.Tensor]
-) -> dict[str, float]:
+def greedy(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """
     Raise the sparsity of one layer at a time, in each block on its own, until the block meets the target.
 
@@ -21,16 +19,16 @@ def greedy(
     layers, the one is raised whose raise leaves the block's output nearest to the dense one's. Layers that read one
     tensor are raised apart, as in TEAL.
 
-    :param parts: The parts of one scope.
-    :param target: What each block is to reach by weight bytes.
+    :param scopes: Target sparsity and parts of each scope; what each block is to reach by weight bytes.
     :param model: The model.
     :param importance: a of each site.
     :return: The sparsity of each layer.
     """
-    sizes = {name: size for part in parts for name, size in zip(part.layers, part.layer_bytes, strict=True)}
     sparsity: dict[str, float] = {}
-    for block in model.blocks(sizes, importance):
-        sparsity |= _raise_block(block, {name: sizes[name] for name in block.layers}, target)
+    for target, parts in scopes:
+        sizes = {name: size for part in parts for name, size in zip(part.layers, part.layer_bytes, strict=True)}
+        for block in model.blocks(sizes, importance):
+            sparsity |= _raise_block(block, {name: sizes[name] for name in block.layers}, target)
     return sparsity
 
 

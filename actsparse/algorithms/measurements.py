@@ -1,7 +1,8 @@
 """What an algorithm may ask of a model before thresholds are calibrated."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -105,15 +106,55 @@ def name_sketches(importance: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
     return ("sketches", *((site, *a.flatten().tolist()) for site, a in sorted(importance.items())))
 
 
+@dataclass(frozen=True)
+class Attribution:
+    """
+    What the masks of one layer do to the predictions of a masked model.
+
+    :param increase: Σ -g·(x - x̃) over the data, g the gradient of the divergence from the dense model's predictions:
+        the layer's part in twice that divergence, as far as it grows quadratically.
+    :param noise: The sum of the magnitudes of the channels' parts of it.
+    :param energy: Σ a²(x - x̃)², what the masks leave out.
+    """
+
+    increase: float
+    noise: float
+    energy: float
+
+
 class Measurements(Protocol):
-    """A model with calibration data. Each method runs the data through the dense model, and remembers the result."""
+    """A model with calibration data. Most methods run the data through the dense model, and remember the result."""
+
+    def multipliers(self, site: str) -> torch.Tensor:
+        """
+        Measure what a masked tensor is multiplied by before anything else reads it.
+
+        :param site: The site.
+        :return: Where rows are masked, the root mean square of each of the layer's outputs, [channels]; 1 for a site
+            whose layers read the masked tensor.
+        """
+        ...
+
+    def attributions(
+        self, sparsity: Mapping[str, float], importance: Mapping[str, torch.Tensor], part: tuple[int, int]
+    ) -> Mapping[str, Attribution]:
+        """
+        Run the masked model forwards and backwards, each sequence masked at its own quantiles.
+
+        :param sparsity: The sparsity of each layer.
+        :param importance: a of each site.
+        :param part: Which part of the data, and how many parts there are.
+        :return: What each layer's mask does.
+        """
+        ...
 
     def weight_norms(self, site: str) -> torch.Tensor:
         """
         Measure the columns of a site's weights.
 
         :param site: The site.
-        :return: The Euclidean norm of each input channel's weights, over all the site's layers, [in_features].
+        :return: The Euclidean norm of each input channel's weights, over all the site's layers, [in_features]; of each
+            row's where rows are masked, [out_features].
         """
         ...
 
@@ -130,6 +171,18 @@ class Measurements(Protocol):
         Sparsify one site after the other and see how far the model's predictions move.
 
         :return: For each site the square root of twice the divergence per energy left out.
+        """
+        ...
+
+    def output_errors(
+        self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]
+    ) -> Mapping[str, list[float]]:
+        """
+        Leave out more and more of each site's input, all others dense.
+
+        :param importance: a of each site.
+        :param sparsities: How much to leave out.
+        :return: For each site the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
         ...
 

@@ -16,12 +16,16 @@ class Part:
     :param layers: Their names.
     :param channels: Input channels.
     :param layer_bytes: The size of each one's weights.
+    :param is_of_rows: Whether rows of the weights are masked, and not input channels; `channels` then counts rows.
+    :param behind: The site whose masked tensor makes zeros in what these layers read, by a product; empty if none does.
     """
 
     site: str
     layers: tuple[str, ...]
     channels: int
     layer_bytes: tuple[float, ...]
+    is_of_rows: bool = False
+    behind: str = ""
 
     @property
     def weight_bytes(self) -> float:
@@ -34,6 +38,10 @@ class Part:
         return self.weight_bytes / self.channels
 
 
+# Target sparsity and parts of each scope.
+Scopes = Sequence[tuple[float, Sequence[Part]]]
+
+
 def gather_parts(
     sites: Sequence[Site], targets: Mapping[str, Target], sizes: Mapping[str, tuple[int, float]]
 ) -> list[tuple[float, list[Part]]]:
@@ -42,13 +50,28 @@ def gather_parts(
 
     :param sites: The sites.
     :param targets: The target of each layer.
-    :param sizes: Input channels and weight bytes of each layer.
+    :param sizes: Channels and weight bytes of each layer.
     :return: The target sparsity and the parts of each scope.
     """
+    rows = _rows_before(sites)
     scopes: dict[Target, list[Part]] = {}
     for site in sites:
         for target in dict.fromkeys(targets[layer.name] for layer in site.layers):
             names = tuple(layer.name for layer in site.layers if targets[layer.name] == target)
-            part = Part(site.name, names, sizes[names[0]][0], tuple(sizes[name][1] for name in names))
+            layer_bytes = tuple(sizes[name][1] for name in names)
+            channels, behind = sizes[names[0]][0], rows.get(site.name, "")
+            part = Part(site.name, names, channels, layer_bytes, bool(site.gate_function), behind)
             scopes.setdefault(target, []).append(part)
     return [(target.sparsity, parts) for target, parts in scopes.items()]
+
+
+def _rows_before(sites: Sequence[Site]) -> dict[str, str]:
+    """Tell for each down projection the site whose rows are masked in the same feed-forward network."""
+    found: dict[str, str] = {}
+    last = ""
+    for site in sites:  # in call order
+        if site.gate_function:
+            last = site.name
+        elif last and any("ffn.down" in layer.roles for layer in site.layers):
+            found[site.name], last = last, ""
+    return found

@@ -1,8 +1,9 @@
 """
-Scores: how much an entry of a site's input matters.
+Scores: how much an entry of a masked tensor matters.
 
 A score is a fixed importance a for every channel: entries with a small a_j |x_j| are left out. That is all that a
-static threshold can express, whatever the score is derived from.
+static threshold can express, whatever the score is derived from. Where rows are masked, x is the output of the
+activation function, and what it is multiplied by is part of what an entry is worth.
 
 To add one, write a function from a site to its importance and name it in `SCORES`. It may ask for anything that
 `Measurements` has; what it does not ask for is not measured.
@@ -20,8 +21,13 @@ LEAST_IMPORTANCE = 1e-3
 Importance = Callable[[Measurements, str], torch.Tensor]
 
 
-def magnitude(_model: Measurements, _site: str) -> torch.Tensor:
-    """Take every channel of every site alike."""
+def magnitude(model: Measurements, site: str) -> torch.Tensor:
+    """Take channels alike; where rows are masked, by the size of what they are multiplied by (arXiv 2409.01366)."""
+    return model.multipliers(site)
+
+
+def gate(_model: Measurements, _site: str) -> torch.Tensor:
+    """Take channels alike, whatever they are multiplied by (CATS, arXiv 2404.08763)."""
     return torch.ones(())
 
 
@@ -38,12 +44,12 @@ def fisher(model: Measurements, site: str) -> torch.Tensor:
 
 def layer_fisher(model: Measurements, site: str) -> torch.Tensor:
     """Weigh a site by the mean of √E[g²] over its channels, without the noise that single channels have."""
-    return fisher(model, site).mean()
+    return fisher(model, site).mean() * _relative_multipliers(model, site)
 
 
 def measured(model: Measurements, site: str) -> torch.Tensor:
     """Weigh a site by how far the model's predictions move when it alone is sparsified."""
-    return torch.tensor(model.sensitivities()[site])
+    return model.sensitivities()[site] * _relative_multipliers(model, site)
 
 
 def gradient(model: Measurements, site: str) -> torch.Tensor:
@@ -65,6 +71,11 @@ def snip(model: Measurements, site: str) -> torch.Tensor:
 def corrected_gxo(model: Measurements, site: str) -> torch.Tensor:
     """Weigh a channel by E[-g x + ½ |x| ‖g‖] / E|x| (arXiv 2406.06562, averaged over tokens)."""
     return _per_magnitude(model, site, "attribution", "correction")
+
+
+def _relative_multipliers(model: Measurements, site: str) -> torch.Tensor:
+    multipliers = model.multipliers(site)
+    return multipliers / multipliers.mean()
 
 
 def _per_magnitude(model: Measurements, site: str, *names: str) -> torch.Tensor:
@@ -96,6 +107,7 @@ def geometric_mean(*weighted: tuple[Importance, float]) -> Importance:
 
 SCORES: dict[str, Importance] = {
     "magnitude": magnitude,
+    "gate": gate,
     "weight-norm": weight_norm,
     "fisher": fisher,
     "layer-fisher": layer_fisher,

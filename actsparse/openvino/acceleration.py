@@ -10,10 +10,10 @@ from openvino.utils.node_factory import NodeFactory
 
 from actsparse.errors import ActsparseError
 from actsparse.openvino.build import explain_portable, extension_path
-from actsparse.openvino.feed_forward import FeedForward, find_feed_forward
+from actsparse.openvino.feed_forward import FeedForward, find_feed_forward, find_gated
 from actsparse.openvino.linear import Linear, find_linears
 from actsparse.openvino.masks import Mask, find_masks
-from actsparse.openvino.packing import PackedSite, pack_site
+from actsparse.openvino.packing import PackedSite, pack_rows, pack_site
 from actsparse.openvino.placement import read_targets
 from actsparse.openvino.toolchain import BuildError
 from actsparse.openvino.weights import UnsupportedWeightsError, read_weights
@@ -24,7 +24,7 @@ class AcceleratedSite:
     """Layers that run as one operation.
 
     :param layers: Their module names.
-    :param operation: SparseLinear or SparseFeedForward.
+    :param operation: SparseLinear, SparseFeedForward or GatedFeedForward.
     :param weight_type: u8, u4, f16 or bf16.
     """
 
@@ -57,6 +57,8 @@ class Acceleration:
     kept: tuple[KeptSite, ...]
 
 
+OPERATIONS = {"SparseLinear", "SparseFeedForward", "GatedFeedForward"}
+
 # What the kernel gains at no sparsity at all decides this: see benchmarks/README.md.
 MIN_SPARSITY = 0.0
 
@@ -87,7 +89,7 @@ def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MI
     kept: list[KeptSite] = []
     sites: list[_Site] = []
     targets = read_targets(model)
-    for same in _equal_masks(masks):
+    for same in _equal_masks([mask for mask in masks if not mask.is_of_rows]):
         linears = tuple(linear for mask in same for linear in mask.linears)
         reason = _reason_to_stay(linears, targets, min_sparsity)
         try:
@@ -99,13 +101,20 @@ def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MI
             kept.append(KeptSite(_names(linears), reason))
     factory = NodeFactory()
     factory.add_extension(str(library))
-    accelerated = _replace_sites(model, sites, factory, exact)
+    accelerated: list[AcceleratedSite] = []
+    for mask in masks:
+        if mask.is_of_rows:
+            try:
+                accelerated.append(_replace_gated(model, mask, sites, factory, exact))
+            except UnsupportedWeightsError as error:
+                kept.append(KeptSite(_names(mask.linears), str(error)))
+    accelerated += _replace_sites(model, sites, factory, exact)
     return Acceleration(tuple(accelerated), tuple(kept))
 
 
 def is_accelerated(model: ov.Model) -> bool:
     """Tell whether a model has operations of the extension."""
-    return any(node.get_type_name() in {"SparseLinear", "SparseFeedForward"} for node in model.get_ops())
+    return any(node.get_type_name() in OPERATIONS for node in model.get_ops())
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,54 @@ def _pack(mask: Mask, linears: tuple[Linear, ...]) -> _Site:
     threshold = np.broadcast_to(mask.threshold, [linears[0].in_features])
     packed = pack_site([read_weights(linear) for linear in linears], threshold)
     return _Site(linears, mask.source, packed, mask.tokens)
+
+
+def _replace_gated(
+    model: ov.Model, mask: Mask, sites: list[_Site], factory: NodeFactory, exact: bool
+) -> AcceleratedSite:
+    """Put one operation in the place of a network whose rows are masked; its two other sites leave the list."""
+    linears = {linear.name: linear for linear in find_linears(model)}
+    gated = find_gated(mask, linears)
+    if gated is None:
+        message = f"{mask.linears[0].name} is not part of a gated feed-forward network that can run as one operation"
+        raise UnsupportedWeightsError(message)
+    gate = _site_of((gated.gate,), sites)
+    readers = [linear for linear in linears.values() if linear.source == gated.hidden]
+    down = next((site for site in sites if site.source == gated.hidden), None) or _site_of(tuple(readers), sites)
+    reason = _reason_to_stay((gated.up,), {}, 0.0)
+    if reason is None and (gate.source != gated.up.source or len(down.linears) != 1):
+        reason = f"{gated.up.name} and {gated.gate.name} do not read the same tensor, or several layers the product"
+    if reason is not None:
+        raise UnsupportedWeightsError(reason)
+    threshold = np.broadcast_to(mask.threshold, [gated.up.out_features])
+    up = _Site((gated.up,), gate.source, pack_rows(read_weights(gated.up), threshold), mask.tokens)
+    attributes = {
+        **gate.attributes("gate_"),
+        **up.attributes("up_"),
+        **down.attributes("down_"),
+        "activation": gated.activation,
+        "is_exact": exact,
+    }
+    inputs = [gate.source, gate.constant(), up.constant(), down.constant()]
+    node = factory.create("GatedFeedForward", inputs, attributes)
+    sites[:] = [site for site in sites if site is not gate and site is not down]
+    return _replace_outputs(down.linears, node, down, up, gate)
+
+
+def _site_of(linears: tuple[Linear, ...], sites: list[_Site]) -> _Site:
+    """Return the site of some layers; what has no mask becomes a site whose mask lets everything pass."""
+    names = {linear.name for linear in linears}
+    for site in sites:
+        if names & {linear.name for linear in site.linears}:
+            if len(site.linears) != len(names):
+                message = f"{linears[0].name} shares its mask with other layers"
+                raise UnsupportedWeightsError(message)
+            return site
+    if len(linears) != 1:
+        message = "the product of gate and up is not read by one layer alone"
+        raise UnsupportedWeightsError(message)
+    everything = np.full(linears[0].in_features, -1.0, np.float32)
+    return _Site(linears, linears[0].source, pack_site([read_weights(linears[0])], everything), "all")
 
 
 def _replace_sites(model: ov.Model, sites: list[_Site], factory: NodeFactory, exact: bool) -> Iterator[AcceleratedSite]:

@@ -18,8 +18,7 @@ from actsparse.openvino.detect import MODEL_FILE
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
 from actsparse.openvino.require import missing_optimum
-from actsparse.sparsifier import ActivationSparsifier
-from actsparse.thresholds import record_of
+from actsparse.thresholds import torch_masks
 
 Result = TypeVar("Result")
 
@@ -57,13 +56,13 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     :raises ActsparseError: As `export_model`.
     """
     folder = Path(folder)
-    sparsifiers = {name: s for name, s in named_sparsifiers(model) if s.is_active}
+    masks = _active_masks(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             _export(_copy_structure(model), Path(work))
             converted = ov.Core().read_model(Path(work) / MODEL_FILE)
-            _set_masks(converted, sparsifiers)
+            _set_masks(converted, masks)
             result = rewrite(converted)
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, Path(work))
@@ -108,18 +107,23 @@ def _export(model: nn.Module, folder: Path) -> None:
             raise ActsparseError(msg) from error
 
 
-def _set_masks(converted: ov.Model, sparsifiers: dict[str, ActivationSparsifier]) -> None:
+def _active_masks(model: nn.Module) -> dict[str, LayerMask]:
+    active = {name for name, sparsifier in named_sparsifiers(model) if sparsifier.is_active}
+    return {
+        name: LayerMask(t.detach().float().cpu().numpy(), record.tokens, record, bool(record.gate_function))
+        for name, (t, record) in torch_masks(model).items()
+        if name in active
+    }
+
+
+def _set_masks(converted: ov.Model, masks: dict[str, LayerMask]) -> None:
     """
     Make the converted model's masks what they would be had it been sparsified there: one for each site.
 
     :param converted: The model as optimum-intel converted it.
-    :param sparsifiers: The torch model's masks by layer name.
+    :param masks: The torch model's masks by layer name.
     :raises ActsparseError: If the converted model lacks one.
     """
-    masks = {
-        name: LayerMask(s.threshold.detach().float().cpu().numpy(), s.tokens, record_of(s))
-        for name, s in sparsifiers.items()
-    }
     calls, converted_masks = named_calls(converted), masks_of(converted)
     lost = next((name for name in masks if name not in calls or name not in converted_masks), None)
     if lost is not None:

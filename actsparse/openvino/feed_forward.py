@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import openvino as ov
 
-from actsparse.openvino.linear import Linear
+from actsparse.openvino.linear import Linear, find_constant
+from actsparse.openvino.masks import Mask
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,22 @@ class FeedForward:
 
     inner: tuple[Linear, ...]
     activation: str
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A feed-forward network whose gate tells which rows of up matter: down(mask(f(gate(x))) * up(x)).
+
+    :param gate: The layer f reads.
+    :param activation: The name of f, as the extension knows it.
+    :param up: The layer whose rows are masked.
+    :param hidden: The product, which down reads, masked or not.
+    """
+
+    gate: Linear
+    activation: str
+    up: Linear
+    hidden: ov.Output
 
 
 def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear]) -> FeedForward | None:
@@ -41,6 +59,22 @@ def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear]) -> FeedForw
     return FeedForward((found[0],), found[1]) if found else None
 
 
+def find_gated(mask: Mask, linears: dict[str, Linear]) -> Gated | None:
+    """Return the feed-forward network that a mask of rows is part of.
+
+    :param mask: The mask.
+    :param linears: The Linear layers of the model by name.
+    :return: None where the pattern does not hold, or where another node needs what lies between.
+    """
+    behind = _behind_activation(mask.source, linears)
+    up = mask.linears[0]
+    is_only_masked = all(x.get_node().get_type_name() in {"Abs", "Select"} for x in mask.source.get_target_inputs())
+    if behind is None or not is_only_masked or not _has_one_reader(up.node.output(0)):
+        return None
+    (product,) = mask.select.output(0).get_target_inputs()
+    return Gated(*behind, up, product.get_node().output(0))
+
+
 def _behind_activation(output: ov.Output, linears: dict[str, Linear]) -> tuple[Linear, str] | None:
     """Return the layer that an activation function reads, and the function's name."""
     name = _activation(output.get_node())
@@ -53,8 +87,10 @@ def _behind_activation(output: ov.Output, linears: dict[str, Linear]) -> tuple[L
 
 def _activation(node: ov.Node) -> str | None:
     kind = node.get_type_name()
-    if kind == "Swish" and node.get_input_size() == 1:
-        return "silu"
+    if kind == "Swish":
+        beta = find_constant(node.input_value(1)) if node.get_input_size() > 1 else None
+        is_plain = node.get_input_size() == 1 or (beta is not None and np.all(np.asarray(beta.data) == 1))
+        return "silu" if is_plain else None
     if kind == "Relu":
         return "relu"
     if kind == "Gelu":

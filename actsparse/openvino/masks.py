@@ -1,4 +1,4 @@
-"""Masks in an OpenVINO model: Abs, LessEqual and Select in front of Linear layers."""
+"""Masks in an OpenVINO model: Abs, LessEqual and Select in front of Linear layers, or of what their outputs meet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,18 +7,20 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from actsparse.errors import ActsparseError
 from actsparse.openvino.linear import Linear, find_constant, find_linears
 
 
 @dataclass(frozen=True)
 class Mask:
-    """One mask, and the layers that read what it lets through.
+    """One mask, and the layers whose weights it makes useless.
 
     :param select: The Select node.
     :param source: What is masked.
-    :param threshold: |x| <= threshold becomes 0; shape [] or [in_features].
-    :param linears: The Linear layers behind it.
+    :param threshold: |x| <= threshold becomes 0; shape [] or [channels].
+    :param linears: The Linear layers behind it; for a mask of rows the one whose output it meets in a product.
     :param tokens: `all`, or `decode` for a mask that lets everything pass but the runs of one token.
+    :param is_of_rows: Whether zeros make rows of the weights useless, and not input channels.
     """
 
     select: ov.Node
@@ -26,24 +28,36 @@ class Mask:
     threshold: np.ndarray
     linears: tuple[Linear, ...]
     tokens: str = "all"
+    is_of_rows: bool = False
+
+    @property
+    def channels(self) -> int:
+        """How many channels the masked tensor has."""
+        return self.linears[0].out_features if self.is_of_rows else self.linears[0].in_features
 
 
 def find_masks(model: ov.Model) -> list[Mask]:
     """List the masks of a model, in topological order.
 
     :param model: An OpenVINO model, sparsified there or converted from a sparsified torch model.
-    :return: Every `Select(LessEqual(Abs(x), threshold), 0, x)` that a Linear layer reads.
+    :return: Every `Select(LessEqual(Abs(x), threshold), 0, x)` that a Linear layer reads, or that is multiplied by a
+        Linear layer's output and by nothing else.
     """
     readers: dict[str, list[Linear]] = {}
+    by_node: dict[str, Linear] = {}
     for linear in find_linears(model):
         readers.setdefault(linear.source.get_node().get_name(), []).append(linear)
+        by_node[linear.node.get_name()] = linear
     masks = []
     for node in model.get_ordered_ops():
+        if node.get_type_name() != "Select":
+            continue
         linears = tuple(readers.get(node.get_name(), ()))
-        found = _read_mask(node) if linears else None
+        multiplied = None if linears else _multiplied_layer(node, by_node)
+        found = _read_mask(node) if linears or multiplied else None
         if found:
             source, threshold, tokens = found
-            masks.append(Mask(node, source, threshold, linears, tokens))
+            masks.append(Mask(node, source, threshold, linears or (multiplied,), tokens, not linears))  # type: ignore[arg-type]
     return masks
 
 
@@ -61,6 +75,36 @@ def insert_mask(linears: list[Linear], threshold: np.ndarray | float, tokens: st
     :return: The new mask.
     """
     source = linears[0].source
+    select, bound = _make_mask(source, threshold, tokens)
+    select.set_friendly_name(f"{linears[0].name}/activation_sparsifier")
+    for linear in linears:
+        linear.node.input(linear.input_port).replace_source_output(select.output(0))
+    return Mask(select, source, bound, tuple(linears), tokens)
+
+
+def insert_row_mask(linear: Linear, threshold: np.ndarray | float, tokens: str = "all") -> Mask:
+    """Mask what a layer's output is multiplied by, an activation function's output.
+
+    :param linear: The layer, whose rows become useless where the mask leaves zeros.
+    :param threshold: A number, or one for each of the layer's outputs.
+    :param tokens: `all` masks every token, `decode` only runs of a single new token.
+    :return: The new mask.
+    :raises ActsparseError: If the output goes anywhere but into one product.
+    """
+    readers = list(linear.node.output(0).get_target_inputs())
+    product = readers[0].get_node() if len(readers) == 1 else None
+    if product is None or product.get_type_name() != "Multiply":
+        msg = f"the output of {linear.name} is not multiplied by an activation function's, whose mask it shall have"
+        raise ActsparseError(msg)
+    port = 1 - readers[0].get_index()
+    source = product.input_value(port)
+    select, bound = _make_mask(source, threshold, tokens)
+    select.set_friendly_name(f"{source.get_node().get_friendly_name()}/activation_sparsifier")
+    product.input(port).replace_source_output(select.output(0))
+    return Mask(select, source, bound, (linear,), tokens, is_of_rows=True)
+
+
+def _make_mask(source: ov.Output, threshold: np.ndarray | float, tokens: str) -> tuple[ov.Node, np.ndarray]:
     bound = np.asarray(threshold, np.float32)
     kind = source.get_element_type()
     # Thresholds stay f32: rounding them to the activations' type could let an entry pass that torch masks.
@@ -71,11 +115,16 @@ def insert_mask(linears: list[Linear], threshold: np.ndarray | float, tokens: st
     if tokens == "decode":
         limit = ops.select(_is_one_token(source), limit, ops.constant(-np.inf, dtype=np.float32))
     is_small = ops.less_equal(magnitude, limit)
-    select = ops.select(is_small, ops.constant(np.zeros([], np.float32), dtype=kind), source)
-    select.set_friendly_name(f"{linears[0].name}/activation_sparsifier")
-    for linear in linears:
-        linear.node.input(linear.input_port).replace_source_output(select.output(0))
-    return Mask(select, source, bound, tuple(linears), tokens)
+    return ops.select(is_small, ops.constant(np.zeros([], np.float32), dtype=kind), source), bound
+
+
+def _multiplied_layer(node: ov.Node, by_node: dict[str, Linear]) -> Linear | None:
+    """Return the layer that a node's output is multiplied by, if it is used for nothing else."""
+    readers = list(node.output(0).get_target_inputs())
+    product = readers[0].get_node() if len(readers) == 1 else None
+    if product is None or product.get_type_name() != "Multiply":
+        return None
+    return by_node.get(product.input_value(1 - readers[0].get_index()).get_node().get_name())
 
 
 def remove_masks(model: ov.Model) -> int:
@@ -86,8 +135,8 @@ def remove_masks(model: ov.Model) -> int:
     """
     masks = find_masks(model)
     for mask in masks:
-        for linear in mask.linears:
-            linear.node.input(linear.input_port).replace_source_output(mask.source)
+        for reader in list(mask.select.output(0).get_target_inputs()):
+            reader.replace_source_output(mask.source)
     return len(masks)
 
 

@@ -1,13 +1,13 @@
 """What algorithms ask of an OpenVINO model: weight norms and distributions of scores; it has no gradients."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import Block, GradientSums, Known, name_sketches
+from actsparse.algorithms import Attribution, Block, GradientSums, Known, name_sketches
 from actsparse.calibration import blame_layer
 from actsparse.errors import ActsparseError
 from actsparse.openvino.calibration import run_intercepted
@@ -83,6 +83,34 @@ class OpenVinoMeasurements:
         :raises ActsparseError: Always.
         """
         _refuse("sensitivities")
+
+    def multipliers(self, _site: str) -> torch.Tensor:
+        """
+        Measure what a masked tensor is multiplied by: inputs of layers are, by nothing.
+
+        :return: 1.
+        """
+        return torch.ones(())
+
+    def attributions(
+        self, sparsity: Mapping[str, float], importance: Mapping[str, torch.Tensor], part: tuple[int, int]
+    ) -> Mapping[str, Attribution]:
+        """
+        Refuse: they need gradients.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("attributions")
+
+    def output_errors(
+        self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]
+    ) -> Mapping[str, list[float]]:
+        """
+        Refuse: they are measured on torch models.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("output errors")
 
     def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator[Block]:
         """

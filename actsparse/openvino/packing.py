@@ -1,4 +1,4 @@
-"""Lay weights out as the kernel reads them: input-major within panels of outputs (see extension/weights.hpp)."""
+"""Lay weights out as the kernels read them: see extension/weights.hpp, and extension/rows.hpp for single rows."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ import numpy as np
 from actsparse.openvino.weights import UnsupportedWeightsError, Weights
 
 ROW_BYTES = 1024
+# What a single row is read by, and padded to.
+ROW_LINE = 64
 # Outputs that a row of a full panel holds, and the multiple that outputs are padded to.
 PANEL_OUTPUTS = {"u8": 1024, "u4": 2048, "f16": 512, "bf16": 512}
 OUTPUT_MULTIPLE = {"u8": 64, "u4": 128, "f16": 64, "bf16": 64}
@@ -79,6 +81,38 @@ def pack_site(layers: list[Weights], threshold: np.ndarray) -> PackedSite:
         in_features=first.values.shape[1],
         group_size=first.group_size if first.type == "u4" else 0,
         out_features=tuple(len(layer.values) for layer in layers),
+        data=np.concatenate([_padded_bytes(part) for part in parts]),
+    )
+
+
+def pack_rows(layer: Weights, threshold: np.ndarray) -> PackedSite:
+    """Pack a layer row by row.
+
+    :param layer: Its weights.
+    :param threshold: float32 [out_features]: where the gate is up to it, the row is not read.
+    :raises UnsupportedWeightsError: If groups are not whole lines of the kernel.
+    """
+    if layer.type == "u4" and layer.group_size % ROW_LINE:
+        message = f"its groups of {layer.group_size} are no multiple of {ROW_LINE}, which rows are read by"
+        raise UnsupportedWeightsError(message)
+    rows, in_features = layer.values.shape
+    values = np.pad(layer.values, [(0, 0), (0, -in_features % ROW_LINE)])
+    if layer.type == "u4":
+        lines = values.reshape(rows, -1, 2, ROW_LINE // 2)
+        values = lines[:, :, 0] | lines[:, :, 1] << 4
+    parts = [np.ascontiguousarray(threshold, np.float32), values]
+    scale_type = "f32"
+    if layer.scale is not None and layer.zero is not None:
+        is_half = layer.type == "u4" and layer.scale.dtype == np.float16
+        scale_type = "f16" if is_half else "f32"
+        parts += [layer.scale.astype(np.float16 if is_half else np.float32)]
+        parts += [layer.zero.astype(np.float32 if layer.type == "u8" else np.uint8)]
+    return PackedSite(
+        type=layer.type,
+        scale_type=scale_type,
+        in_features=in_features,
+        group_size=layer.group_size if layer.type == "u4" else 0,
+        out_features=(rows,),
         data=np.concatenate([_padded_bytes(part) for part in parts]),
     )
 

@@ -9,7 +9,7 @@ import openvino as ov
 
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
-from actsparse.openvino.masks import find_masks, group_by_source, insert_mask, remove_masks
+from actsparse.openvino.masks import find_masks, group_by_source, insert_mask, insert_row_mask, remove_masks
 from actsparse.thresholds import LayerRecord
 
 # Where a model keeps what it says of its masks besides their thresholds; it is saved with it.
@@ -19,16 +19,18 @@ _PATH = ["actsparse", "masks"]
 @dataclass(frozen=True)
 class LayerMask:
     """
-    What masks the input of one layer.
+    What masks one layer.
 
-    :param threshold: |x| <= threshold becomes 0; shape [] or [in_features].
+    :param threshold: |x| <= threshold becomes 0; shape [] or [channels].
     :param tokens: Which tokens are masked, ``all`` or ``decode``.
     :param record: What else is known, or None: a model converted by others says nothing.
+    :param is_of_rows: Whether what the layer's output is multiplied by is masked, and not its input.
     """
 
     threshold: np.ndarray
     tokens: str
     record: LayerRecord | None
+    is_of_rows: bool = False
 
 
 def masks_of(model: ov.Model) -> dict[str, LayerMask]:
@@ -41,7 +43,7 @@ def masks_of(model: ov.Model) -> dict[str, LayerMask]:
     masks = {linear.name: mask for mask in find_masks(model) for linear in mask.linears}
     records = _read_records(model) if masks else {}
     found = ((name, masks[calls[0].name]) for name, calls in named_calls(model).items() if calls[0].name in masks)
-    return {name: LayerMask(mask.threshold, mask.tokens, records.get(name)) for name, mask in found}
+    return {name: LayerMask(mask.threshold, mask.tokens, records.get(name), mask.is_of_rows) for name, mask in found}
 
 
 def replace_masks(model: ov.Model, masks: Mapping[str, LayerMask]) -> None:
@@ -56,8 +58,12 @@ def replace_masks(model: ov.Model, masks: Mapping[str, LayerMask]) -> None:
     remove_masks(model)
     masks = {name: mask for name, mask in masks.items() if np.any(mask.threshold > -np.inf)}
     calls = named_calls(model)
-    for site in group_by_source([call for name in masks for call in calls[name]]):
-        for mask, linears in _group_by_mask(site, masks, calls):
+    of_inputs = {name: mask for name, mask in masks.items() if not mask.is_of_rows}
+    for name in masks.keys() - of_inputs.keys():
+        for call in calls[name]:
+            insert_row_mask(call, masks[name].threshold, masks[name].tokens)
+    for site in group_by_source([call for name in of_inputs for call in calls[name]]):
+        for mask, linears in _group_by_mask(site, of_inputs, calls):
             insert_mask(linears, mask.threshold, mask.tokens)
     records = {name: asdict(mask.record) for name, mask in masks.items() if mask.record}
     model.set_rt_info(json.dumps(records), _PATH)

@@ -8,7 +8,7 @@ import openvino as ov
 import torch
 
 from actsparse.calibration import CalibrationBatches, SiteEstimates, make_estimates
-from actsparse.errors import ScopeError
+from actsparse.errors import ActsparseError, ScopeError
 from actsparse.openvino.calibration import run_intercepted
 from actsparse.openvino.layers import find_block_layers, find_openvino_layers, named_calls
 from actsparse.openvino.masks import remove_masks
@@ -34,6 +34,12 @@ def sparsify_openvino(
     :raises ScopeError: As `sparsify_activations`.
     :raises DatasetError: As `sparsify_activations`.
     """
+    if settings.algorithm.masks_rows:
+        msg = (
+            f"{settings.algorithm.name} masks rows, whose thresholds are found on the torch model: calibrate that, "
+            "save_thresholds, and load_thresholds here, or deploy_model"
+        )
+        raise ActsparseError(msg)
     batches = CalibrationBatches(dataset)
     bare = model.clone()
     remove_masks(bare)

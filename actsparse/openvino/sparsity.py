@@ -48,7 +48,7 @@ class OpenVinoSparsityCounter:
         for i, mask in enumerate(self._masks):
             counts = outputs.pop(f"{_COUNT}{i}")
             self._nonzero[i] += int(counts.sum(dtype=np.int64))
-            self._entries[i] += counts.size * mask.linears[0].in_features
+            self._entries[i] += counts.size * mask.channels
         return outputs
 
     def report(self) -> SparsityReport:

@@ -1,6 +1,6 @@
 """Sites: the layers that read one tensor, so that one list of kept channels serves them all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from actsparse.scopes.graph import Tensor
@@ -10,24 +10,29 @@ from actsparse.scopes.layers import Layer
 @dataclass(frozen=True)
 class Site:
     """
-    Layers that share their input tensor.
+    Layers that one masked tensor serves: their input, or what their outputs are multiplied by.
 
     :param name: Name of the first layer called.
     :param layers: The layers in call order.
+    :param gate_function: For a layer of which rows are masked, the activation function whose output is masked; empty
+        for layers whose input is masked.
     """
 
     name: str
     layers: tuple[Layer, ...]
+    gate_function: str = ""
 
 
-def group_sites(layers: Iterable[Layer]) -> list[Site]:
+def group_sites(layers: Iterable[Layer], gate_functions: Mapping[str, str] | None = None) -> list[Site]:
     """
-    Group layers by the tensor they read.
+    Group layers by the tensor that is masked.
 
     :param layers: Layers in call order.
+    :param gate_functions: The activation functions of the layers of which rows are masked: each is a site of its own.
     :return: The sites in call order of their first layers.
     """
-    groups: dict[tuple[Tensor, ...], list[Layer]] = {}
+    gates = gate_functions or {}
+    groups: dict[tuple[Tensor, ...] | str, list[Layer]] = {}
     for layer in layers:
-        groups.setdefault(layer.inputs, []).append(layer)
-    return [Site(group[0].name, tuple(group)) for group in groups.values()]
+        groups.setdefault(layer.name if layer.name in gates else layer.inputs, []).append(layer)
+    return [Site(group[0].name, tuple(group), gates.get(group[0].name, "")) for group in groups.values()]

@@ -39,14 +39,14 @@ def model() -> Any:
 @pytest.mark.parametrize("target", [0.05, 0.3, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("name", ["uniform", "global"])
 def test_the_budget_is_met_by_weight_bytes(name: str, target: float, model: Any) -> None:
-    sparsity = ALLOCATIONS[name](PARTS, target, model, {})
+    sparsity = ALLOCATIONS[name]([(target, PARTS)], model, {})
     assert sparsity.keys() == {"a", "b", "c"}
     assert sparsity["a"] == sparsity["b"]
     assert saved(sparsity) == pytest.approx(target, abs=1e-3)
 
 
 def test_global_takes_from_the_site_whose_bytes_are_cheapest(model: Any) -> None:
-    sparsity = ALLOCATIONS["global"](PARTS, 0.5, model, {})
+    sparsity = ALLOCATIONS["global"]([(0.5, PARTS)], model, {})
     # Scores of `small` are four times as large, and its channels save fewer bytes each.
     assert sparsity["a"] < 0.25
     assert sparsity["c"] > 0.5
@@ -55,17 +55,20 @@ def test_global_takes_from_the_site_whose_bytes_are_cheapest(model: Any) -> None
 def test_global_is_uniform_where_all_sites_are_alike() -> None:
     x = torch.randn(10000, generator=torch.Generator().manual_seed(1))
     parts = [Part(site, (site,), 64, (1e3,)) for site in ("x", "y", "z")]
-    sparsity = ALLOCATIONS["global"](parts, 0.37, Sketches(x=x, y=x, z=x), {})  # type: ignore[arg-type]
+    sparsity = ALLOCATIONS["global"]([(0.37, parts)], Sketches(x=x, y=x, z=x), {})  # type: ignore[arg-type]
     assert list(sparsity.values()) == pytest.approx([0.37] * 3, abs=1e-3)
 
 
 def test_global_grows_with_the_target_everywhere(model: Any) -> None:
-    found = [ALLOCATIONS["global"](PARTS, target, model, {}) for target in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    found = [ALLOCATIONS["global"]([(target, PARTS)], model, {}) for target in (0.1, 0.3, 0.5, 0.7, 0.9)]
     for lower, higher in zip(found, found[1:], strict=False):
         assert all(lower[name] <= higher[name] for name in lower)
 
 
-@pytest.mark.parametrize("algorithm", ["layer-fisher+global", "weight-norm+global", "measured+global", "teal"])
+@pytest.mark.parametrize(
+    "algorithm",
+    ["layer-fisher+global", "weight-norm+global", "measured+global", "teal", "cett", "auto", "fisher+attribution"],
+)
 def test_a_scope_meets_its_target_together(algorithm: str, make_model: Any, make_batches: Any) -> None:
     batches = make_batches(2, batch_size=1, length=48)
     model = make_model()

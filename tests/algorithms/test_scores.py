@@ -29,6 +29,9 @@ class FewNumbers:
     def sensitivities(self) -> dict[str, float]:
         return {"site": 0.25}
 
+    def multipliers(self, _site: str) -> torch.Tensor:
+        return torch.ones(())
+
 
 @pytest.fixture
 def numbers() -> Any:
@@ -95,7 +98,7 @@ def test_every_score_meets_the_target_on_the_calibration_data(
     for layer in measure_sparsity(model, batches).layers:
         assert layer.sparsity == pytest.approx(0.4, abs=0.003), layer.name
     shapes = {tuple(sparsifier.threshold.shape) for _, sparsifier in named_sparsifiers(model)}
-    is_by_channel = score not in ("layer-fisher", "measured")
+    is_by_channel = score not in ("gate", "layer-fisher", "measured")
     assert (() not in shapes) == is_by_channel
 
 

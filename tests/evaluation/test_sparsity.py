@@ -19,10 +19,10 @@ def make_three_layers() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
-    for layer, threshold, roles in ((model[0], 1.5, ("ffn.gate", "ffn.up")), (model[1], 0.0, ())):
+    for name, threshold, roles in (("0", 1.5, ("ffn.gate", "ffn.up")), ("1", 0.0, ())):
         sparsifier = ActivationSparsifier(0.5, roles=roles)  # pyright: ignore[reportArgumentType]
         sparsifier.threshold.fill_(threshold)
-        insert_sparsifier(layer, sparsifier)
+        insert_sparsifier(model, name, sparsifier)
     return model
 
 
@@ -116,7 +116,7 @@ def test_a_masked_layer_that_no_data_reaches_is_named() -> None:
     model = make_three_layers()
     model.add_module("3", nn.Identity())
     unused = nn.Linear(2, 2)
-    insert_sparsifier(unused, ActivationSparsifier(0.5))
+    insert_sparsifier(unused, "", ActivationSparsifier(0.5))
     model.get_submodule("3").add_module("unused", unused)
     with pytest.raises(ActsparseError, match=r"the sparsity of layer 3\.unused cannot be measured"):
         measure_sparsity(model, DATA)

@@ -8,6 +8,7 @@
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
     std::make_shared<ov::OpExtension<actsparse::SparseLinear>>(),
     std::make_shared<ov::OpExtension<actsparse::SparseFeedForward>>(),
+    std::make_shared<ov::OpExtension<actsparse::GatedFeedForward>>(),
 }));
 
 // The name of the kernels that run on this processor, for `actsparse doctor`.

@@ -8,6 +8,9 @@
 
 namespace actsparse {
 
+struct RowWeights;
+struct RowInput;
+
 struct Kernels {
     const char* name;
 
@@ -27,6 +30,9 @@ struct Kernels {
     // outputs in a line.
     void (*multiply_tokens)(const Weights& weights, size_t panel, size_t begin, size_t end, const KeptRows& kept,
                             size_t token_begin, size_t token_end, float* acc);
+
+    // A row of weights times an input: see rows.hpp.
+    float (*dot_row)(const RowWeights& weights, size_t j, const RowInput& x);
 };
 
 extern const Kernels portable_kernels;

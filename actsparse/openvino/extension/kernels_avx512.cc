@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kernels.hpp"
+#include "rows.hpp"
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")))
 #define INLINE TARGET inline __attribute__((always_inline))
@@ -446,7 +447,7 @@ TARGET void multiply_tokens(const Weights& weights, size_t panel, size_t begin, 
 
 }  // namespace
 
-const Kernels avx512_kernels{"avx512", compact, quantize, multiply, multiply_tokens};
+const Kernels avx512_kernels{"avx512", compact, quantize, multiply, multiply_tokens, dot_row_avx512};
 
 }  // namespace actsparse
 #endif

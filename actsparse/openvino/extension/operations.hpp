@@ -8,21 +8,9 @@
 #include <vector>
 
 #include "elementwise.hpp"
-#include "site.hpp"
+#include "site_bytes.hpp"
 
 namespace actsparse {
-
-// What a site's bytes do not say of themselves.
-struct SiteAttributes {
-    std::string weight_type;            // u8, u4, f16 or bf16
-    std::string scale_type;             // f32, or f16 (u4); of no meaning without scales
-    int64_t in_features = 0;
-    int64_t group_size = 0;             // input channels that share a scale (u4)
-    std::vector<int64_t> out_features;  // of each layer that reads the site's input
-    bool is_decode_only = false;        // mask runs of a single token, let longer ones pass
-
-    void visit(ov::AttributeVisitor& visitor, const std::string& prefix);
-};
 
 // The Linear layers of one site: output i = mask(x) @ weights of layer i.
 class SparseLinear : public ov::op::Op {
@@ -62,6 +50,29 @@ private:
     bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
 
     SiteAttributes m_in, m_down;
+    std::string m_activation = "silu";
+    bool m_is_exact = false;
+};
+
+// A feed-forward network whose gate tells which rows of the up projection matter:
+// down(mask(mask(f(gate(mask(x)))) * up(x))).
+class GatedFeedForward : public ov::op::Op {
+public:
+    OPENVINO_OP("GatedFeedForward", "actsparse");
+    GatedFeedForward() = default;
+    GatedFeedForward(const ov::OutputVector& inputs, SiteAttributes gate, SiteAttributes up, SiteAttributes down,
+                     std::string activation, bool is_exact);
+
+    void validate_and_infer_types() override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    bool has_evaluate() const override { return true; }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
+
+    SiteAttributes m_gate, m_up, m_down;
     std::string m_activation = "silu";
     bool m_is_exact = false;
 };

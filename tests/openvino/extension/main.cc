@@ -15,7 +15,7 @@ int main(int count, char**) {
         const char* name;
         void (*run)();
     } tests[] = {{"float16", test_float16}, {"elementwise", test_elementwise},   {"lists", test_lists},
-                 {"sites", test_sites},     {"special values", test_special_values}, {"two callers", test_two_callers}};
+                 {"sites", test_sites},         {"rows", test_rows},     {"special values", test_special_values}, {"two callers", test_two_callers}};
     for (const auto& test : tests) {
         const auto start = std::chrono::steady_clock::now();
         test.run();

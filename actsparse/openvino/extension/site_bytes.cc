@@ -1,0 +1,197 @@
+#include "site_bytes.hpp"
+
+#include <tbb/blocked_range.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <numeric>
+
+namespace actsparse {
+namespace {
+
+constexpr int64_t kMaxFeatures = int64_t{1} << 24;
+
+WeightType weight_type_of(const std::string& name) {
+    if (name == "u8") return WeightType::u8;
+    if (name == "u4") return WeightType::u4;
+    if (name == "f16") return WeightType::f16;
+    if (name == "bf16") return WeightType::bf16;
+    OPENVINO_THROW("actsparse: weight_type must be u8, u4, f16 or bf16, not '", name, "'");
+}
+
+size_t sum(const std::vector<int64_t>& values) {
+    return static_cast<size_t>(std::accumulate(values.begin(), values.end(), int64_t{0}));
+}
+
+size_t padded(size_t out, WeightType type) {
+    const size_t multiple = type == WeightType::u4 ? 128 : 64;
+    return (out + multiple - 1) / multiple * multiple;
+}
+
+size_t padded_in(const SiteAttributes& attributes) {
+    return (static_cast<size_t>(attributes.in_features) + kRowLine - 1) / kRowLine * kRowLine;
+}
+
+// Where the parts of a site's bytes begin, and where they end.
+struct Layout {
+    size_t weights, scale, zero, end;
+};
+
+// Parts of a layer kept row by row have other sizes than those of a site kept by input channels.
+Layout make_layout(const SiteAttributes& attributes, size_t thresholds, size_t in, size_t out) {
+    const WeightType type = weight_type_of(attributes.weight_type);
+    const auto after = [](size_t begin, size_t bytes) { return begin + (bytes + 63) / 64 * 64; };
+    Layout layout{};
+    layout.weights = after(0, thresholds * sizeof(float));
+    layout.scale = after(layout.weights, type == WeightType::u8 ? in * out : type == WeightType::u4 ? in * out / 2 : in * out * 2);
+    layout.zero = layout.end = layout.scale;
+    if (type == WeightType::u8) {
+        layout.zero = after(layout.scale, out * sizeof(float));
+        layout.end = after(layout.zero, out * sizeof(float));
+    } else if (type == WeightType::u4) {
+        const size_t scales = in / static_cast<size_t>(attributes.group_size) * out;
+        layout.zero = after(layout.scale, scales * (attributes.scale_type == "f16" ? 2 : 4));
+        layout.end = after(layout.zero, scales);
+    }
+    return layout;
+}
+
+Layout layout_of(const SiteAttributes& attributes) {
+    const auto in = static_cast<size_t>(attributes.in_features);
+    return make_layout(attributes, in, in, padded(sum(attributes.out_features), weight_type_of(attributes.weight_type)));
+}
+
+Layout row_layout_of(const SiteAttributes& attributes) {
+    const size_t out = sum(attributes.out_features);
+    return make_layout(attributes, out, padded_in(attributes), out);
+}
+
+// Thresholds that let everything pass.
+const float* no_thresholds(size_t in) {
+    static thread_local std::vector<float> none;
+    if (none.size() < in) none.resize(in, -1.0f);
+    return none.data();
+}
+
+// How many tokens follow each other in x [..., tokens, channels].
+size_t run_length(const ov::Shape& shape) { return shape.size() < 2 ? 1 : shape[shape.size() - 2]; }
+
+void check_attributes(const ov::Node* node, const SiteAttributes& attributes, size_t input) {
+    const auto check = [&](bool is_fine, const char* what) {
+        NODE_VALIDATION_CHECK(node, is_fine, "actsparse: ", what, " (input ", input, ")");
+    };
+    check(!attributes.out_features.empty(), "out_features must not be empty");
+    for (const int64_t out : attributes.out_features)
+        check(out > 0 && out <= kMaxFeatures, "out_features must be positive, and not absurd");
+    check(attributes.in_features > 0 && attributes.in_features <= kMaxFeatures,
+          "in_features must be positive, and not absurd");
+    if (weight_type_of(attributes.weight_type) == WeightType::u4) {
+        check(attributes.group_size > 0 && attributes.in_features % attributes.group_size == 0,
+              "group_size must divide in_features");
+        check(attributes.scale_type == "f16" || attributes.scale_type == "f32", "scale_type must be f16 or f32");
+    }
+}
+
+void check_bytes(const ov::Node* node, size_t bytes, size_t input) {
+    NODE_VALIDATION_CHECK(node, node->get_input_size() > input && node->get_input_element_type(input) == ov::element::u8 &&
+                                    node->get_input_partial_shape(input).is_static(),
+                          "actsparse: a site's constants must be bytes of known number (input ", input, ")");
+    NODE_VALIDATION_CHECK(node, ov::shape_size(node->get_input_shape(input)) == bytes,
+                          "actsparse: a site's constants do not have the size of its features (input ", input, ")");
+}
+
+}  // namespace
+
+void SiteAttributes::visit(ov::AttributeVisitor& visitor, const std::string& prefix) {
+    visitor.on_attribute(prefix + "weight_type", weight_type);
+    visitor.on_attribute(prefix + "scale_type", scale_type);
+    visitor.on_attribute(prefix + "in_features", in_features);
+    visitor.on_attribute(prefix + "group_size", group_size);
+    visitor.on_attribute(prefix + "out_features", out_features);
+    visitor.on_attribute(prefix + "is_decode_only", is_decode_only);
+}
+
+Threads openvino_threads() {
+    const auto count = static_cast<size_t>(tbb::this_task_arena::max_concurrency());
+    return {count, [count](size_t n, const std::function<void(size_t)>& body) {
+                if (n == 1 || count == 1) {
+                    for (size_t i = 0; i < n; ++i) body(i);
+                    return;
+                }
+                const auto each = [&body](const tbb::blocked_range<size_t>& range) {
+                    for (size_t i = range.begin(); i < range.end(); ++i) body(i);
+                };
+                if (n == count)
+                    tbb::parallel_for(tbb::blocked_range<size_t>(0, n, 1), each, tbb::static_partitioner());
+                else
+                    tbb::parallel_for(tbb::blocked_range<size_t>(0, n), each);
+            }};
+}
+
+Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact) {
+    const WeightType type = weight_type_of(attributes.weight_type);
+    const auto in = static_cast<size_t>(attributes.in_features);
+    const Layout layout = layout_of(attributes);
+    const auto* data = static_cast<const uint8_t*>(bytes.data());
+    Site site{{type, in, padded(sum(attributes.out_features), type), in, nullptr, nullptr, false, nullptr},
+              attributes.is_decode_only && run_length(x) != 1 ? no_thresholds(in)
+                                                              : reinterpret_cast<const float*>(data),
+              is_exact};
+    site.weights.data = data + layout.weights;
+    site.weights.scale = data + layout.scale;
+    site.weights.zero = data + layout.zero;
+    site.weights.is_scale_f16 = attributes.scale_type == "f16";
+    if (type == WeightType::u4) site.weights.group = static_cast<size_t>(attributes.group_size);
+    return site;
+}
+
+Rows rows_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x) {
+    const WeightType type = weight_type_of(attributes.weight_type);
+    const Layout layout = row_layout_of(attributes);
+    const auto* data = static_cast<const uint8_t*>(bytes.data());
+    const size_t in = padded_in(attributes), out = sum(attributes.out_features);
+    const size_t group = type == WeightType::u4 ? static_cast<size_t>(attributes.group_size) : in;
+    const bool masks = !attributes.is_decode_only || run_length(x) == 1;
+    return {{type, in, out, group, data + layout.weights, data + layout.scale, attributes.scale_type == "f16",
+             data + layout.zero},
+            masks ? reinterpret_cast<const float*>(data) : no_thresholds(out)};
+}
+
+void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t input) {
+    check_attributes(node, attributes, input);
+    NODE_VALIDATION_CHECK(node, weight_type_of(attributes.weight_type) != WeightType::u4 ||
+                                    attributes.group_size % static_cast<int64_t>(kRowLine) == 0,
+                          "actsparse: a row's group_size must be a multiple of ", kRowLine, " (input ", input, ")");
+    check_bytes(node, row_layout_of(attributes).end, input);
+}
+
+void check_site(const ov::Node* node, const SiteAttributes& attributes, size_t input) {
+    check_attributes(node, attributes, input);
+    check_bytes(node, layout_of(attributes).end, input);
+}
+
+void check_input(const ov::Node* node, int64_t in) {
+    NODE_VALIDATION_CHECK(node, node->get_input_element_type(0) == ov::element::f32, "actsparse: x must be f32");
+    const auto& shape = node->get_input_partial_shape(0);
+    NODE_VALIDATION_CHECK(node, shape.rank().is_static() && shape.size() >= 1, "actsparse: x must have a known rank");
+    NODE_VALIDATION_CHECK(node, shape[shape.size() - 1].compatible(in), "actsparse: x must be [..., ", in, "], not ",
+                          shape);
+}
+
+ov::Shape with_last(ov::Shape shape, int64_t last) {
+    shape.back() = static_cast<size_t>(last);
+    return shape;
+}
+
+std::vector<Output> site_outputs(const std::vector<int64_t>& out_features, const std::vector<float*>& data) {
+    std::vector<Output> outputs;
+    size_t begin = 0;
+    for (size_t i = 0; i < data.size(); ++i) {
+        const size_t end = begin + static_cast<size_t>(out_features[i]);
+        outputs.push_back({data[i], begin, end});
+        begin = end;
+    }
+    return outputs;
+}
+
+}  // namespace actsparse
