@@ -5,10 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table
+
 from actsparse.algorithms import get_algorithm
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import Comparison, compare_with_dense
 from actsparse.insertion import remove_sparsifiers
+from actsparse.report import percent
 from actsparse.sparsify import Settings, sparsify_torch
 
 MAX_EVALUATIONS = 15
@@ -49,6 +52,40 @@ class BudgetResult:
     best: BudgetStep | None
     steps: tuple[BudgetStep, ...]
 
+    def to_table(self, text: str) -> Table:
+        """
+        Draw the search for a terminal.
+
+        :param text: The name of the held-out text.
+        :return: A rich table.
+        """
+        table = Table(title=f"Sparsity against perplexity on {text}")
+        for column in ("step", "target", "measured", "perplexity", ""):
+            table.add_column(column, justify="right")
+        for number, step in enumerate(self.steps, start=1):
+            measured, increase = step.comparison.sparsity.sparsity, f"{100 * step.perplexity_increase:+.2f}%"
+            table.add_row(
+                str(number), percent(step.target), percent(measured), increase, "taken" if step is self.best else ""
+            )
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the search into what JSON can hold.
+
+        :return: The sparsity taken, and each step.
+        """
+        steps = [
+            {
+                "target": step.target,
+                "measured_sparsity": step.comparison.sparsity.sparsity,
+                "perplexity_increase": step.perplexity_increase,
+                "loss_increase_interval": list(step.comparison.loss_increase_interval),
+            }
+            for step in self.steps
+        ]
+        return {"target": self.best.target if self.best else None, "steps": steps}
+
 
 def sparsify_to_perplexity(
     model: Any,
@@ -60,6 +97,8 @@ def sparsify_to_perplexity(
     algorithm: str = "magnitude",
     max_length: int = 512,
     scopes: Sequence[Any] = (),
+    ignored_scope: Any = None,
+    skip_first: int = 0,
     say: Callable[[str], None] = lambda _line: None,
 ) -> BudgetResult:
     """
@@ -76,6 +115,8 @@ def sparsify_to_perplexity(
     :param algorithm: See `sparsify_activations`.
     :param max_length: The window in tokens.
     :param scopes: Target scopes that share the sparsity; none stands for all Linear layers of the blocks.
+    :param ignored_scope: Layers to leave out.
+    :param skip_first: See `sparsify_activations`.
     :param say: Told of each step.
     :return: The sparsity reached and the way there; at most `MAX_EVALUATIONS` steps.
     :raises ActsparseError: If the limit is not a positive number, or as `sparsify_activations`.
@@ -84,13 +125,13 @@ def sparsify_to_perplexity(
     if not is_number or not 0 < max_perplexity_increase < math.inf:
         msg = f"max_perplexity_increase is {max_perplexity_increase!r}; it must be a positive number, such as 0.01"
         raise ActsparseError(msg)
-    settings = Settings(get_algorithm(algorithm))
+    settings = Settings(get_algorithm(algorithm), skip_first=skip_first)
     limit = math.log1p(max_perplexity_increase)
     steps: list[BudgetStep] = []
 
     def mask(target: float) -> None:
         by_scope = dict.fromkeys(scopes, target) if scopes else target
-        sparsify_torch(model, dataset, by_scope, None, settings)
+        sparsify_torch(model, dataset, by_scope, ignored_scope, settings)
 
     def measure(target: float) -> BudgetStep:
         mask(target)

@@ -111,7 +111,23 @@ def sparsify(
             metavar="NAME",
             help="How thresholds are found: a name or a pair SCORE+ALLOCATION.",
         ),
-    ] = "magnitude",
+    ] = "auto",
+    max_perplexity_increase: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="Instead of a sparsity: the largest share that perplexity may grow by, as 0.01."
+        ),
+    ] = None,
+    held_out: Annotated[
+        str, typer.Option("--held-out", metavar="SOURCE", help="The text that this is measured on.")
+    ] = "default",
+    recover: Annotated[
+        int, typer.Option(metavar="STEPS", help="Train the masked model on its own dense predictions; saves weights.")
+    ] = 0,
+    training: Annotated[str, typer.Option(metavar="SOURCE", help="The text that --recover trains on.")] = "default",
+    skip_first: Annotated[
+        int, typer.Option("--skip-first", metavar="K", help="Leave the first K tokens of a prompt unmasked.")
+    ] = 0,
     int8: Int8Option = None,
     accelerate: Annotated[
         bool, typer.Option("--accelerate", help="Also save an OpenVINO model that skips what is masked.")
@@ -146,6 +162,11 @@ def sparsify(
         exact=exact,
         calibration=calibration,
         num_batches=batches,
+        skip_first=skip_first,
+        max_perplexity_increase=max_perplexity_increase,
+        held_out=held_out,
+        recover=recover,
+        training=training,
         text=text,
         num_pages=pages,
         max_length=max_length,
@@ -190,10 +211,13 @@ def sweep(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for points, table data and plot.")],
     algorithms: Annotated[
         str, typer.Option(metavar="NAME[,NAME…]", help="Algorithms, or pairs SCORE+ALLOCATION.")
-    ] = "magnitude,wina,fisher",
+    ] = "magnitude,fisher,auto",
     sparsity: Annotated[
         str, typer.Option(metavar="S[,S…]", help="Sparsities of all Linear layers of the blocks.")
     ] = "0.3,0.4,0.5,0.6",
+    role: Annotated[
+        list[str], typer.Option(metavar="ROLE", help="Only layers of this role, such as ffn.down; may be repeated.")
+    ] = [],  # noqa: B006
     int8: Int8Option = None,
     dtype: DtypeOption = "fp32",
     calibration: CalibrationOption = "default",
@@ -212,6 +236,7 @@ def sweep(
         out=out,
         algorithms=tuple(name.strip() for name in algorithms.split(",") if name.strip()),
         sparsities=parse_sparsities(sparsity),
+        roles=tuple(role),
         int8=int8,
         dtype=dtype,
         calibration=calibration,
@@ -245,6 +270,10 @@ def bench(
     ] = [],  # noqa: B006
     target: TargetOption = [],  # noqa: B006
     role: RoleOption = [],  # noqa: B006
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of targets: the masks of this file, as sparsify writes it."),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="int8|int4|f16", help="How weights are stored; int8 by default.")
     ] = None,
@@ -256,6 +285,12 @@ def bench(
     repetitions: Annotated[int, typer.Option(metavar="N", help="How often each prompt is read.")] = 3,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads that compute; all cores by default.")
+    ] = None,
+    target_speedup: Annotated[
+        float | None,
+        typer.Option(
+            "--target-speedup", metavar="X", help="Also say how sparse it has to be here to decode X times as fast."
+        ),
     ] = None,
     text: TextOption = "default",
     calibration: CalibrationOption = "default",
@@ -275,12 +310,14 @@ def bench(
         sparsities=tuple(sparsity),
         targets=tuple(target),
         roles=tuple(role),
+        thresholds=thresholds,
         weights=weights,
         is_exact=exact,
         num_tokens=tokens,
         prompt_lengths=parse_lengths(prompt_lengths),
         repetitions=repetitions,
         threads=threads,
+        target_speedup=target_speedup,
         text=text,
         calibration=calibration,
         num_batches=batches,
@@ -290,6 +327,10 @@ def bench(
     report = run_bench(job, _say)
     for table in make_tables(report):
         print_table(table)
+    if target_speedup is not None:
+        needed = report.sparsity_for(target_speedup)
+        answer = f"a sparsity of {100 * needed:.0f}%" if needed is not None else "more than these points can tell"
+        print(f"decoding {target_speedup:g} times as fast as dense takes {answer}")
     write_outputs(job, report)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actsparse.experts import join_experts
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.sparsifier import ActivationSparsifier
 
@@ -91,6 +92,7 @@ def remove_sparsifiers(model: Any) -> Any:
         return model
     for name, _ in list(placed_sparsifiers(model)):
         remove_sparsifier(model.get_submodule(name))
+    join_experts(model)
     return model
 
 
@@ -194,4 +196,5 @@ def watch_gradient(x: torch.Tensor, take: Callable[[torch.Tensor], None]) -> tor
 def _intercept_output(
     intercept: Callable[[str, torch.Tensor], torch.Tensor], name: str, _module: nn.Module, _args: Any, x: torch.Tensor
 ) -> torch.Tensor:
-    return intercept(name, x)
+    # An expert that no token goes to has nothing to see.
+    return intercept(name, x) if x.numel() else x

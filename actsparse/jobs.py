@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
+from actsparse.budget import BudgetResult, sparsify_to_perplexity
 from actsparse.compression import INT8_MODES, compress_int8
 from actsparse.demo import CALIBRATION_LENGTH, write_report
 from actsparse.environment import describe_environment
@@ -18,21 +19,27 @@ from actsparse.errors import ActsparseError, ScopeError, SourceError, nearest
 from actsparse.evaluation.cost import Cost, evaluate_cost
 from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.files import prepare_folder
-from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
+from actsparse.models.quiet import quiet_libraries
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
+from actsparse.recovery import Recovery, recover
 from actsparse.report import Report, Row, acceleration_table, sparsity_table, write_json
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import sparsify_activations
-from actsparse.texts import load_pages, token_batches
+from actsparse.texts import Text, load_pages, take_batches, token_batches
 from actsparse.thresholds import load_thresholds, read_thresholds, save_thresholds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 THRESHOLDS_NAME = "thresholds.safetensors"
 # Enough to see whether the targets are met; the evaluation text is where sparsity is measured properly.
 MEASURED_BATCHES = 8
+CHECKPOINT_NAME = "recovery.checkpoint"
+# Windows that make a step at once, and how many such batches are held out.
+RECOVERY_BATCH = 4
+RECOVERY_HELD_OUT = 3
 
 Say = Callable[[str], None]
 
@@ -53,6 +60,11 @@ class SparsifyJob:
     exact: bool = False
     calibration: str = "default"
     num_batches: int = 32
+    skip_first: int = 0
+    max_perplexity_increase: float | None = None
+    held_out: str = "default"
+    recover: int = 0
+    training: str = "default"
     text: str | None = None
     num_pages: int | None = None
     max_length: int | None = None
@@ -61,6 +73,12 @@ class SparsifyJob:
     def __post_init__(self) -> None:
         get_algorithm(self.algorithm)
         validate_precision(self.int8, self.dtype)
+        if self.max_perplexity_increase is not None and (self.targets or self.roles or self.sparsity is not None):
+            msg = "--max-perplexity-increase finds the sparsity of all block layers itself: leave other targets out"
+            raise ScopeError(msg)
+        if self.recover < 0:
+            msg = f"--recover takes a number of steps, not {self.recover}"
+            raise ActsparseError(msg)
         if self.exact and not self.accelerate:
             msg = "--exact is about the accelerated model: give --accelerate too"
             raise ActsparseError(msg)
@@ -93,59 +111,134 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     :return: Every figure, and tables to print.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """
-    targets = parse_targets(job.targets, job.roles, job.sparsity)
-    ignored = TargetScope(patterns=list(job.ignored)) if job.ignored else None
+    is_search = job.max_perplexity_increase is not None
+    targets: Any = None if is_search else parse_targets(job.targets, job.roles, job.sparsity)
     calibration = load_pages(job.calibration, purpose="calibration")
+    training = load_pages(job.training, purpose="training") if job.recover else None
+    held_out = load_pages(job.held_out) if is_search else None
     text = load_pages(job.text, num_pages=job.num_pages) if job.text is not None else None
     prepare_folder(job.out)
     say(f"loading {job.model}")
     loaded = load_model(job.model, dtype=DTYPES[job.dtype])
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
-    model = loaded.model
-    if job.int8 is not None:
-        say(f"compressing the weights to INT8_{job.int8.upper()}")
-        model = compress_int8(model, job.int8, batches[0])
+    # Compressed weights cannot be trained.
+    model = loaded.model if training else _compress(loaded.model, job, batches, say)
+    result: dict[str, Any] = {}
+    tables: list[Table] = []
     start = time.perf_counter()
-    model = sparsify_activations(model, batches, targets, ignored, algorithm=job.algorithm)
+    if held_out is not None:
+        found = _search(model, loaded.tokenizer, job, batches, held_out, say)
+        result["budget"] = found.to_dict()
+        tables.append(found.to_table(held_out.name))
+    else:
+        ignored = TargetScope(patterns=list(job.ignored)) if job.ignored else None
+        options = {"algorithm": job.algorithm, "skip_first": job.skip_first}
+        model = sparsify_activations(model, batches, targets, ignored, **options)
     seconds = time.perf_counter() - start
+    if training is not None:
+        recovery = _recover(model, loaded.tokenizer, job, training, say)
+        result["recovery"] = recovery.to_dict()
+        tables.append(recovery.to_table())
+        model = _compress(model, job, batches, say)
     settings = {
         "model": job.model,
         "weights": f"INT8_{job.int8.upper()}" if job.int8 else job.dtype,
         "calibration text": f"{calibration.name}: {job.num_batches} x {CALIBRATION_LENGTH} tokens",
         "algorithm": job.algorithm,
-        "tokens masked": "all",
+        "tokens masked": f"all but the first {job.skip_first}" if job.skip_first else "all",
     }
+    if training is not None:
+        settings["recovered on"] = f"{training.name}: {result['recovery']['best_step']} steps"
     measured = measure_sparsity(model, batches[:MEASURED_BATCHES])
-    notes = {"source": _absolute(job.model), "int8": job.int8, "calibration": settings["calibration text"]}
+    source = str(job.out.resolve()) if training is not None else _absolute(job.model)
+    notes = {"source": source, "int8": job.int8, "calibration": settings["calibration text"]}
     save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
-    acceleration = _deploy(model, loaded.tokenizer, job, say) if job.accelerate else None
     title = f"Sparsity on {min(job.num_batches, MEASURED_BATCHES)} calibration batches, calibrated in {seconds:.1f} s"
-    tables = [sparsity_table(measured, title)]
-    result: dict[str, Any] = {
+    tables.append(sparsity_table(measured, title))
+    result |= {
         "settings": settings,
         "calibration_seconds": round(seconds, 2),
         "calibration_sparsity": measured.to_dict(),
         "environment": describe_environment(),
     }
-    if acceleration is not None:
+    if job.accelerate:
+        acceleration = _deploy(model, loaded.tokenizer, job, say)
         result["acceleration"] = asdict(acceleration)
         tables.append(acceleration_table(acceleration))
     if text is None:
         write_json(job.out / "report.json", result)
         plot_sparsity_by_layer({"calibration batches": measured}, job.out / "sparsity_by_layer.png")
         return result, tables
-    say(f"evaluating on {text.name}")
-    with suspend_sparsifiers(s for _, s in named_sparsifiers(model)):
-        dense = evaluate_cost(model, loaded.tokenizer, text.pages, max_length=job.max_length)
-    sparse = evaluate_cost(model, loaded.tokenizer, text.pages, max_length=job.max_length)
-    report = Report(
-        f"What the masks of {job.model} cost",
-        (Row("dense", dense), Row("sparse", sparse, seconds)),
-        {**settings, "evaluation text": text.name},
-    )
+    report = _report_cost(model, loaded.tokenizer, job, text, settings, seconds, say)
     result |= report.to_dict()
     write_report(report, job.out, result)
     return result, [*tables, report.to_table()]
+
+
+def _compress(model: Any, job: SparsifyJob, batches: list[Any], say: Say) -> Any:
+    if job.int8 is None:
+        return model
+    say(f"compressing the weights to INT8_{job.int8.upper()}")
+    return compress_int8(model, job.int8, batches[0])
+
+
+def _search(model: Any, tokenizer: Any, job: SparsifyJob, batches: list[Any], held_out: Text, say: Say) -> BudgetResult:
+    limit = job.max_perplexity_increase
+    say(f"looking for the sparsity that costs {100 * (limit or 0):g}% of perplexity on {held_out.name}")
+    ignored = TargetScope(patterns=list(job.ignored)) if job.ignored else None
+    found = sparsify_to_perplexity(
+        model,
+        tokenizer,
+        batches,
+        held_out.pages,
+        max_perplexity_increase=limit,  # type: ignore[arg-type]
+        algorithm=job.algorithm,
+        ignored_scope=ignored,
+        skip_first=job.skip_first,
+        say=say,
+    )
+    if found.best is None:
+        msg = f"no sparsity was found that costs {100 * (limit or 0):g}% of perplexity or less: nothing was written"
+        raise ActsparseError(msg)
+    return found
+
+
+def _recover(model: Any, tokenizer: Any, job: SparsifyJob, training: Text, say: Say) -> Recovery:
+    say(f"recovering on {training.name}")
+    most, length = job.recover + RECOVERY_HELD_OUT, CALIBRATION_LENGTH
+    train = take_batches(tokenizer, training, most=most, length=length, batch_size=RECOVERY_BATCH)
+    if len(train) < 2:
+        train = take_batches(tokenizer, training, most=most, length=length)
+    held_out = min(RECOVERY_HELD_OUT, len(train) // 2)
+    if held_out == 0:
+        msg = f"{training.name} is too short to recover with"
+        raise ActsparseError(msg)
+    done = recover(
+        model,
+        train[:-held_out],
+        held_out=train[-held_out:],
+        steps=job.recover,
+        batches_per_step=1,
+        checkpoint=job.out / CHECKPOINT_NAME,
+    )
+    # The masks have a file of their own.
+    weights = {name: tensor for name, tensor in model.state_dict().items() if f".{CHILD}." not in name}
+    with quiet_libraries():
+        model.save_pretrained(job.out, state_dict=weights)
+        tokenizer.save_pretrained(job.out)
+    (job.out / CHECKPOINT_NAME).unlink(missing_ok=True)
+    return done
+
+
+def _report_cost(
+    model: Any, tokenizer: Any, job: SparsifyJob, text: Text, settings: dict[str, str], seconds: float, say: Say
+) -> Report:
+    say(f"evaluating on {text.name}")
+    with suspend_sparsifiers(s for _, s in named_sparsifiers(model)):
+        dense = evaluate_cost(model, tokenizer, text.pages, max_length=job.max_length)
+    sparse = evaluate_cost(model, tokenizer, text.pages, max_length=job.max_length)
+    rows = (Row("dense" if not job.recover else "recovered, without masks", dense), Row("sparse", sparse, seconds))
+    return Report(f"What the masks of {job.model} cost", rows, {**settings, "evaluation text": text.name})
 
 
 def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table]]:

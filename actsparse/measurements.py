@@ -1,8 +1,8 @@
 """What algorithms ask of a torch model: weight norms, gradients, sensitivities, distributions of scores."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -68,6 +68,16 @@ class TorchMeasurements:
         squares = self._known.once("weights", self._measure_squares)
         return torch.stack([squares[layer.name] for layer in self._sites[site].layers]).sum(0).sqrt()
 
+    def once(self, what: Any, measure: Callable[[], Any]) -> Any:
+        """
+        Find out what was not found out before of this model, its sites and its data.
+
+        :param what: Its name.
+        :param measure: Finds it out.
+        :return: What it gave, now or earlier.
+        """
+        return self._known.once(what, measure)
+
     def multipliers(self, site: str) -> torch.Tensor:
         """
         Measure what a masked tensor is multiplied by before anything else reads it.
@@ -104,15 +114,17 @@ class TorchMeasurements:
         def leave_out(name: str, x: torch.Tensor) -> torch.Tensor:
             site = self._sparsifiers[name].site
             target = sparsity.get(name, 0.0)
-            values = x.detach()
-            if name == site and wanted[site]:
-                estimators[site] = PooledQuantile(tuple(wanted[site]), importance[site])
-                with blame_layer(name):
-                    estimators[site].update(values)
+
+            def mask(values: torch.Tensor) -> torch.Tensor:
+                if name == site and wanted[site]:
+                    estimators[site] = PooledQuantile(tuple(wanted[site]), importance[site])
+                    with blame_layer(name):
+                        estimators[site].update(values)
+                return estimators[site].mask_batch(values, target) if target > 0 else values
+
+            dropped = x.detach() - self._sparsifiers[name].mask_rest(x.detach(), mask)
             if target <= 0:
                 return x
-            masked = estimators[site].mask_batch(values, target)
-            dropped = values - masked
             scores = dropped.float() * importance[site].to(x.device)
             sums[name][2] += float(scores.square().sum(dtype=torch.float64))
             # The values of the masked tensor, and the gradient of x itself: see the attribution allocation.
@@ -231,10 +243,9 @@ class TorchMeasurements:
         with progress_bar("blocks", total=len(names), unit="blocks") as advance:
             for block, inside in names.items():
                 module = self._model.get_submodule(block)
-                calls = self._record_calls(module)
                 masks = {name: self._sparsifiers[name] for name in inside}
                 scores = {name: (sketches[mask.site], importance[mask.site]) for name, mask in masks.items()}
-                yield TorchBlock(module, calls, masks, scores)
+                yield TorchBlock(module, partial(self._record_calls, module), masks, scores)
                 advance(1)
 
     def _block_names(self, layers: Collection[str]) -> dict[str, list[str]]:
@@ -277,6 +288,7 @@ class TorchMeasurements:
                 if site.gate_function:
                     stack.enter_context(record_calls(self._model.get_submodule(name), partial(add, name)))
             self._run(self._batches, "measuring")
+        _require_seen((name for name, site in self._sites.items() if site.gate_function), totals)
         return {name: (total / max(tokens, 1)).sqrt().float() for name, (total, tokens) in totals.items()}
 
     def _measure_squares(self) -> dict[str, torch.Tensor]:
@@ -302,6 +314,7 @@ class TorchMeasurements:
 
         with self._watch(count):
             self._run(self._batches, "counting")
+        _require_seen(found, (site for site, sketch in found.items() if sketch.counts.any()))
         return found
 
     def _measure_gradients(self) -> dict[str, GradientSums]:
@@ -323,6 +336,7 @@ class TorchMeasurements:
 
         with evaluation_mode(self._model), _without_parameter_gradients(self._model), self._watch(take_gradient):
             run_each(run, self._batches, total=len(self._batches), description="gradients")
+        _require_seen(self._sites, sums)
         return sums
 
     def _measure_sensitivities(self) -> dict[str, float]:
@@ -392,7 +406,7 @@ class TorchBlock:
     A block and what it read; see `actsparse.algorithms.measurements.Block`.
 
     :param module: The block.
-    :param calls: Positional and keyword arguments and the dense output of each call.
+    :param record: Gives positional and keyword arguments and the dense output of each call; called when first needed.
     :param sparsifiers: The masks of its layers.
     :param scores: For each layer the sketch of its scores, and a.
     """
@@ -400,16 +414,23 @@ class TorchBlock:
     def __init__(
         self,
         module: nn.Module,
-        calls: list[tuple[Any, Any, torch.Tensor]],
+        record: Callable[[], list[tuple[Any, Any, torch.Tensor]]],
         sparsifiers: Mapping[str, ActivationSparsifier],
         scores: Mapping[str, tuple[MagnitudeSketch, torch.Tensor]],
     ) -> None:
         self.layers = tuple(sparsifiers)
         self._module = module
-        self._calls = calls
+        self._record = record
         self._sparsifiers = sparsifiers
         self._scores = scores
-        self._energy = sum(float(dense.float().square().sum()) for _, _, dense in calls)
+
+    @cached_property
+    def _calls(self) -> list[tuple[Any, Any, torch.Tensor]]:
+        return self._record()
+
+    @cached_property
+    def _energy(self) -> float:
+        return sum(float(dense.float().square().sum()) for _, _, dense in self._calls)
 
     def error(self, sparsity: Mapping[str, float]) -> float:
         """
@@ -476,6 +497,13 @@ def _without_parameter_gradients(model: nn.Module) -> Any:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def _require_seen(sites: Iterable[str], seen: Iterable[str]) -> None:
+    unseen = next(iter(set(sites) - set(seen)), None)
+    if unseen is not None:
+        msg = f"layer {unseen} received no activations from the dataset"
+        raise DatasetError(msg)
 
 
 def _first_tensor(output: Any) -> torch.Tensor:

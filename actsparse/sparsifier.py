@@ -1,5 +1,7 @@
 """The mask: one threshold buffer, and zeros where the magnitude does not exceed it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -20,6 +22,7 @@ class ActivationSparsifier(nn.Module):
     :param algorithm: Name of the algorithm that sets the threshold.
     :param rows_of: For a mask on the output of an activation function: the layer whose outputs that multiplies, so that
         a zero makes a row of its weights useless. Empty for a mask on a layer's own input.
+    :param skip_first: How many tokens at the start of each forward of several tokens pass unmasked.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class ActivationSparsifier(nn.Module):
         site: str = "",
         algorithm: str = "",
         rows_of: str = "",
+        skip_first: int = 0,
     ) -> None:
         super().__init__()
         self.threshold: torch.Tensor
@@ -42,6 +46,7 @@ class ActivationSparsifier(nn.Module):
         self.site = site
         self.algorithm = algorithm
         self.rows_of = rows_of
+        self.skip_first = skip_first
         self.is_active = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +58,20 @@ class ActivationSparsifier(nn.Module):
         """
         if not self.is_active or (self.tokens == "decode" and x.shape[-2] != 1):
             return x
-        return mask_small(x, self.threshold)
+        return self.mask_rest(x, lambda rest: mask_small(rest, self.threshold))
+
+    def mask_rest(self, x: torch.Tensor, mask: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """
+        Let the first tokens pass, and mask the rest.
+
+        :param x: Activations, [..., tokens, channels].
+        :param mask: Masks the rest.
+        :return: What the layer gets.
+        """
+        if not self.skip_first or x.shape[-2] == 1:
+            return mask(x)
+        first, rest = x[..., : self.skip_first, :], x[..., self.skip_first :, :]
+        return torch.cat([first, mask(rest)], dim=-2) if rest.shape[-2] else x
 
     def set_threshold(self, threshold: torch.Tensor) -> None:
         """

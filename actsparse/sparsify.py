@@ -19,6 +19,7 @@ from actsparse.calibration import (
     run_batches,
 )
 from actsparse.errors import ActsparseError, DatasetError, ScopeError
+from actsparse.experts import has_split_experts, join_experts, split_experts
 from actsparse.insertion import (
     insert_sparsifier,
     intercept_outputs,
@@ -47,6 +48,7 @@ def sparsify_activations(
     tokens: str = "all",
     keep_existing: bool = False,
     loss: Loss | None = None,
+    skip_first: int = 0,
 ) -> Any:
     """
     Make Linear layers ignore input entries of small magnitude, with thresholds calibrated on data.
@@ -71,15 +73,20 @@ def sparsify_activations(
         it, this call's masks replace all earlier ones.
     :param loss: For scores that need gradients: a function of the model's output and its input. By default the model's
         own loss where batches have labels, or the next-token cross entropy of a causal language model.
+    :param skip_first: How many tokens at the start of each sequence pass unmasked, as attention sinks: of each forward
+        of several tokens, so that they are those of a prompt. Torch models only.
     :return: The same model, masked.
     :raises ScopeError: If a scope matches nothing, two scopes match one layer, or a target is not in [0, 1].
     :raises DatasetError: If the dataset is empty, does not fit the model, or gives NaN or infinite activations.
-    :raises ActsparseError: If the algorithm or `tokens` is unknown.
+    :raises ActsparseError: If the algorithm or `tokens` is unknown, or the model does not take what is asked for.
     """
     if isinstance(model, GraphModelWrapper):  # what `nncf.torch.wrap_model` returns, which NNCF's call takes too
         model = model.model
     chosen = _validate(target_sparsity_by_scope, ignored_scope, algorithm, tokens)
-    settings = Settings(chosen, tokens, keep_existing, loss)
+    if isinstance(skip_first, bool) or not isinstance(skip_first, int) or skip_first < 0:
+        msg = f"skip_first is {skip_first!r}; it must be a whole number of tokens, 0 or more"
+        raise ActsparseError(msg)
+    settings = Settings(chosen, tokens, keep_existing, loss, skip_first)
     if (openvino_model := find_openvino_model(model)) is not None:
         from actsparse.openvino.sparsify import sparsify_openvino
 
@@ -99,6 +106,7 @@ class Settings:
     :param tokens: ``all`` or ``decode``.
     :param keep_existing: Whether masks stay on the layers that no scope matches.
     :param loss: What gradients are of; None for the model's own.
+    :param skip_first: How many tokens at the start of a forward pass unmasked.
     :param known: What calls before this one measured of the same model, sites and data; this one adds to it.
     """
 
@@ -106,6 +114,7 @@ class Settings:
     tokens: str = "all"
     keep_existing: bool = False
     loss: Loss | None = None
+    skip_first: int = 0
     known: Known = field(default_factory=Known)
 
 
@@ -123,6 +132,19 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
     """
     _require_module(model)
     batches = CalibrationBatches(dataset)
+    split = split_experts(model)
+    try:
+        _sparsify(model, batches, targets, ignored_scope, settings)
+    except BaseException:
+        if split:
+            join_experts(model)
+        raise
+
+
+def _sparsify(model: Any, batches: CalibrationBatches, targets: Any, ignored_scope: Any, settings: Settings) -> None:
+    if has_split_experts(model) and (settings.tokens == "decode" or settings.skip_first):
+        msg = "experts see single tokens of a prompt: tokens='decode' and skip_first cannot be told there"
+        raise ActsparseError(msg)
     existing = dict(placed_sparsifiers(model))
     layers, by_layer = _resolve(model, batches.first, targets, ignored_scope, existing)
     matched = [layer for layer in layers if layer.name in by_layer]
@@ -139,6 +161,7 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
             site=site.name,
             algorithm=settings.algorithm.name,
             rows_of=layer.name if site.gate_function else "",
+            skip_first=settings.skip_first,
         )
         for site in sites
         for layer in site.layers
@@ -216,11 +239,15 @@ def _calibrate(
         sparsifier.target_sparsity = sparsity[name]
 
     def calibrate_layer(name: str, x: torch.Tensor) -> torch.Tensor:
-        site = sparsifiers[name].site
-        # The layers of a site read one tensor: the first one called is named after the site and counts for all.
-        if name == site:
-            estimates.update(site, x)
-        return estimates.mask_batch(site, x, sparsifiers[name].target_sparsity)
+        sparsifier = sparsifiers[name]
+
+        def mask(rest: torch.Tensor) -> torch.Tensor:
+            # The layers of a site read one tensor: the first one called is named after the site and counts for all.
+            if name == sparsifier.site:
+                estimates.update(sparsifier.site, rest)
+            return estimates.mask_batch(sparsifier.site, rest, sparsifier.target_sparsity)
+
+        return sparsifier.mask_rest(x, mask)
 
     layers = [layer for site in sites for layer in site.layers]
     reads_logits = len(block_layers(model, layers)) < len(layers)

@@ -24,6 +24,7 @@ from actsparse.jobs import DTYPES, validate_precision
 from actsparse.models import load_model
 from actsparse.plot import plot_frontier
 from actsparse.report import percent, write_json
+from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import Settings, sparsify_torch
 from actsparse.texts import Text, load_pages, token_batches
 
@@ -43,6 +44,7 @@ class SweepJob:
     out: Path
     algorithms: tuple[str, ...]
     sparsities: tuple[float, ...]
+    roles: tuple[str, ...] = ()
     int8: str | None = None
     dtype: str = "fp32"
     calibration: str = "default"
@@ -58,6 +60,8 @@ class SweepJob:
             raise ActsparseError(msg)
         for name in self.algorithms:
             get_algorithm(name)
+        if self.roles:
+            TargetScope(roles=self.roles)
         for sparsity in self.sparsities:
             if not 0 < sparsity < 1:
                 msg = f"--sparsity takes numbers between 0 and 1, not {sparsity}"
@@ -217,11 +221,15 @@ def _measure(
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
     model = compress_int8(loaded.model, job.int8, batches[0]) if job.int8 else loaded.model
     known: dict[str, Known] = {}
+    offsets: dict[str, float] = {}
     for number, (algorithm, sparsity) in enumerate(missing, start=1):
         say(f"{algorithm.name} at {percent(sparsity)} ({number} of {len(missing)})")
         settings = Settings(algorithm, known=known.setdefault(algorithm.name, Known()))
         compare = partial(compare_with_dense, model, loaded.tokenizer, text.pages, max_length=job.max_length)
-        best = _meet(sparsity, partial(_attempt, model, batches, settings, compare))
+        # What an algorithm measured beyond its target at one sparsity, it will at another.
+        first = sparsity + offsets.get(algorithm.name, 0.0)
+        best = _meet(sparsity, first, partial(_attempt, model, batches, settings, compare, job.roles))
+        offsets[algorithm.name] = best.target - best.comparison.sparsity.sparsity
         yield {
             "algorithm": algorithm.name,
             "score": algorithm.score,
@@ -234,18 +242,23 @@ def _measure(
 
 
 def _attempt(
-    model: Any, batches: list[Any], settings: Settings, compare: Callable[[], Comparison], target: float
+    model: Any,
+    batches: list[Any],
+    settings: Settings,
+    compare: Callable[[], Comparison],
+    roles: tuple[str, ...],
+    target: float,
 ) -> Attempt:
     start, spent = time.perf_counter(), settings.known.seconds
-    sparsify_torch(model, batches, target, None, settings)
+    sparsify_torch(model, batches, {TargetScope(roles=roles): target} if roles else target, None, settings)
     # As long as it takes alone: what is known from an earlier point counts too.
     seconds = spent + time.perf_counter() - start
     return Attempt(target, seconds, compare())
 
 
-def _meet(sparsity: float, attempt: Callable[[float], Attempt]) -> Attempt:
-    """Move the target until the sparsity measured on the evaluation text is the one asked for."""
-    found = attempt(sparsity)
+def _meet(sparsity: float, first: float, attempt: Callable[[float], Attempt]) -> Attempt:
+    """Move the target, from a first one on, until the sparsity measured on the evaluation text is the one asked for."""
+    found = attempt(min(max(first, 0.0), 1.0))
     for _ in range(CORRECTIONS):
         error = found.comparison.sparsity.sparsity - sparsity
         if abs(error) <= TOLERANCE:
@@ -255,8 +268,10 @@ def _meet(sparsity: float, attempt: Callable[[float], Attempt]) -> Attempt:
 
 
 def _settings(job: SweepJob, calibration: Text, text: Text) -> dict[str, Any]:
+    layers = {"layers": ", ".join(job.roles)} if job.roles else {}
     return {
         "model": job.model,
+        **layers,
         "weights": f"INT8_{job.int8.upper()}" if job.int8 else job.dtype,
         "calibration text": f"{calibration.name}: {job.num_batches} x {CALIBRATION_LENGTH} tokens",
         "evaluation text": f"{text.name}: {len(text.pages)} pages, windows of {job.max_length}",

@@ -14,8 +14,9 @@ from torch import nn
 
 from actsparse.environment import library_versions
 from actsparse.errors import ThresholdsError
+from actsparse.experts import join_experts, split_experts
 from actsparse.files import write_bytes
-from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, remove_sparsifiers
+from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, remove_sparsifier
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes.layers import in_features, named_linears, out_features
 from actsparse.sparsifier import TOKENS, ActivationSparsifier
@@ -37,6 +38,7 @@ class LayerRecord:
     :param roles: What the layer does in its block.
     :param gate_function: The activation function whose output is masked, where rows of the layer's weights are skipped
         and not input channels; else empty.
+    :param skip_first: How many tokens at the start of a forward pass unmasked.
     """
 
     target_sparsity: float
@@ -45,13 +47,15 @@ class LayerRecord:
     site: str
     roles: tuple[str, ...]
     gate_function: str = ""
+    skip_first: int = 0
 
     def __post_init__(self) -> None:
         target_is_valid = isinstance(self.target_sparsity, float | int) and 0 <= self.target_sparsity <= 1
         texts_are_valid = all(
             isinstance(text, str) for text in (self.algorithm, self.site, self.gate_function, *self.roles)
         )
-        if not (target_is_valid and texts_are_valid and self.tokens in TOKENS):
+        skip_is_valid = isinstance(self.skip_first, int) and 0 <= self.skip_first < 2**31
+        if not (target_is_valid and texts_are_valid and skip_is_valid and self.tokens in TOKENS):
             msg = "a layer's record is not one"
             raise ValueError(msg)
 
@@ -122,22 +126,13 @@ def load_thresholds(model: Any, path: str | Path) -> Any:
         model is then unchanged.
     """
     contents = read_thresholds(path)
-    if contents.fingerprint != fingerprint(model):
-        msg = (
-            f"{path} belongs to another model ({contents.notes.get('model', 'unknown')}): "
-            f"the Linear layers of {model_name(model)} have other names or shapes"
-        )
-        raise ThresholdsError(msg)
-    sizes = _sizes(model)
-    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else None
-    for name, threshold in contents.thresholds.items():
-        gate_function = contents.layers[name].gate_function
-        if name not in sizes or threshold.shape not in ((), (sizes[name][1 if gate_function else 0],)):
-            msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(threshold.shape)}"
-            raise ThresholdsError(msg)
-        if gate_function and modules is not None and gate_function not in modules:
-            msg = f"{path}: the model has no activation function {gate_function}"
-            raise ThresholdsError(msg)
+    split = split_experts(model) if isinstance(model, nn.Module) else []
+    try:
+        _check_fit(model, contents, path)
+    except ThresholdsError:
+        if split:
+            join_experts(model)
+        raise
     _replace_masks(model, contents)
     return model
 
@@ -202,7 +197,7 @@ def torch_masks(model: nn.Module) -> dict[str, tuple[torch.Tensor, LayerRecord]]
     masks = {}
     for place, s in placed_sparsifiers(model):
         gate_function = place if s.rows_of else ""
-        record = LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles, gate_function)
+        record = LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles, gate_function, s.skip_first)
         masks[s.rows_of or place] = (s.threshold, record)
     return masks
 
@@ -235,11 +230,34 @@ def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
     return masks
 
 
+def _check_fit(model: Any, contents: ThresholdsFile, path: str | Path) -> None:
+    if contents.fingerprint != fingerprint(model):
+        msg = (
+            f"{path} belongs to another model ({contents.notes.get('model', 'unknown')}): "
+            f"the Linear layers of {model_name(model)} have other names or shapes"
+        )
+        raise ThresholdsError(msg)
+    sizes = _sizes(model)
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else None
+    for name, threshold in contents.thresholds.items():
+        gate_function = contents.layers[name].gate_function
+        if name not in sizes or threshold.shape not in ((), (sizes[name][1 if gate_function else 0],)):
+            msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(threshold.shape)}"
+            raise ThresholdsError(msg)
+        if contents.layers[name].skip_first and modules is None:
+            msg = f"{path} lets the first tokens pass (skip_first), which masks of an OpenVINO model cannot"
+            raise ThresholdsError(msg)
+        if gate_function and modules is not None and gate_function not in modules:
+            msg = f"{path}: the model has no activation function {gate_function}"
+            raise ThresholdsError(msg)
+
+
 def _replace_masks(model: Any, contents: ThresholdsFile) -> None:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
         sparsifiers = {n: _make_sparsifier(n, contents.layers[n], t) for n, t in contents.thresholds.items()}
-        remove_sparsifiers(model)
+        for place, _ in list(placed_sparsifiers(model)):
+            remove_sparsifier(model.get_submodule(place))
         for name, sparsifier in sparsifiers.items():
             insert_sparsifier(model, contents.layers[name].gate_function or name, sparsifier)
         return
@@ -264,6 +282,7 @@ def _make_sparsifier(name: str, record: LayerRecord, threshold: torch.Tensor) ->
         site=record.site,
         algorithm=record.algorithm,
         rows_of=name if record.gate_function else "",
+        skip_first=record.skip_first,
     )
     sparsifier.threshold.copy_(threshold)
     return sparsifier

@@ -29,6 +29,7 @@ BENCHMARKS = (
     "decode_speed",
     "kernel_speed",
     "openvino_numbers",
+    "frontier",
 )
 DEMO = "demo"
 FRONT_PAGE = FOLDER.parent / "README.md"

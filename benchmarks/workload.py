@@ -86,13 +86,22 @@ def load_calibration_text(source: str) -> Text:
 
 def load_wikitext() -> Text:
     """
-    Load WikiText-2 raw's test split from `$ACTSPARSE_DATA` (default: `../shared/data`), else from the hub.
+    Load WikiText-2 raw's test split.
 
     :return: The text.
     """
+    return load_pages(find_wikitext())
+
+
+def find_wikitext() -> str:
+    """
+    Find WikiText-2 raw's test split in `$ACTSPARSE_DATA` (default: `../shared/data`), else on the hub.
+
+    :return: The text source.
+    """
     folder = Path(os.environ.get("ACTSPARSE_DATA", ROOT.parent / "shared" / "data"))
     path = folder / "wikitext-2-raw" / "wiki.test.raw"
-    return load_pages(path if path.is_file() else "wikitext")
+    return str(path) if path.is_file() else "wikitext"
 
 
 def describe_text(text: Text, num_batches: int, length: int) -> dict[str, Any]:

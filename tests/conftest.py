@@ -24,11 +24,13 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 from transformers.utils import logging as transformers_logging
@@ -74,6 +76,18 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "bert": lambda: BertConfig(**SIZES),
 }
+# Not among the architectures that every test runs on: experts see few tokens each, and roles repeat in a block.
+MIXTURES: dict[str, Callable[[], PretrainedConfig]] = {
+    "mixtral": lambda: MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **GROUPED,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+        decoder_sparse_step=1,
+    ),
+}
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -103,7 +117,7 @@ def make_model() -> MakeModel:
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()
         try:
-            config = CONFIGS[architecture]()
+            config = (CONFIGS | MIXTURES)[architecture]()
             auto: Any = AutoModelForMaskedLM if architecture == "bert" else AutoModelForCausalLM
             model = auto.from_config(config, attn_implementation=attn_implementation)
         finally:

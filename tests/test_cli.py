@@ -67,6 +67,36 @@ def test_sparsify_with_a_text_compares_dense_and_sparse(monkeypatch, files, tmp_
     assert alone_row["word_perplexity"] == pytest.approx(rows[0]["word_perplexity"], rel=1e-6)
 
 
+def test_sparsify_finds_the_sparsity_that_a_perplexity_allows(monkeypatch, files, tmp_path, capsys):
+    options = ("--max-perplexity-increase", "0.05", "--held-out", files / "evaluation.txt", "--algorithm", "magnitude")
+    assert sparsify(monkeypatch, files, tmp_path / "out", *options) == 0
+    budget = json.loads((tmp_path / "out" / "report.json").read_text())["budget"]
+    taken = [step for step in budget["steps"] if step["target"] == budget["target"]]
+    assert taken[-1]["perplexity_increase"] <= 0.05
+    assert len(budget["steps"]) <= 15
+    records = read_thresholds(tmp_path / "out" / "thresholds.safetensors").layers
+    assert {record.target_sparsity for record in records.values()} == {budget["target"]}
+    assert "taken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("int8", [(), ("--int8", "asym")])
+def test_sparsify_recovers_and_saves_the_weights(int8, monkeypatch, files, tmp_path):
+    out = tmp_path / "out"
+    text = ("--text", files / "evaluation.txt", "--max-length", "64")
+    options = ("--sparsity", "0.5", "--recover", "3", "--training", files / "calibration.txt", *int8, *text)
+    assert sparsify(monkeypatch, files, out, *options) == 0
+    result = json.loads((out / "report.json").read_text())
+    assert result["recovery"]["steps"] == 3
+    assert result["recovery"]["divergence_after"] <= result["recovery"]["divergence_before"]
+    assert not (out / "recovery.checkpoint").exists()
+    # The folder is a model of its own, masks and all.
+    evaluated = tmp_path / "evaluate.json"
+    assert run(monkeypatch, "evaluate", out, *text, "--json", evaluated) == 0
+    row = json.loads(evaluated.read_text())["rows"][0]
+    assert row["word_perplexity"] == pytest.approx(result["rows"][1]["word_perplexity"], rel=1e-4)
+    assert row["sparsity"]["sparsity"] == pytest.approx(result["rows"][1]["sparsity"]["sparsity"], abs=1e-3)
+
+
 def test_demo_writes_its_four_rows_and_files(monkeypatch, files, tmp_path, capsys):
     out = tmp_path / "demo"
     texts = ("--text", files / "evaluation.txt", "--calibration", files / "calibration.txt", "--batches", "4")

@@ -53,7 +53,7 @@ def get_algorithm(name: str) -> Algorithm:
     if len(parts) == 3 and parts[2] == ROWS:
         return Algorithm(name, parts[0], parts[1], masks_rows=True)
     if len(parts) == 2:
-        return Algorithm(name, *parts)
+        return Algorithm(name, parts[0], parts[1])
     known = [*ALGORITHMS, *(f"{score}+{allocation}" for score in SCORES for allocation in ALLOCATIONS)]
     msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), known)}"
     raise ActsparseError(msg)

@@ -125,6 +125,16 @@ class Attribution:
 class Measurements(Protocol):
     """A model with calibration data. Most methods run the data through the dense model, and remember the result."""
 
+    def once(self, what: Any, measure: Callable[[], Any]) -> Any:
+        """
+        Find out what was not found out before of this model, its sites and its data.
+
+        :param what: Its name.
+        :param measure: Finds it out.
+        :return: What it gave, now or earlier.
+        """
+        ...
+
     def multipliers(self, site: str) -> torch.Tensor:
         """
         Measure what a masked tensor is multiplied by before anything else reads it.

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from actsparse.plot import plot_speedup
 from actsparse.report import write_json
 from actsparse.scopes.matching import validate_targets
 from actsparse.texts import load_pages
+from actsparse.thresholds import read_thresholds
 
 CONTEXT_LENGTH = 64
 DISCARDED_TOKENS = 5
@@ -52,12 +54,14 @@ class BenchJob:
     sparsities: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    thresholds: Path | None = None
     weights: str | None = None
     is_exact: bool = False
     num_tokens: int = 60
     prompt_lengths: tuple[int, ...] = PROMPT_LENGTHS
     repetitions: int = 3
     threads: int | None = None
+    target_speedup: float | None = None
     text: str = "default"
     calibration: str = "default"
     num_batches: int = 4
@@ -79,16 +83,31 @@ class BenchJob:
         if self.model in SHAPES and (self.text, self.calibration) != ("default", "default"):
             msg = f"{self.model} has random weights and reads random tokens: leave --text and --calibration out"
             raise ActsparseError(msg)
+        if self.target_speedup is not None:
+            if not 1 < self.target_speedup < math.inf:
+                msg = f"--target-speedup is {self.target_speedup}; it must be above 1, such as 1.5"
+                raise ActsparseError(msg)
+            if self.targets or self.roles or self.thresholds or len(_parse_sparsities(self.sparsities)) < 2:
+                msg = "--target-speedup needs at least two points between which to tell: --sparsity 0.3,0.6"
+                raise ScopeError(msg)
+        if self.thresholds is not None:
+            if self.sparsities or self.targets or self.roles:
+                msg = "--thresholds says how sparse each layer is: leave --sparsity, --target and --role out"
+                raise ScopeError(msg)
+            read_thresholds(self.thresholds)
+            return
         for target in self.parsed_targets():
             validate_targets(target, None)
 
     def parsed_targets(self) -> list[Any]:
         """
-        Turn the command line's targets into what `sparsify_activations` takes.
+        Turn the command line's targets into what `make_sparse` takes.
 
         :return: One for each point.
         :raises ScopeError: If they cannot be understood.
         """
+        if self.thresholds is not None:
+            return [self.thresholds]
         if self.targets or self.roles:
             first = _parse_sparsities(self.sparsities)[0] if self.sparsities else None
             return [parse_targets(self.targets, self.roles, first)]
@@ -149,7 +168,11 @@ def write_outputs(job: BenchJob, report: BenchReport) -> None:
     :raises OutputError: If one cannot be written.
     """
     if job.json is not None:
-        write_json(job.json, report.to_dict())
+        contents = report.to_dict()
+        if job.target_speedup is not None:
+            sparsity = report.sparsity_for(job.target_speedup)
+            contents["target_speedup"] = {"speedup": job.target_speedup, "sparsity": sparsity}
+        write_json(job.json, contents)
     if job.plot is not None:
         points = [(point.reads.measured_sparsity, point.decode_speedup) for point in report.points]
         share = max(point.reads.accelerated_share for point in report.points)
@@ -200,7 +223,8 @@ def _set_up(job: BenchJob, dense: DenseModel, texts: Any, extension: Path, say: 
 
 
 def _measure_point(bench: _Bench, target: Any, xml: Path) -> Point:
-    job, name = bench.job, f"{target:.0%} sparsity" if isinstance(target, float) else "the targets"
+    job = bench.job
+    name = f"{target:.0%} sparsity" if isinstance(target, float) else "the masks asked for"
     bench.say(f"calibrating and packing {name}")
     sparse = make_sparse(
         bench.core, bench.dense.xml, bench.tokens.calibration, target, is_exact=job.is_exact, target=xml
@@ -318,7 +342,9 @@ def _enumerate(job: BenchJob) -> list[tuple[int, Any]]:
     return list(enumerate(job.parsed_targets()))
 
 
-def _name_target(target: Any) -> float | dict[str, float]:
+def _name_target(target: Any) -> float | str | dict[str, float]:
+    if isinstance(target, Path):
+        return target.name
     if not isinstance(target, Mapping):
         return float(target)
     return {", ".join((*scope.names, *scope.patterns, *scope.roles)): value for scope, value in target.items()}

@@ -124,14 +124,14 @@ class Point:
     """
     One target, dense and sparse measured side by side.
 
-    :param target: A sparsity, or sparsities by scope.
+    :param target: A sparsity, sparsities by scope, or the name of a thresholds file.
     :param reads: Measured sparsity.
     :param dense: The dense model.
     :param sparse: The sparse model.
     :param layers: How many layers the kernel runs, and how many masked ones it does not.
     """
 
-    target: float | dict[str, float]
+    target: float | str | dict[str, float]
     reads: Reads
     dense: Side
     sparse: Side
@@ -189,6 +189,26 @@ class BenchReport:
     points: tuple[Point, ...]
     copy_bandwidth: float
     environment: dict[str, Any]
+
+    def sparsity_for(self, speedup: float) -> float | None:
+        """
+        Estimate how sparse the model has to be to decode so many times as fast.
+
+        A token's time is taken for linear in measured sparsity, as far as the points tell; relative to the dense
+        model's in the same run, because absolute times drift.
+
+        :param speedup: What the decoding speed-up shall be.
+        :return: The sparsity; None where the points do not tell (fewer than two, or no gain between them) or no
+            sparsity below 1 reaches it.
+        """
+        measured = sorted((point.reads.measured_sparsity, 1 / point.decode_speedup) for point in self.points)
+        if len(measured) < 2 or measured[-1][0] - measured[0][0] < 0.01:
+            return None
+        slope, intercept = np.polyfit([s for s, _ in measured], [time for _, time in measured], 1)
+        if slope >= 0:
+            return None
+        sparsity = float((1 / speedup - intercept) / slope)
+        return max(sparsity, 0.0) if sparsity < 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """

@@ -15,6 +15,7 @@ from actsparse.openvino.acceleration import Acceleration, accelerate
 from actsparse.openvino.linear import find_linears
 from actsparse.openvino.masks import find_masks
 from actsparse.sparsify import sparsify_activations
+from actsparse.thresholds import load_thresholds
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,17 @@ def make_sparse(
     :param core: A core that knows the extension.
     :param dense: The dense model's XML file.
     :param batches: Calibration batches.
-    :param targets: As for `sparsify_activations`.
+    :param targets: As for `sparsify_activations`, or a thresholds file.
     :param is_exact: Whether the kernel keeps 24 bits of activations.
     :param target: The XML file to write.
     :return: The sparse model.
     :raises ActsparseError: If the targets do not fit the model, or the kernel runs none of its masks.
     """
-    model = sparsify_activations(core.read_model(dense), batches, targets)
+    model = core.read_model(dense)
+    if isinstance(targets, Path):
+        load_thresholds(model, targets)
+    else:
+        sparsify_activations(model, batches, targets)
     portable = model.clone()
     acceleration = accelerate(model, exact=is_exact)
     if not acceleration.accelerated:
@@ -115,7 +120,7 @@ def measure_reads(
     run = {layer for site in sparse.acceleration.accelerated for layer in site.layers}
     masked = skipped = accelerated = zero_bytes = 0.0
     for mask, count in zip(masks, zeros, strict=True):
-        share = count / (tokens.shape[1] - num_prompt_tokens) / mask.linears[0].in_features
+        share = count / (tokens.shape[1] - num_prompt_tokens) / mask.channels
         for linear in mask.linears:
             masked += linear.weight_bytes
             zero_bytes += share * linear.weight_bytes

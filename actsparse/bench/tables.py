@@ -39,6 +39,8 @@ def describe_target(point: Point) -> str:
     :param point: The point.
     :return: Such as ``50%`` or ``ffn.down=0.5``.
     """
+    if isinstance(point.target, str):
+        return point.target
     if isinstance(point.target, Mapping):
         return ", ".join(f"{name}={value:g}" for name, value in point.target.items())
     return percent(point.target).replace(".0%", "%")

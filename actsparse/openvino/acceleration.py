@@ -204,8 +204,9 @@ def _replace_gated(
         "activation": gated.activation,
         "is_exact": exact,
     }
-    inputs = [gate.source, gate.constant(), up.constant(), down.constant()]
-    node = factory.create("GatedFeedForward", inputs, attributes)
+    node = factory.create(
+        "GatedFeedForward", [gate.source, gate.constant(), up.constant(), down.constant()], attributes
+    )
     sites[:] = [site for site in sites if site is not gate and site is not down]
     return _replace_outputs(down.linears, node, down, up, gate)
 

@@ -108,7 +108,10 @@ def _export(model: nn.Module, folder: Path) -> None:
 
 
 def _active_masks(model: nn.Module) -> dict[str, LayerMask]:
-    active = {name for name, sparsifier in named_sparsifiers(model) if sparsifier.is_active}
+    active = {name: sparsifier for name, sparsifier in named_sparsifiers(model) if sparsifier.is_active}
+    if any(sparsifier.skip_first for sparsifier in active.values()):
+        msg = "the masks of an OpenVINO model cannot let the first tokens pass: calibrate without skip_first to export"
+        raise ActsparseError(msg)
     return {
         name: LayerMask(t.detach().float().cpu().numpy(), record.tokens, record, bool(record.gate_function))
         for name, (t, record) in torch_masks(model).items()

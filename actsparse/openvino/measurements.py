@@ -1,6 +1,6 @@
 """What algorithms ask of an OpenVINO model: weight norms and distributions of scores; it has no gradients."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import openvino as ov
@@ -84,10 +84,21 @@ class OpenVinoMeasurements:
         """
         _refuse("sensitivities")
 
-    def multipliers(self, _site: str) -> torch.Tensor:
+    def once(self, what: Any, measure: Callable[[], Any]) -> Any:
+        """
+        Find out what was not found out before of this model, its sites and its data.
+
+        :param what: Its name.
+        :param measure: Finds it out.
+        :return: What it gave, now or earlier.
+        """
+        return self._known.once(what, measure)
+
+    def multipliers(self, site: str) -> torch.Tensor:  # noqa: ARG002
         """
         Measure what a masked tensor is multiplied by: inputs of layers are, by nothing.
 
+        :param site: The site.
         :return: 1.
         """
         return torch.ones(())

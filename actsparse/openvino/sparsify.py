@@ -34,6 +34,9 @@ def sparsify_openvino(
     :raises ScopeError: As `sparsify_activations`.
     :raises DatasetError: As `sparsify_activations`.
     """
+    if settings.skip_first:
+        msg = "the masks of an OpenVINO model cannot let the first tokens pass: leave skip_first out"
+        raise ActsparseError(msg)
     if settings.algorithm.masks_rows:
         msg = (
             f"{settings.algorithm.name} masks rows, whose thresholds are found on the torch model: calibrate that, "

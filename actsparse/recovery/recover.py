@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
+from rich.table import Table
 from torch import nn
 
 from actsparse.calibration import CalibrationBatches, describe_batch, evaluation_mode, one_line, run_model
@@ -70,6 +71,20 @@ class Recovery:
     def best(self) -> Look:
         """The look with the least divergence."""
         return min(self.looks, key=lambda look: look.divergence)
+
+    def to_table(self) -> Table:
+        """
+        Draw the recovery for a terminal.
+
+        :return: A rich table.
+        """
+        table = Table(title=f"Recovery: {self.steps} steps in {self.seconds / 60:.1f} minutes")
+        table.add_column("steps", justify="right")
+        table.add_column("divergence from the dense model, held out", justify="right")
+        table.add_column("")
+        for look in self.looks:
+            table.add_row(str(look.step), f"{look.divergence:.4f}", "taken" if look == self.best else "")
+        return table
 
     def to_dict(self) -> dict[str, Any]:
         """

@@ -47,6 +47,26 @@ def token_batches(
     return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in windows.split(batch_size)]
 
 
+def take_batches(
+    tokenizer: Any, text: Text, *, most: int, length: int, batch_size: int = 1
+) -> list[dict[str, torch.Tensor]]:
+    """
+    Cut a text into as many batches as it makes, up to a limit; otherwise as `token_batches`.
+
+    :param tokenizer: The model's transformers tokenizer.
+    :param text: The text.
+    :param most: How many batches are enough.
+    :param length: Tokens per window.
+    :param batch_size: Windows per batch.
+    :return: Model inputs; none where the text is shorter than a batch.
+    """
+    tokens = max(1, batch_size * (length - len(_leading_tokens(tokenizer))))
+    count = min(most, len(_read_tokens(tokenizer, text, most * tokens)) // tokens)
+    if not count:
+        return []
+    return token_batches(tokenizer, text, num_batches=count, length=length, batch_size=batch_size)
+
+
 def _leading_tokens(tokenizer: Any) -> list[int]:
     tokens = tokenizer.encode("a")
     return tokens[:1] if tokens and tokens[0] == tokenizer.bos_token_id else []

@@ -4,23 +4,23 @@ from pathlib import Path
 from typing import Literal
 
 from actsparse.errors import SourceError
-from actsparse.texts.default import load_default_calibration, load_default_evaluation
+from actsparse.texts.default import load_default_calibration, load_default_evaluation, load_default_training
 from actsparse.texts.files import load_file
 from actsparse.texts.hub import load_hub_wikitext
 from actsparse.texts.text import Text
 
-Purpose = Literal["evaluation", "calibration"]
+Purpose = Literal["evaluation", "calibration", "training"]
 
 
 def load_pages(source: str | Path, *, num_pages: int | None = None, purpose: Purpose = "evaluation") -> Text:
     """
     Load a text source.
 
-    Sources are `wikitext` (WikiText-2 from the hub: the test split to evaluate on, the train split to calibrate with),
-    `default` (packaged text: held-out Wikipedia articles to evaluate on, C4 to calibrate with), `default-calibration`
-    (that C4 text), or a file. A text file (.txt, .raw, .tokens) is split at WikiText titles or into `<doc …>…</doc>`
-    articles, and is one page if it has neither; in .jsonl and .parquet files every row is a page, or a line of a
-    WikiText file.
+    Sources are `wikitext` (WikiText-2 from the hub: the test split to evaluate on, the train split for the rest),
+    `default` (packaged text: held-out Wikipedia articles to evaluate on, C4 to calibrate with, C4 and the other
+    articles to train on), `default-calibration` (that C4 text), or a file. A text file (.txt, .raw, .tokens) is split
+    at WikiText titles or into `<doc …>…</doc>` articles, and is one page if it has neither; in .jsonl and .parquet
+    files every row is a page, or a line of a WikiText file.
 
     :param source: The source's name, or a file's path.
     :param num_pages: How many pages to take, from the first on. None takes all.
@@ -36,6 +36,8 @@ def load_pages(source: str | Path, *, num_pages: int | None = None, purpose: Pur
         text = load_hub_wikitext("test" if purpose == "evaluation" else "train")
     elif source == "default" and purpose == "evaluation":
         text = load_default_evaluation()
+    elif source == "default" and purpose == "training":
+        text = load_default_training()
     elif source in ("default", "default-calibration"):
         text = load_default_calibration()
     else:

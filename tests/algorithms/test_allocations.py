@@ -139,3 +139,43 @@ def test_weight_norms_are_those_of_the_decompressed_weights(make_model: Any, bat
 def test_a_pair_that_cannot_be_is_refused_before_anything_is_run(name: str, message: str, llama: Any) -> None:
     with pytest.raises(ActsparseError, match=message):
         sparsify_activations(llama, iter(()), 0.5, algorithm=name)
+
+
+class OneBlock:
+    """A block whose output moves by the sum of weighted squares of its layers' sparsities."""
+
+    layers = ("a", "b", "c")
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def error(self, sparsity: dict[str, float]) -> float:
+        self.runs += 1
+        return sum(weight * sparsity[name] ** 2 for name, weight in zip(self.layers, (1.0, 5.0, 2.0), strict=True))
+
+
+class Greedy:
+    """Measurements of that block, which remember."""
+
+    def __init__(self) -> None:
+        self.block = OneBlock()
+        self._found: dict[Any, Any] = {}
+
+    def blocks(self, _layers: Any, _importance: Any) -> list[OneBlock]:
+        return [self.block]
+
+    def once(self, what: Any, measure: Any) -> Any:
+        return self._found.setdefault(what, measure())
+
+
+@pytest.mark.parametrize("targets", [(0.3, 0.5, 0.45, 0.1, 0.7), (0.7, 0.3), (1.0, 0.99)])
+def test_greedy_goes_each_way_once(targets: tuple[float, ...]) -> None:
+    remembering = Greedy()
+    for target in targets:
+        fresh = Greedy()
+        expected = ALLOCATIONS["greedy"]([(target, PARTS)], fresh, {})  # type: ignore[arg-type]
+        assert saved(expected) == pytest.approx(target, abs=1e-9)
+        assert ALLOCATIONS["greedy"]([(target, PARTS)], remembering, {}) == expected  # type: ignore[arg-type]
+    longest = Greedy()
+    ALLOCATIONS["greedy"]([(max(targets), PARTS)], longest, {})  # type: ignore[arg-type]
+    assert remembering.block.runs == longest.block.runs

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino as ov
 import pytest
 
-from actsparse import cli
+from actsparse import TargetScope, cli, save_thresholds, sparsify_activations
 from actsparse.bench.prepare import find_source, prepare_dense
 
 
@@ -33,6 +35,24 @@ def test_an_openvino_folder_is_measured_as_it_is_with_targets_by_role(
     printed = capsys.readouterr()
     assert "sparse ffn.down=0.6" in printed.out
     assert "Time to first token" in printed.out
+
+
+def test_the_masks_of_a_file_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    dense = prepare_dense(find_source("tiny"), "int8", lambda _: None)
+    model = ov.Core().read_model(dense.xml)
+    vocabulary = int(dense.config["vocab_size"])
+    tokens = np.arange(64).reshape(1, 64) % vocabulary
+    sparsify_activations(model, [{"input_ids": tokens}], {TargetScope(roles=("ffn.down",)): 0.7})
+    save_thresholds(model, tmp_path / "masks.safetensors")
+    options = ("--thresholds", tmp_path / "masks.safetensors", "--prompt-lengths", "8", "--tokens", "10")
+    assert run(monkeypatch, dense.folder, *options, "--json", tmp_path / "bench.json") == 0
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["target"] == "masks.safetensors"
+    assert result["layers"] == {"accelerated": 2, "masked_only": 0}
+    assert result["measured_sparsity"] == pytest.approx(0.7, abs=0.15)
+    assert "sparse masks.safetensors" in capsys.readouterr().out
+    assert run(monkeypatch, dense.folder, *options, "--sparsity", "0.5") == 2
+    assert "leave --sparsity" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,9 @@ MISTAKES = [
     Mistake("too few tokens", {"num_tokens": 3}, "--tokens is 3"),
     Mistake("too many threads", {"threads": 10_000}, "--threads is 10000"),
     Mistake("empty prompt", {"prompt_lengths": (0,)}, "--prompt-lengths is 0"),
+    Mistake("speed-up below 1", {"target_speedup": 0.5, "sparsities": ("0.3,0.6",)}, "must be above 1"),
+    Mistake("speed-up from one point", {"target_speedup": 1.5, "sparsities": ("0.5",)}, "at least two points"),
+    Mistake("no such thresholds", {"thresholds": Path("nowhere")}, "no thresholds file"),
     Mistake("text for random weights", {"text": "wikitext"}, "random weights"),
 ]
 

@@ -12,7 +12,7 @@ from actsparse.bench import resources
 from actsparse.bench.decoder import find_unknown_inputs
 from actsparse.bench.prepare import find_source, prepare_dense
 from actsparse.bench.resources import available_memory, measure_copy_bandwidth, require_memory
-from actsparse.bench.results import Point, Quantiles, Side, Timing
+from actsparse.bench.results import BenchReport, Point, Quantiles, Side, Timing
 from actsparse.bench.shapes import SHAPES, count_parameters, make_random_model
 from actsparse.bench.sparse import Reads
 from actsparse.bench.timing import time_decoding, time_first_token
@@ -75,6 +75,33 @@ def test_each_figure_is_that_of_the_best_precision() -> None:
     assert point.ttft_ratio == {32: 1.5, 128: 0.5}
     assert dense.tokens_per_second == 100
     assert dense.bandwidth == 1e11
+
+
+def make_report(*points: tuple[float, float]) -> BenchReport:
+    """Points of a measured sparsity and a speed-up."""
+
+    def side(milliseconds: float) -> Side:
+        return Side({"f32": Timing(Quantiles(milliseconds, milliseconds, milliseconds), {32: 1.0})}, 10, 1e9)
+
+    made = (Point(s, Reads(s, s, 1.0), side(12.0), side(12.0 / speedup), (1, 0)) for s, speedup in points)
+    return BenchReport({}, {}, tuple(made), 1e9, {})
+
+
+def test_the_sparsity_of_a_speedup_lies_on_the_line_through_the_times() -> None:
+    # Times of 0.8, 0.6 and 0.4 of the dense one: 1 - s.
+    report = make_report((0.2, 1 / 0.8), (0.4, 1 / 0.6), (0.6, 1 / 0.4))
+    assert report.sparsity_for(2.0) == pytest.approx(0.5)
+    assert report.sparsity_for(4.0) == pytest.approx(0.75)
+    assert report.sparsity_for(1.0) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("points", [((0.5, 2.0),), ((0.5, 2.0), (0.501, 2.1)), ((0.3, 2.0), (0.6, 1.5))])
+def test_points_that_tell_nothing_give_no_sparsity(points: Any) -> None:
+    assert make_report(*points).sparsity_for(1.5) is None
+
+
+def test_a_speedup_that_no_sparsity_reaches_has_none() -> None:
+    assert make_report((0.2, 1.1), (0.6, 1.3)).sparsity_for(10.0) is None
 
 
 def test_the_built_in_shapes_have_the_sizes_that_they_are_named_after() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from actsparse.evaluation.bootstrap import bootstrap_interval
+from actsparse.evaluation.bootstrap import bootstrap_interval, bootstrap_ratio
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -40,3 +40,13 @@ def test_equal_seeds_give_equal_intervals() -> None:
 def test_nothing_has_no_interval() -> None:
     with pytest.raises(ValueError, match="no windows"):
         bootstrap_interval(np.zeros(0), np.zeros(0))
+
+
+def test_the_ratio_of_windows_that_go_together_is_sharp() -> None:
+    rng = np.random.default_rng(4)
+    windows = rng.uniform(1, 10, 50)
+    low, high = bootstrap_ratio(0.6 * windows + rng.normal(0, 0.1, 50), windows)
+    assert low < 0.6 < high
+    assert high - low < 0.03
+    apart = bootstrap_ratio(0.6 * rng.permutation(windows), windows)
+    assert apart[1] - apart[0] > 5 * (high - low)

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from actsparse.errors import DatasetError
-from actsparse.texts import Text, token_batches
+from actsparse.texts import Text, take_batches, token_batches
 
 
 def make_tokenizer(num_words: int = 100, *, adds_bos: bool = False) -> Any:
@@ -64,3 +64,11 @@ def test_numbers_of_batches_that_are_not_positive_are_refused(name: str, value: 
 def test_a_window_without_room_for_text_is_refused() -> None:
     with pytest.raises(DatasetError, match="no room"):
         token_batches(make_tokenizer(adds_bos=True), Text("t", ("w0",)), num_batches=1, length=1)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_as_many_windows_are_taken_as_the_text_makes(adds_bos: bool) -> None:
+    tokenizer, text = make_tokenizer(adds_bos=adds_bos), Text("words", ("w0 w1 w2 w3 w4 w5 w6",))
+    assert len(take_batches(tokenizer, text, most=2, length=3)) == 2
+    assert len(take_batches(tokenizer, text, most=9, length=3)) == (3 if adds_bos else 2)
+    assert take_batches(tokenizer, text, most=9, length=9) == []

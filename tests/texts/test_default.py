@@ -11,8 +11,8 @@ from actsparse.texts import Text, load_pages
 
 @pytest.fixture
 def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # Of the last quarter, articles 9 and 11 have a hundred words; 10 is a stub.
-    lengths = {9: 98, 11: 200}
+    # Of the first articles, 3 has a hundred words; of the last quarter, 9 and 11 have; 10 is a stub.
+    lengths = {3: 150, 9: 98, 11: 200}
     articles = "".join(
         f'<doc id="{i}" title="T{i}">\nT{i}\n\nText{" word" * lengths.get(i, 1)}.\n\n</doc>\n' for i in range(12)
     )
@@ -29,6 +29,13 @@ def test_the_default_to_evaluate_on_is_the_last_quarter_of_wikipedia_without_its
     assert text.name == "packaged Wikipedia, 2 held-out articles of 100 words or more"
     assert [page.split()[0] for page in text.pages] == ["T9", "T11"]
     assert load_pages("default", num_pages=1).pages == text.pages[:1]
+
+
+@pytest.mark.usefixtures("assets")
+def test_the_default_to_train_on_holds_nothing_that_is_evaluated_on() -> None:
+    text = load_pages("default", purpose="training")
+    assert [page.split()[0] for page in text.pages] == ["One", "Another", "T3"]
+    assert not set(text.pages) & set(load_pages("default").pages)
 
 
 @pytest.mark.usefixtures("assets")
