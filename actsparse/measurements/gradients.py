@@ -1,0 +1,49 @@
+"""Gradients of the loss at what sites read, summed up."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from actsparse.algorithms import GradientSums
+from actsparse.errors import DatasetError
+from actsparse.insertion import watch_gradient
+from actsparse.measurements.probe import Probe, require_seen
+
+
+def measure_gradients(probe: Probe) -> dict[str, GradientSums]:
+    """
+    Run the dense model forwards and backwards once for each batch.
+
+    :param probe: The model.
+    :return: The sums of each site.
+    :raises ActsparseError: If there is no loss to take gradients of.
+    :raises DatasetError: If a gradient is NaN or infinite; names the layer.
+    """
+    sums: dict[str, GradientSums] = {}
+    shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def take_gradient(name: str, x: torch.Tensor) -> torch.Tensor:
+        site = probe.sparsifiers[name].site
+        known = shared.get(site)
+        if known is None or known[0] is not x:
+            totals = sums.setdefault(site, GradientSums(x.shape[-1]))
+            shared[site] = known = (x, watch_gradient(x, partial(_add_gradient, totals, site, x.detach())))
+        return known[1]
+
+    def run(batch: Any) -> None:
+        with torch.enable_grad():
+            probe.compute_loss(batch).backward()
+        shared.clear()
+
+    with probe.watch(take_gradient):
+        probe.run_backwards(run, probe.batches, "gradients")
+    require_seen(probe.sites, sums)
+    return sums
+
+
+def _add_gradient(sums: GradientSums, site: str, x: torch.Tensor, g: torch.Tensor) -> None:
+    if not torch.isfinite(g).all():
+        msg = f"NaN or infinite gradients at the input of layer {site}"
+        raise DatasetError(msg)
+    sums.add(x, g)

@@ -1,0 +1,63 @@
+"""How far the outputs of each site's layers move when more and more of their input is left out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from actsparse.calibration import evaluation_mode, run_each, run_model
+from actsparse.measurements.probe import Probe
+from actsparse.sparsifier import mask_small
+
+
+def measure_output_errors(
+    probe: Probe,
+    importance: Mapping[str, torch.Tensor],
+    quantiles: Mapping[str, Sequence[float]],
+    multipliers: Mapping[str, torch.Tensor],
+) -> dict[str, list[float]]:
+    """
+    Leave out what does not exceed each of some quantiles of the scores, all other sites dense.
+
+    :param probe: The model.
+    :param importance: a of each site.
+    :param quantiles: Of a_j |x_j| of each site.
+    :param multipliers: What each site's masked tensor is multiplied by, where rows are masked.
+    :return: For each site and quantile the mean over the first `PROBE_TOKENS` tokens of ‖what the outputs move by‖ /
+        ‖outputs‖, without biases. Where rows are masked, outputs are the masked tensor times its multipliers.
+    """
+    sums = {site: torch.zeros(len(found), dtype=torch.float64) for site, found in quantiles.items()}
+    squares: dict[str, torch.Tensor] = {}
+    tokens = dict.fromkeys(sums, 0)
+    is_inside = False
+
+    def multiply(name: str, x: torch.Tensor) -> torch.Tensor:
+        nonlocal is_inside
+        site = probe.sites[probe.sparsifiers[name].site]
+        if is_inside or site.name not in sums:
+            return x
+        is_inside = True
+        a = importance[site.name].to(x.device)
+        inputs = [x, torch.zeros_like(x), *(mask_small(x, quantile / a) for quantile in quantiles[site.name])]
+        if site.gate_function:
+            # The layer has not run yet: in the place of its outputs, their usual size.
+            outputs = [y.float() * multipliers[site.name].to(x.device) for y in inputs]
+        else:
+            layer = probe.model.get_submodule(name)
+            outputs = [layer(y).float() for y in inputs]
+        is_inside = False
+        moved = torch.stack([(outputs[0] - y).square().sum(-1).flatten().double().cpu() for y in outputs[1:]])
+        squares[site.name] = squares[site.name] + moved if site.name in squares else moved
+        return x
+
+    def run(batch: Any) -> None:
+        run_model(probe.model, batch)
+        for site, (whole, *moved) in squares.items():
+            sums[site] += (torch.stack(moved) / whole.clamp(min=1e-30)).sqrt().sum(1)
+            tokens[site] += len(whole)
+        squares.clear()
+
+    batches = probe.first_batches
+    with evaluation_mode(probe.model), torch.no_grad(), probe.watch(multiply):
+        run_each(run, batches, total=len(batches), description="output errors")
+    return {site: (total / max(tokens[site], 1)).tolist() for site, total in sums.items()}

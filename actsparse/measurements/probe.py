@@ -1,0 +1,168 @@
+"""A torch model with the data it is measured on: what every measurement needs of it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from actsparse.calibration import evaluation_mode, run_batches, run_each, run_model
+from actsparse.errors import ActsparseError, DatasetError
+from actsparse.insertion import intercept_outputs, suspend_sparsifiers
+from actsparse.scopes import Site
+from actsparse.sparsifier import ActivationSparsifier
+
+# On how many tokens it is measured what would take too long on all of them.
+PROBE_TOKENS = 512
+
+Loss = Callable[[Any, Any], torch.Tensor]
+Intercept = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """
+    A model and its calibration data.
+
+    :param model: The model, with a mask on all that is to be measured; the masks pass everything.
+    :param batches: The data.
+    :param sites: What the layers read, by name.
+    :param sparsifiers: The masks by layer name.
+    :param loss: What gradients are of: a function of the model's output and its input; None for the model's own.
+    """
+
+    model: nn.Module
+    batches: list[Any]
+    sites: Mapping[str, Site]
+    sparsifiers: Mapping[str, ActivationSparsifier]
+    loss: Loss | None
+
+    @property
+    def first_batches(self) -> list[Any]:
+        """Whole batches of together at least `PROBE_TOKENS` tokens."""
+        taken, count = [], 0
+        for batch in self.batches:
+            if count >= PROBE_TOKENS:
+                break
+            taken.append(batch)
+            ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+            count += ids.numel() if ids is not None else PROBE_TOKENS
+        return taken
+
+    def suspend(self) -> AbstractContextManager[None]:
+        """
+        Let the masks pass everything.
+
+        :return: A context in which they do.
+        """
+        return suspend_sparsifiers(self.sparsifiers.values())
+
+    def watch(self, intercept: Intercept) -> AbstractContextManager[None]:
+        """
+        See, and replace, what the layers get; the masks themselves pass everything.
+
+        :param intercept: Called with the layer name and what goes through its mask.
+        :return: A context in which that happens.
+        """
+        return watch(self.sparsifiers, intercept)
+
+    def run(self, batches: list[Any], description: str) -> None:
+        """
+        Run forwards of which nobody reads the logits.
+
+        :param batches: Model inputs.
+        :param description: What the progress bar says.
+        """
+        run_batches(self.model, batches, total=len(batches), description=description, reads_logits=False)
+
+    def run_backwards(self, run: Callable[[Any], object], batches: list[Any], description: str) -> None:
+        """
+        Run something that takes gradients of activations.
+
+        :param run: Runs the model on one batch, forwards and backwards.
+        :param batches: Model inputs.
+        :param description: What the progress bar says.
+        """
+        with evaluation_mode(self.model), _without_parameter_gradients(self.model):
+            run_each(run, batches, total=len(batches), description=description)
+
+    def log_probabilities(self, batch: Any) -> torch.Tensor:
+        """
+        Predict.
+
+        :param batch: A model input.
+        :return: [tokens, vocabulary].
+        :raises ActsparseError: If the model gives no logits.
+        """
+        logits = getattr(run_model(self.model, batch), "logits", None)
+        if logits is None:
+            msg = f"this algorithm needs a model with logits, which {type(self.model).__name__} has not, or loss=…"
+            raise ActsparseError(msg)
+        return logits.flatten(0, -2).float().log_softmax(-1)
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        """
+        Run the model and compute what gradients are of.
+
+        :param batch: A model input.
+        :return: The loss the caller gave; else the model's own of the batch's labels, or the summed next-token cross
+            entropy of a causal language model.
+        :raises ActsparseError: If there is none.
+        """
+        output = run_model(self.model, batch)
+        if self.loss is not None:
+            return self.loss(output, batch)
+        if getattr(output, "loss", None) is not None:
+            return output.loss * batch["labels"].numel()
+        can_generate = getattr(self.model, "can_generate", lambda: False)
+        if not (can_generate() and isinstance(batch, Mapping) and "input_ids" in batch):
+            msg = (
+                f"{type(self.model).__name__} has no next-token loss to take gradients of: put labels into the "
+                f"batches, pass loss=…, or choose a score that needs no gradient"
+            )
+            raise ActsparseError(msg)
+        labels = batch["input_ids"].masked_fill(batch.get("attention_mask", torch.ones(())) == 0, -100)[:, 1:]
+        return F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+
+@contextmanager
+def watch(sparsifiers: Mapping[str, ActivationSparsifier], intercept: Intercept) -> Iterator[None]:
+    """
+    See, and replace, what masks hand on to their layers; the masks themselves pass everything.
+
+    :param sparsifiers: The masks by layer name.
+    :param intercept: Called with the layer name and what goes through its mask.
+    :return: A context in which that happens.
+    """
+    with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, intercept):
+        yield
+
+
+def require_seen(sites: Iterable[str], seen: Iterable[str]) -> None:
+    """
+    Check that data went through every site.
+
+    :param sites: Their names.
+    :param seen: Those that data went through.
+    :raises DatasetError: If one is missing; names it.
+    """
+    unseen = next(iter(set(sites) - set(seen)), None)
+    if unseen is not None:
+        msg = f"layer {unseen} received no activations from the dataset"
+        raise DatasetError(msg)
+
+
+@contextmanager
+def _without_parameter_gradients(model: nn.Module) -> Iterator[None]:
+    """Gradients of activations need none of the weights', which would be as large as the model."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,32 @@
+"""Distributions of scores in the dense model."""
+
+from collections.abc import Mapping
+
+import torch
+
+from actsparse.calibration import blame_layer
+from actsparse.measurements.probe import Probe, require_seen
+from actsparse.statistics import MagnitudeSketch
+
+
+def measure_sketches(probe: Probe, importance: Mapping[str, torch.Tensor]) -> dict[str, MagnitudeSketch]:
+    """
+    Run forwards and count scores.
+
+    :param probe: The model.
+    :param importance: a of each site, 0-d or [channels].
+    :return: The sketch of a_j |x_j| of each site.
+    :raises DatasetError: If no data went through one, or it is not finite.
+    """
+    found = {site: MagnitudeSketch() for site in importance}
+
+    def count(name: str, x: torch.Tensor) -> torch.Tensor:
+        if name in found:
+            with blame_layer(name):
+                found[name].merge(MagnitudeSketch.of(x.float() * importance[name].to(x.device)))
+        return x
+
+    with probe.watch(count):
+        probe.run(probe.batches, "counting")
+    require_seen(found, (site for site, sketch in found.items() if sketch.counts.any()))
+    return found
