@@ -30,6 +30,7 @@ BENCHMARKS = (
     "kernel_speed",
     "openvino_numbers",
     "frontier",
+    "recovery",
 )
 DEMO = "demo"
 FRONT_PAGE = FOLDER.parent / "README.md"

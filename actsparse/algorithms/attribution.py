@@ -54,8 +54,10 @@ def attribution(scopes: Scopes, model: Measurements, importance: Mapping[str, to
 def _first_shares(parts: Sequence[Part], target: float) -> dict[str, float]:
     rows = sum(part.weight_bytes for part in parts if part.is_of_rows)
     others = sum(part.weight_bytes for part in parts if not part.is_of_rows)
-    first = FIRST_SHARE_OF_ROWS * target if others else target
-    rest = min(1.0, (target * (rows + others) - first * rows) / others) if others else 0.0
+    # Where much is to be left out, the others must not be left with nothing.
+    first = max(FIRST_SHARE_OF_ROWS, 1 - (1 - target) * others / (2 * rows * target)) * target if rows else 0.0
+    first = first if others else target
+    rest = (target * (rows + others) - first * rows) / others if others else 0.0
     return {name: first if part.is_of_rows else rest for part in parts for name in part.layers}
 
 

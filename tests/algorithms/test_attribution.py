@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from actsparse import TargetScope, measure_sparsity, sparsify_activations
 from actsparse.algorithms import Attribution, Known, Part
-from actsparse.algorithms.attribution import attribution
+from actsparse.algorithms.attribution import _first_shares, attribution
 from actsparse.algorithms.parts import gather_parts
 from actsparse.evaluation.sparsity import count_zeros
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
@@ -144,3 +144,19 @@ def test_a_down_projection_stands_behind_its_own_rows_only(llama: Any, batches: 
     assert behind([name for name in names if name != "model.layers.0.mlp.down_proj"]) == {
         "model.layers.1.mlp.down_proj": "model.layers.1.mlp.up_proj"
     }
+
+
+@pytest.mark.parametrize("target", [0.01, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("sizes", [(1e4, 3e4), (3e4, 1e4), (1e4, 0.0), (0.0, 1e4)])
+def test_the_first_shares_meet_the_target_and_leave_something_everywhere(
+    sizes: tuple[float, float], target: float
+) -> None:
+    rows, others = sizes
+    parts = [Part("up", ("up",), 64, (rows,), is_of_rows=True)] if rows else []
+    parts += [Part("down", ("down",), 64, (others,))] if others else []
+    shares = _first_shares(parts, target)
+    saved = rows * shares.get("up", 0.0) + others * shares.get("down", 0.0)
+    assert saved == pytest.approx(target * (rows + others))
+    assert all(0 < share < 1 for share in shares.values())
+    if rows and others:
+        assert shares["up"] < shares["down"]
