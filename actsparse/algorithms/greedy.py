@@ -1,6 +1,7 @@
 """The greedy allocation of TEAL (arXiv 2408.14690): block by block, the cheapest raise first."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -9,10 +10,6 @@ from actsparse.algorithms.parts import Scopes
 
 # How much sparser a layer with the block's mean size becomes at a time.
 STEP = 0.05
-
-
-# The raises of a block in their order: a layer, its sparsity before and after.
-Path = list[tuple[str, float, float]]
 
 
 def greedy(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -32,26 +29,27 @@ def greedy(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.T
     for target, parts in scopes:
         sizes = {name: size for part in parts for name, size in zip(part.layers, part.layer_bytes, strict=True)}
         for block in model.blocks(sizes, importance):
-            path: Path = model.once(("greedy", tuple(sizes), block.layers), list)
-            sparsity |= _raise_block(block, {name: sizes[name] for name in block.layers}, target, path)
+            sparsity |= _raise_block(model, block, {name: sizes[name] for name in block.layers}, target)
     return sparsity
 
 
-def _raise_block(block: Block, sizes: dict[str, float], target: float, path: Path) -> dict[str, float]:
+def _raise_block(model: Measurements, block: Block, sizes: dict[str, float], target: float) -> dict[str, float]:
     sparsity = dict.fromkeys(sizes, 0.0)
     total = sum(sizes.values())
     step = STEP * total / len(sizes)  # bytes
     left = target * total
-    for number in range(len(sizes) * (1 + int(1 / STEP))):
-        if left <= 1e-9 * total:
-            break
-        if number == len(path):
-            raised = {name: min(1.0, sparsity[name] + step / sizes[name]) for name in sizes if sparsity[name] < 1.0}
-            errors = {name: block.error({**sparsity, name: value}) for name, value in raised.items()}
-            best = min(errors, key=errors.__getitem__)
-            path.append((best, sparsity[best], raised[best]))
-        name, before, after = path[number]
+    number = 0
+    while left > 1e-9 * total:
+        raises = {name: min(1.0, sparsity[name] + step / sizes[name]) for name in sizes if sparsity[name] < 1.0}
+        best = model.once(("raise", tuple(sizes), number), partial(_choose, block, dict(sparsity), raises))
         # The last raise is as large as what is left.
-        sparsity[name] = min(after, before + left / sizes[name])
-        left -= (sparsity[name] - before) * sizes[name]
+        raised = min(raises[best], sparsity[best] + left / sizes[best])
+        left -= (raised - sparsity[best]) * sizes[best]
+        sparsity[best] = raised
+        number += 1
     return sparsity
+
+
+def _choose(block: Block, sparsity: dict[str, float], raises: dict[str, float]) -> str:
+    errors = {name: block.error({**sparsity, name: value}) for name, value in raises.items()}
+    return min(errors, key=errors.__getitem__)
