@@ -17,6 +17,7 @@ struct Scratch {
     std::vector<int8_t> quantized;
     std::vector<int32_t> lane_sum;
     std::vector<RowInput> inputs;
+    std::vector<uint32_t> rows;
 };
 
 Scratch& scratch() {
@@ -95,21 +96,32 @@ void multiply_rows(const RowWeights& weights, const float* threshold, bool is_ex
         float sums[kBlockTokens];
         for (size_t t = 0; t < count; ++t) sums[t] = sum_of(inputs[t], weights.in);
         float* block = gate + begin * weights.out;
-        // Kept rows lie anywhere: small shares, taken up as threads become free, end at about the same time.
-        const size_t shares = std::min(weights.out, threads.count * 8);
-        threads.run(threads.count == 1 ? 1 : shares, [&](size_t share) {
-            const size_t all = threads.count == 1 ? 1 : shares;
-            for (size_t j = weights.out * share / all; j < weights.out * (share + 1) / all; ++j)
+        // Rows that some token keeps, in equal shares: kept rows lie anywhere.
+        uint32_t* rows = grow(scratch().rows, weights.out);
+        size_t kept = 0;
+        for (size_t j = 0; j < weights.out; ++j) {
+            bool is_kept = false;
+            for (size_t t = 0; t < count; ++t) {
+                float& g = block[t * weights.out + j];
+                if (std::fabs(g) <= threshold[j])
+                    g = 0;
+                else
+                    is_kept = true;
+            }
+            rows[kept] = static_cast<uint32_t>(j);
+            kept += is_kept;
+        }
+        threads.run(threads.count, [&](size_t share) {
+            for (size_t i = kept * share / threads.count; i < kept * (share + 1) / threads.count; ++i) {
+                const size_t j = rows[i];
                 for (size_t t = 0; t < count; ++t) {
                     float& g = block[t * weights.out + j];
-                    if (std::fabs(g) <= threshold[j]) {
-                        g = 0;
-                        continue;
-                    }
+                    if (g == 0) continue;
                     float y = kernels.dot_row(weights, j, inputs[t]);
                     if (weights.type == WeightType::u8) y = scale[j] * (y - (zero[j] - kMiddle) * sums[t]);
                     g *= y;
                 }
+            }
         });
     }
 }
