@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,6 +110,23 @@ def join_experts(model: nn.Module) -> None:
     for name, module in list(_split_modules(model)):
         if module.shares_memory:
             _replace(model, name, module.__dict__["original"])
+
+
+@contextmanager
+def with_split_experts(model: Any) -> Iterator[None]:
+    """
+    Split experts for what is done inside, and for good unless that fails.
+
+    :param model: Any model; what is no torch module has no experts.
+    :return: A context with the experts split; if it is left by an exception, those split here are put back.
+    """
+    names = split_experts(model) if isinstance(model, nn.Module) else []
+    try:
+        yield
+    except BaseException:
+        if names:
+            join_experts(model)
+        raise
 
 
 def has_split_experts(model: nn.Module) -> bool:

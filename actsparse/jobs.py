@@ -85,6 +85,11 @@ class SparsifyJob:
         if self.accelerate:
             require_optimum("--accelerate")
 
+    @property
+    def ignored_scope(self) -> TargetScope | None:
+        """The layers to leave out."""
+        return TargetScope(patterns=list(self.ignored)) if self.ignored else None
+
 
 @dataclass(frozen=True)
 class EvaluateJob:
@@ -131,9 +136,8 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         result["budget"] = found.to_dict()
         tables.append(found.to_table(held_out.name))
     else:
-        ignored = TargetScope(patterns=list(job.ignored)) if job.ignored else None
         options = {"algorithm": job.algorithm, "skip_first": job.skip_first}
-        model = sparsify_activations(model, batches, targets, ignored, **options)
+        model = sparsify_activations(model, batches, targets, job.ignored_scope, **options)
     seconds = time.perf_counter() - start
     if training is not None:
         recovery = _recover(model, loaded.tokenizer, job, training, say)
@@ -185,7 +189,6 @@ def _compress(model: Any, job: SparsifyJob, batches: list[Any], say: Say) -> Any
 def _search(model: Any, tokenizer: Any, job: SparsifyJob, batches: list[Any], held_out: Text, say: Say) -> BudgetResult:
     limit = job.max_perplexity_increase
     say(f"looking for the sparsity that costs {100 * (limit or 0):g}% of perplexity on {held_out.name}")
-    ignored = TargetScope(patterns=list(job.ignored)) if job.ignored else None
     found = sparsify_to_perplexity(
         model,
         tokenizer,
@@ -193,7 +196,7 @@ def _search(model: Any, tokenizer: Any, job: SparsifyJob, batches: list[Any], he
         held_out.pages,
         max_perplexity_increase=limit,  # type: ignore[arg-type]
         algorithm=job.algorithm,
-        ignored_scope=ignored,
+        ignored_scope=job.ignored_scope,
         skip_first=job.skip_first,
         say=say,
     )

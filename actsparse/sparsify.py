@@ -19,7 +19,7 @@ from actsparse.calibration import (
     run_batches,
 )
 from actsparse.errors import ActsparseError, DatasetError, ScopeError
-from actsparse.experts import has_split_experts, join_experts, split_experts
+from actsparse.experts import has_split_experts, with_split_experts
 from actsparse.insertion import (
     insert_sparsifier,
     intercept_outputs,
@@ -132,13 +132,8 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
     """
     _require_module(model)
     batches = CalibrationBatches(dataset)
-    split = split_experts(model)
-    try:
+    with with_split_experts(model):
         _sparsify(model, batches, targets, ignored_scope, settings)
-    except BaseException:
-        if split:
-            join_experts(model)
-        raise
 
 
 def _sparsify(model: Any, batches: CalibrationBatches, targets: Any, ignored_scope: Any, settings: Settings) -> None:

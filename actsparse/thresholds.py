@@ -14,7 +14,7 @@ from torch import nn
 
 from actsparse.environment import library_versions
 from actsparse.errors import ThresholdsError
-from actsparse.experts import join_experts, split_experts
+from actsparse.experts import with_split_experts
 from actsparse.files import write_bytes
 from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, remove_sparsifier
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
@@ -126,14 +126,9 @@ def load_thresholds(model: Any, path: str | Path) -> Any:
         model is then unchanged.
     """
     contents = read_thresholds(path)
-    split = split_experts(model) if isinstance(model, nn.Module) else []
-    try:
+    with with_split_experts(model):
         _check_fit(model, contents, path)
-    except ThresholdsError:
-        if split:
-            join_experts(model)
-        raise
-    _replace_masks(model, contents)
+        _replace_masks(model, contents)
     return model
 
 
@@ -263,11 +258,7 @@ def _replace_masks(model: Any, contents: ThresholdsFile) -> None:
         return
     from actsparse.openvino.placement import LayerMask, replace_masks
 
-    records = contents.layers
-    masks = {
-        n: LayerMask(t.numpy(), records[n].tokens, records[n], bool(records[n].gate_function))
-        for n, t in contents.thresholds.items()
-    }
+    masks = {name: LayerMask.of(t, contents.layers[name]) for name, t in contents.thresholds.items()}
     replace_masks(openvino_model, masks)
     forget_compiled(model)
 

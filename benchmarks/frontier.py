@@ -129,6 +129,21 @@ def summarize(point: Point) -> dict[str, Any]:
     return {name: value for name, value in point.items() if not isinstance(value, list) or len(value) < 4}
 
 
+def make_points_parser(description: str) -> argparse.ArgumentParser:
+    """
+    Make a parser for a benchmark that keeps the points of a sweep in a folder.
+
+    :param description: What the benchmark does.
+    :return: The parser, to add the benchmark's own options to.
+    """
+    parser = make_plain_parser(description)
+    parser.add_argument("--out", type=Path, default=Path("frontier-points"), help="folder of the points")
+    parser.add_argument("--model", default="default", help="hub id, folder, GGUF file or default")
+    parser.add_argument("--evaluation", help="evaluation text, if not WikiText's test split")
+    parser.add_argument("--pages", type=positive, default=4, help="pages of it")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     Run the benchmark.
@@ -136,11 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: The command line; None takes that of the process.
     :return: The exit code.
     """
-    parser = make_plain_parser("Compare algorithms at equal measured sparsity on WikiText.")
-    parser.add_argument("--out", type=Path, default=Path("frontier-points"), help="folder of the points")
-    parser.add_argument("--model", default="default", help="hub id, folder, GGUF file or default")
-    parser.add_argument("--evaluation", help="evaluation text, if not WikiText's test split")
-    parser.add_argument("--pages", type=positive, default=4, help="pages of it")
+    parser = make_points_parser("Compare algorithms at equal measured sparsity on WikiText.")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="what to compare")
     parser.add_argument("--sparsities", nargs="+", type=float, help="only these of each setting")
     parser.add_argument("--algorithms", nargs="+", default=[OURS, UNIFORM, GREEDY, "nncf", "fisher"], help="which")

@@ -10,11 +10,10 @@ what is the text. The points that need no recovery are those of `frontier.py`, a
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from command import announce, make_plain_parser, positive, run_benchmark
-from frontier import OURS, UNIFORM, increases
+from command import announce, positive, run_benchmark
+from frontier import OURS, UNIFORM, increases, make_points_parser
 from report import Bar, Measurement
 from workload import find_wikitext
 
@@ -130,11 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: The command line; None takes that of the process.
     :return: The exit code.
     """
-    parser = make_plain_parser("Recover a masked model, and compare at equal measured sparsity on WikiText.")
-    parser.add_argument("--out", type=Path, default=Path("frontier-points"), help="folder of the frontier's points")
-    parser.add_argument("--model", default="default", help="hub id, folder, GGUF file or default")
-    parser.add_argument("--evaluation", help="evaluation text, if not WikiText's test split")
-    parser.add_argument("--pages", type=positive, default=4, help="pages of it")
+    parser = make_points_parser("Recover a masked model, and compare at equal measured sparsity on WikiText.")
     parser.add_argument("--steps", type=positive, default=100, help="optimizer steps")
     parser.add_argument("--learning-rate", type=float, help="the highest of AdamW, if not recover's own choice")
     return run_benchmark("recovery", parser, measure, arguments)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from actsparse.algorithms.allocations import ALLOCATIONS
+from actsparse.algorithms.allocations import ALLOCATIONS, uniform
 from actsparse.algorithms.estimator import ThresholdEstimator
 from actsparse.algorithms.measurements import Measurements
 from actsparse.algorithms.nncf_ema import NncfMovingAverage
@@ -91,7 +91,7 @@ class Algorithm:
         sites = dict.fromkeys(part.site for _, parts in shared for part in parts)
         importance = {site: SCORES[self.score](model, site) for site in sites}
         # None and all leave nothing to decide.
-        sparsity = {name: target for target, parts in scopes for part in parts for name in part.layers}
+        sparsity = uniform(scopes, model, importance)
         if shared:
             sparsity |= ALLOCATIONS[self.allocation](shared, model, importance)
         return Plan(sparsity, importance)

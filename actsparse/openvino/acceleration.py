@@ -101,14 +101,15 @@ def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MI
             kept.append(KeptSite(_names(linears), reason))
     factory = NodeFactory()
     factory.add_extension(str(library))
+    by_name = {linear.name: linear for linear in find_linears(model)}
     accelerated: list[AcceleratedSite] = []
     for mask in masks:
         if mask.is_of_rows:
             try:
-                accelerated.append(_replace_gated(model, mask, sites, factory, exact))
+                accelerated.append(_replace_gated(by_name, mask, sites, factory, exact))
             except UnsupportedWeightsError as error:
                 kept.append(KeptSite(_names(mask.linears), str(error)))
-    accelerated += _replace_sites(model, sites, factory, exact)
+    accelerated += _replace_sites(by_name, sites, factory, exact)
     return Acceleration(tuple(accelerated), tuple(kept))
 
 
@@ -179,10 +180,9 @@ def _pack(mask: Mask, linears: tuple[Linear, ...]) -> _Site:
 
 
 def _replace_gated(
-    model: ov.Model, mask: Mask, sites: list[_Site], factory: NodeFactory, exact: bool
+    linears: dict[str, Linear], mask: Mask, sites: list[_Site], factory: NodeFactory, exact: bool
 ) -> AcceleratedSite:
     """Put one operation in the place of a network whose rows are masked; its two other sites leave the list."""
-    linears = {linear.name: linear for linear in find_linears(model)}
     gated = find_gated(mask, linears)
     if gated is None:
         message = f"{mask.linears[0].name} is not part of a gated feed-forward network that can run as one operation"
@@ -227,9 +227,10 @@ def _site_of(linears: tuple[Linear, ...], sites: list[_Site]) -> _Site:
     return _Site(linears, linears[0].source, pack_site([read_weights(linears[0])], everything), "all")
 
 
-def _replace_sites(model: ov.Model, sites: list[_Site], factory: NodeFactory, exact: bool) -> Iterator[AcceleratedSite]:
+def _replace_sites(
+    linears: dict[str, Linear], sites: list[_Site], factory: NodeFactory, exact: bool
+) -> Iterator[AcceleratedSite]:
     """Put operations in the sites' places; a feed-forward network's two sites become one."""
-    linears = {linear.name: linear for linear in find_linears(model)}
     inner = {frozenset(linear.name for linear in site.linears): site for site in sites}
     networks: list[tuple[_Site, FeedForward, _Site]] = []
     for site in sites:

@@ -112,11 +112,7 @@ def _active_masks(model: nn.Module) -> dict[str, LayerMask]:
     if any(sparsifier.skip_first for sparsifier in active.values()):
         msg = "the masks of an OpenVINO model cannot let the first tokens pass: calibrate without skip_first to export"
         raise ActsparseError(msg)
-    return {
-        name: LayerMask(t.detach().float().cpu().numpy(), record.tokens, record, bool(record.gate_function))
-        for name, (t, record) in torch_masks(model).items()
-        if name in active
-    }
+    return {name: LayerMask.of(t, record) for name, (t, record) in torch_masks(model).items() if name in active}
 
 
 def _set_masks(converted: ov.Model, masks: dict[str, LayerMask]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import openvino as ov
+import torch
 
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
@@ -31,6 +32,17 @@ class LayerMask:
     tokens: str
     record: LayerRecord | None
     is_of_rows: bool = False
+
+    @classmethod
+    def of(cls, threshold: torch.Tensor, record: LayerRecord) -> "LayerMask":
+        """
+        Make the mask that a record describes.
+
+        :param threshold: Its threshold, of torch.
+        :param record: The record.
+        :return: The mask.
+        """
+        return cls(threshold.detach().float().cpu().numpy(), record.tokens, record, bool(record.gate_function))
 
 
 def masks_of(model: ov.Model) -> dict[str, LayerMask]:

@@ -52,9 +52,8 @@ def sparsify_openvino(
     replace_masks(bare, kept)
     sparsity, estimates = _calibrate(bare, batches, sites, target_by_layer, settings)
     made = {
-        layer.name: LayerMask(
-            estimates.threshold(site.name, target).numpy(),
-            settings.tokens,
+        layer.name: LayerMask.of(
+            estimates.threshold(site.name, target),
             LayerRecord(target, settings.tokens, settings.algorithm.name, site.name, layer.roles),
         )
         for site in sites

@@ -196,13 +196,13 @@ def recover(
     layers = _masked_layers(model, settings)
     train, judge = _split(dataset, held_out)
     path = None if checkpoint is None else Path(checkpoint)
-    run = _name_run(model, train, settings)
-    state = Checkpoint()
+    run, state = "", Checkpoint()
     if path is not None:
         if path.is_dir():
             msg = f"the checkpoint {path} is a folder; name a file"
             raise OutputError(msg)
         prepare_folder(path.parent)
+        run = _name_run(model, train, settings)
         state = read_checkpoint(path, run)
     weights: TrainedWeights = WholeWeights(layers) if rank is None else LowRankWeights(layers, rank, seed)
     save = (lambda state: write_checkpoint(path, state, run)) if path is not None else (lambda _state: None)

@@ -1,6 +1,6 @@
 """What recovery trains: the weights of masked layers as a whole, or low-rank additions to them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -89,14 +89,12 @@ class LowRankWeights:
     def __init__(self, layers: dict[str, nn.Module], rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, nn.Parameter] = {}
-        self._layers: Sequence[nn.Module] = ()
-        self._additions: list[_Addition] = []
+        self._added: list[tuple[nn.Module, _Addition]] = []
         by_weight = {id(layer.weight): (name, layer) for name, layer in reversed(layers.items())}
         for name, layer in by_weight.values():
             addition = _Addition(layer.weight, rank, generator)  # type: ignore[arg-type]
             parametrize.register_parametrization(layer, "weight", addition)
-            self._layers = (*self._layers, layer)
-            self._additions.append(addition)
+            self._added.append((layer, addition))
             self.parameters |= {f"{name}.{key}": parameter for key, parameter in addition.named_parameters()}
 
     @contextmanager
@@ -107,11 +105,11 @@ class LowRankWeights:
         :return: A context in which it does.
         """
         try:
-            for addition in self._additions:
+            for _, addition in self._added:
                 addition.is_active = False
             yield
         finally:
-            for addition in self._additions:
+            for _, addition in self._added:
                 addition.is_active = True
 
     def keep(self) -> None:
@@ -123,7 +121,7 @@ class LowRankWeights:
         self._remove(keep=False)
 
     def _remove(self, *, keep: bool) -> None:
-        for layer, addition in zip(self._layers, self._additions, strict=True):
+        for layer, addition in self._added:
             addition.is_active = keep
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 

@@ -26,15 +26,7 @@ def token_batches(
     :return: Model inputs, `input_ids` and `attention_mask`, each `[batch_size, length]`.
     :raises DatasetError: If the text is too short, or a number is not positive.
     """
-    for name, value in (("num_batches", num_batches), ("length", length), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            msg = f"{name} is {value!r}; it must be a whole number, at least 1"
-            raise DatasetError(msg)
-    start = _leading_tokens(tokenizer)
-    step = length - len(start)
-    if step < 1:
-        msg = f"length is {length}, which leaves no room for text after the tokenizer's BOS token"
-        raise DatasetError(msg)
+    start, step = _lay_out(tokenizer, num_batches, length, batch_size)
     tokens = _read_tokens(tokenizer, text, num_batches * batch_size * step)
     if len(tokens) < num_batches * batch_size * step:
         possible = len(tokens) // (batch_size * step)
@@ -43,8 +35,7 @@ def token_batches(
             f"tokens, not {num_batches}"
         )
         raise DatasetError(msg)
-    windows = torch.tensor([start + tokens[i * step : (i + 1) * step] for i in range(num_batches * batch_size)])
-    return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in windows.split(batch_size)]
+    return _cut(tokens, start, step, num_batches, batch_size)
 
 
 def take_batches(
@@ -60,11 +51,31 @@ def take_batches(
     :param batch_size: Windows per batch.
     :return: Model inputs; none where the text is shorter than a batch.
     """
-    tokens = max(1, batch_size * (length - len(_leading_tokens(tokenizer))))
-    count = min(most, len(_read_tokens(tokenizer, text, most * tokens)) // tokens)
-    if not count:
+    start, step = _lay_out(tokenizer, most, length, batch_size)
+    tokens = _read_tokens(tokenizer, text, most * batch_size * step)
+    return _cut(tokens, start, step, min(most, len(tokens) // (batch_size * step)), batch_size)
+
+
+def _lay_out(tokenizer: Any, num_batches: int, length: int, batch_size: int) -> tuple[list[int], int]:
+    """Check the numbers; return what every window starts with, and how many tokens of text it has."""
+    for name, value in (("num_batches", num_batches), ("length", length), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            msg = f"{name} is {value!r}; it must be a whole number, at least 1"
+            raise DatasetError(msg)
+    start = _leading_tokens(tokenizer)
+    if length <= len(start):
+        msg = f"length is {length}, which leaves no room for text after the tokenizer's BOS token"
+        raise DatasetError(msg)
+    return start, length - len(start)
+
+
+def _cut(
+    tokens: list[int], start: list[int], step: int, num_batches: int, batch_size: int
+) -> list[dict[str, torch.Tensor]]:
+    if not num_batches:
         return []
-    return token_batches(tokenizer, text, num_batches=count, length=length, batch_size=batch_size)
+    windows = torch.tensor([start + tokens[i * step : (i + 1) * step] for i in range(num_batches * batch_size)])
+    return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in windows.split(batch_size)]
 
 
 def _leading_tokens(tokenizer: Any) -> list[int]:

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "scratch.hpp"
+
 namespace actsparse {
 namespace {
 
@@ -23,12 +25,6 @@ struct Scratch {
 Scratch& scratch() {
     static thread_local Scratch s;
     return s;
-}
-
-template <typename T>
-T* grow(std::vector<T>& vector, size_t n) {
-    if (vector.size() < n) vector.resize(n);
-    return vector.data();
 }
 
 void quantize_input(float* value, float* rest, size_t in, size_t terms, int8_t* quantized, float* lane_scale,

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "elementwise.hpp"
+#include "scratch.hpp"
 
 namespace actsparse {
 namespace {
@@ -37,12 +38,6 @@ struct Scratch {
 Scratch& scratch() {
     static thread_local Scratch s;
     return s;
-}
-
-template <typename T>
-T* grow(std::vector<T>& vector, size_t n) {
-    if (vector.size() < n) vector.resize(n);
-    return vector.data();
 }
 
 // Cut the channels that a group of weights keeps, row[0, count) and for a single token their values, into segments.

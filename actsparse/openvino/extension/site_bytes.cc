@@ -4,6 +4,7 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
+#include <map>
 #include <numeric>
 
 namespace actsparse {
@@ -66,11 +67,10 @@ Layout row_layout_of(const SiteAttributes& attributes) {
     return make_layout(attributes, out, padded_in(attributes), out);
 }
 
-// Thresholds that let everything pass.
-const float* no_thresholds(size_t in) {
-    static thread_local std::vector<float> none;
-    if (none.size() < in) none.resize(in, -1.0f);
-    return none.data();
+// Thresholds that let everything pass. An operation has several sites: those of one must not move when another asks.
+const float* no_thresholds(size_t channels) {
+    static thread_local std::map<size_t, std::vector<float>> none;
+    return none.try_emplace(channels, channels, -1.0f).first->second.data();
 }
 
 // How many tokens follow each other in x [..., tokens, channels].
