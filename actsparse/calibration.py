@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from actsparse.algorithms import Algorithm, Measurements, Plan, gather_parts
+from actsparse.algorithms import Algorithm, LayerSize, Measurements, Plan, gather_parts
 from actsparse.errors import DatasetError
 from actsparse.progress import progress_bar
 from actsparse.scopes import Site
@@ -114,29 +114,30 @@ def make_estimates(
     algorithm: Algorithm,
     sites: Sequence[Site],
     targets: Mapping[str, Target],
-    sizes: Mapping[str, tuple[int, float]],
+    sizes: Mapping[str, LayerSize],
     batches: CalibrationBatches,
     measure: Callable[[list[Any]], Measurements],
-) -> tuple[Mapping[str, float], Iterable[Any], SiteEstimates]:
+) -> tuple[Plan, Iterable[Any], SiteEstimates]:
     """
     Decide how sparse each layer becomes, and get ready to calibrate its threshold.
 
     :param algorithm: The algorithm.
     :param sites: The sites to mask.
     :param targets: The target of each layer.
-    :param sizes: Input channels and weight bytes of each layer.
+    :param sizes: The size of each layer.
     :param batches: The data.
     :param measure: Makes what measures the model on the data, for an algorithm that asks for it.
-    :return: The sparsity of each layer, the data to calibrate on, and estimates that have seen none of it.
+    :return: What was decided, the data to calibrate on, and estimates that have seen none of it.
     """
     data: Iterable[Any] = batches
     if algorithm.is_one_pass:
-        plan = Plan({name: target.sparsity for name, target in targets.items()})
+        wanted = {name: target.sparsity for name, target in targets.items()}
+        plan = Plan(wanted, {}, wanted, {})
     else:
         data = kept = list(batches)
         plan = algorithm.plan(gather_parts(sites, targets, sizes), measure(kept))
-    wanted = {site.name: {plan.sparsity[layer.name] for layer in site.layers} for site in sites}
-    return plan.sparsity, data, SiteEstimates(wanted, algorithm, plan.importance)
+    zeros = {site.name: {plan.zeros[layer.name] for layer in site.layers} for site in sites}
+    return plan, data, SiteEstimates(zeros, algorithm, plan.importance)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""The mask: one threshold buffer, and zeros where the magnitude does not exceed it."""
+"""The mask: one threshold buffer, and zeros, or what stands in for them, where the magnitude does not exceed it."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from actsparse.stand_in import StandIn
 
 TOKENS = ("all", "decode")
 
@@ -12,7 +14,8 @@ class ActivationSparsifier(nn.Module):
     """
     Zero the entries of a tensor whose magnitude does not exceed the threshold.
 
-    The threshold is minus infinity, which masks nothing, until something is copied into it.
+    The threshold is minus infinity, which masks nothing, until something is copied into it. What is left out becomes
+    zero unless the mask is given a `StandIn` for it.
 
     :param target_sparsity: The share of zeros asked for, in [0, 1].
     :param channels: Number of input channels for one threshold per channel, or None for a single one.
@@ -39,7 +42,11 @@ class ActivationSparsifier(nn.Module):
     ) -> None:
         super().__init__()
         self.threshold: torch.Tensor
+        self.shift: torch.Tensor | None
+        self.basis: torch.Tensor | None
         self.register_buffer("threshold", torch.full(() if channels is None else (channels,), -torch.inf))
+        self.register_buffer("shift", None)
+        self.register_buffer("basis", None)
         self.target_sparsity = target_sparsity
         self.tokens = tokens
         self.roles = roles
@@ -54,9 +61,9 @@ class ActivationSparsifier(nn.Module):
         Mask a layer's input, or an activation function's output.
 
         :param x: Activations, [..., tokens, channels].
-        :return: The same tensor with zeros where ``|x| <= threshold``.
+        :return: The same tensor with zeros, or what stands in for them, where ``|x| <= threshold``.
         """
-        if not self.is_active or (self.tokens == "decode" and x.shape[-2] != 1):
+        if not self.masks(x):
             return x
         return self.mask_rest(x, lambda rest: mask_small(rest, self.threshold))
 
@@ -65,13 +72,58 @@ class ActivationSparsifier(nn.Module):
         Let the first tokens pass, and mask the rest.
 
         :param x: Activations, [..., tokens, channels].
-        :param mask: Masks the rest.
+        :param mask: Puts zeros into the rest, from which a shift is subtracted before.
         :return: What the layer gets.
         """
         if not self.skip_first or x.shape[-2] == 1:
-            return mask(x)
+            return self.stand_in.fill(x, mask)
         first, rest = x[..., : self.skip_first, :], x[..., self.skip_first :, :]
-        return torch.cat([first, mask(rest)], dim=-2) if rest.shape[-2] else x
+        return torch.cat([first, self.stand_in.fill(rest, mask)], dim=-2) if rest.shape[-2] else x
+
+    def count_zeros(self, x: torch.Tensor, output: torch.Tensor) -> int:
+        """
+        Count the entries of a layer's input that its weights need not be read for.
+
+        :param x: What the mask was given.
+        :param output: What it made of that.
+        :return: The number of zeros, those included in whose place something stands.
+        """
+        if self.stand_in.is_nothing:
+            return output.numel() - int(torch.count_nonzero(output))
+        zeros = 0
+
+        def mask(rest: torch.Tensor) -> torch.Tensor:
+            nonlocal zeros
+            kept = mask_small(rest, self.threshold)
+            zeros += kept.numel() - int(torch.count_nonzero(kept))
+            return kept
+
+        if self.masks(x):
+            self.mask_rest(x, mask)
+        return zeros
+
+    def masks(self, x: torch.Tensor) -> bool:
+        """
+        Tell whether a tensor is masked at all.
+
+        :param x: Activations, [..., tokens, channels].
+        :return: Whether the mask is active, on tokens such as these.
+        """
+        return self.is_active and (self.tokens != "decode" or x.shape[-2] == 1)
+
+    @property
+    def stand_in(self) -> StandIn:
+        """What the layer gets in the place of what is left out."""
+        return StandIn(self.shift, self.basis)
+
+    def set_stand_in(self, stand_in: StandIn) -> None:
+        """
+        Give the layer something else than zeros in the place of what is left out.
+
+        :param stand_in: What it gets.
+        """
+        copied = stand_in.to(self.threshold.device)
+        self.shift, self.basis = copied.shift, copied.basis
 
     def set_threshold(self, threshold: torch.Tensor) -> None:
         """

@@ -9,7 +9,7 @@ import torch
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 from torch import nn
 
-from actsparse.algorithms import Algorithm, Known, get_algorithm
+from actsparse.algorithms import Algorithm, Known, LayerSize, get_algorithm
 from actsparse.calibration import (
     CalibrationBatches,
     describe_batch,
@@ -36,6 +36,7 @@ from actsparse.scopes.layers import block_layers, in_features, named_linears, ou
 from actsparse.scopes.matching import Target, validate_targets
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsifier import TOKENS, ActivationSparsifier
+from actsparse.stand_in import NOTHING
 
 
 def sparsify_activations(
@@ -223,15 +224,17 @@ def _calibrate(
     for site in sites:
         for layer in site.layers:
             module = model.get_submodule(layer.name)
-            channels = out_features(module) if site.gate_function else in_features(module)
-            sizes[layer.name] = (channels, float(weight_bytes(module)))
+            outputs = out_features(module)
+            channels = outputs if site.gate_function else in_features(module)
+            sizes[layer.name] = LayerSize(channels, outputs, float(weight_bytes(module)))
 
     def measure(data: list[Any]) -> TorchMeasurements:
         return TorchMeasurements(model, data, sites, sparsifiers, settings.loss, settings.known)
 
-    sparsity, data, estimates = make_estimates(settings.algorithm, sites, targets, sizes, batches, measure)
+    plan, data, estimates = make_estimates(settings.algorithm, sites, targets, sizes, batches, measure)
     for name, sparsifier in sparsifiers.items():
-        sparsifier.target_sparsity = sparsity[name]
+        sparsifier.target_sparsity = plan.sparsity[name]
+        sparsifier.set_stand_in(plan.stand_ins.get(sparsifier.site, NOTHING))
 
     def calibrate_layer(name: str, x: torch.Tensor) -> torch.Tensor:
         sparsifier = sparsifiers[name]
@@ -240,7 +243,7 @@ def _calibrate(
             # The layers of a site read one tensor: the first one called is named after the site and counts for all.
             if name == sparsifier.site:
                 estimates.update(sparsifier.site, rest)
-            return estimates.mask_batch(sparsifier.site, rest, sparsifier.target_sparsity)
+            return estimates.mask_batch(sparsifier.site, rest, plan.zeros[name])
 
         return sparsifier.mask_rest(x, mask)
 
@@ -250,8 +253,8 @@ def _calibrate(
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, calibrate_layer):
         run_batches(model, data, total=batches.length, description="calibrating", reads_logits=reads_logits)
     estimates.require_all_seen()
-    for sparsifier in sparsifiers.values():
-        sparsifier.set_threshold(estimates.threshold(sparsifier.site, sparsifier.target_sparsity))
+    for name, sparsifier in sparsifiers.items():
+        sparsifier.set_threshold(estimates.threshold(sparsifier.site, plan.zeros[name]))
 
 
 def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:

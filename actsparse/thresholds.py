@@ -20,10 +20,12 @@ from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, re
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes.layers import in_features, named_linears, out_features
 from actsparse.sparsifier import TOKENS, ActivationSparsifier
+from actsparse.stand_in import NOTHING, StandIn
 
 FORMAT = "actsparse.thresholds"
-FORMAT_VERSION = 2
-_KEY = f".{CHILD}.threshold"
+FORMAT_VERSION = 3
+# Tensors are named as in the masked model's state_dict.
+_KEYS = tuple(f".{CHILD}.{tensor}" for tensor in ("threshold", "shift", "basis"))
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ class ThresholdsFile:
     :param layers: What else is known of each layer.
     :param fingerprint: Hash of the shapes of the model that the thresholds belong to.
     :param notes: Model name, calibration data, measured sparsity, library versions.
+    :param stand_ins: What stands in for what is left out, by layer name, where that is not zeros.
     """
 
     thresholds: dict[str, torch.Tensor]
     layers: dict[str, LayerRecord]
     fingerprint: str
     notes: dict[str, Any] = field(default_factory=dict)
+    stand_ins: dict[str, StandIn] = field(default_factory=dict)
 
 
 def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
@@ -93,7 +97,7 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
     if not masks:
         msg = "the model has no activation sparsifiers whose thresholds could be saved"
         raise ThresholdsError(msg)
-    records = {name: asdict(record) for name, (_, record) in masks.items()}
+    records = {name: asdict(record) for name, (_, record, _) in masks.items()}
     described = {
         "model": model_name(model),
         "versions": library_versions(),
@@ -110,7 +114,12 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
     except (TypeError, ValueError) as error:
         msg = f"the notes for a thresholds file must be JSON: {error}"
         raise ThresholdsError(msg) from None
-    tensors = {n + _KEY: t.detach().to("cpu", torch.float32).contiguous() for n, (t, _) in masks.items()}
+    tensors = {}
+    for name, (threshold, _, stand_in) in masks.items():
+        for key, tensor in zip(_KEYS, (threshold, stand_in.shift, stand_in.basis), strict=True):
+            if tensor is not None:
+                # Copied: layers of one site may share a tensor, which the format cannot say.
+                tensors[name + key] = tensor.detach().to("cpu", torch.float32).clone().contiguous()
     write_bytes(Path(path), save(tensors, metadata))
 
 
@@ -148,14 +157,14 @@ def read_thresholds(path: str | Path) -> ThresholdsFile:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_format(path, metadata)
-            thresholds = {key.removesuffix(_KEY): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, ThresholdsError):
             raise
         msg = f"{path} is not a readable safetensors file: {error}"
         raise ThresholdsError(msg) from None
     try:
-        return _parse(thresholds, metadata)
+        return _parse(tensors, metadata)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         msg = f"{path} is damaged: its thresholds and its metadata do not agree"
         raise ThresholdsError(msg) from None
@@ -182,18 +191,19 @@ def model_name(model: Any) -> str:
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
 
-def torch_masks(model: nn.Module) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
+def torch_masks(model: nn.Module) -> dict[str, tuple[torch.Tensor, LayerRecord, StandIn]]:
     """
     Describe the masks of a torch model.
 
     :param model: The model.
-    :return: By layer, the threshold, and all that a thresholds file or an OpenVINO model records besides it.
+    :return: By layer, the threshold, all that a thresholds file or an OpenVINO model records besides it, and what
+        stands in for what is left out.
     """
     masks = {}
     for place, s in placed_sparsifiers(model):
         gate_function = place if s.rows_of else ""
         record = LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles, gate_function, s.skip_first)
-        masks[s.rows_of or place] = (s.threshold, record)
+        masks[s.rows_of or place] = (s.threshold, record, s.stand_in)
     return masks
 
 
@@ -207,13 +217,13 @@ def _sizes(model: Any) -> dict[str, tuple[int, int]]:
     return {name: (group[0].in_features, group[0].out_features) for name, group in calls.items()}
 
 
-def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
+def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord, StandIn]]:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
         return torch_masks(model)
     from actsparse.openvino.placement import masks_of
 
-    masks: dict[str, tuple[torch.Tensor, LayerRecord]] = {}
+    masks: dict[str, tuple[torch.Tensor, LayerRecord, StandIn]] = {}
     for name, mask in masks_of(openvino_model).items():
         if mask.record is None:
             msg = (
@@ -221,7 +231,7 @@ def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord]]:
                 "export the torch model with actsparse.openvino.export_model, or save its thresholds"
             )
             raise ThresholdsError(msg)
-        masks[name] = (torch.from_numpy(mask.threshold.copy()), mask.record)
+        masks[name] = (torch.from_numpy(mask.threshold.copy()), mask.record, mask.stand_in)
     return masks
 
 
@@ -239,6 +249,10 @@ def _check_fit(model: Any, contents: ThresholdsFile, path: str | Path) -> None:
         if name not in sizes or threshold.shape not in ((), (sizes[name][1 if gate_function else 0],)):
             msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(threshold.shape)}"
             raise ThresholdsError(msg)
+        basis = contents.stand_ins.get(name, NOTHING).basis
+        if basis is not None and basis.shape[0] != sizes[name][0]:
+            msg = f"{path}: the low-rank part of {name} has {basis.shape[0]} channels, not {sizes[name][0]}"
+            raise ThresholdsError(msg)
         if contents.layers[name].skip_first and modules is None:
             msg = f"{path} lets the first tokens pass (skip_first), which masks of an OpenVINO model cannot"
             raise ThresholdsError(msg)
@@ -250,7 +264,7 @@ def _check_fit(model: Any, contents: ThresholdsFile, path: str | Path) -> None:
 def _replace_masks(model: Any, contents: ThresholdsFile) -> None:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
-        sparsifiers = {n: _make_sparsifier(n, contents.layers[n], t) for n, t in contents.thresholds.items()}
+        sparsifiers = {name: _make_sparsifier(name, contents) for name in contents.thresholds}
         for place, _ in list(placed_sparsifiers(model)):
             remove_sparsifier(model.get_submodule(place))
         for name, sparsifier in sparsifiers.items():
@@ -258,12 +272,16 @@ def _replace_masks(model: Any, contents: ThresholdsFile) -> None:
         return
     from actsparse.openvino.placement import LayerMask, replace_masks
 
-    masks = {name: LayerMask.of(t, contents.layers[name]) for name, t in contents.thresholds.items()}
+    masks = {
+        name: LayerMask.of(threshold, contents.layers[name], contents.stand_ins.get(name, NOTHING))
+        for name, threshold in contents.thresholds.items()
+    }
     replace_masks(openvino_model, masks)
     forget_compiled(model)
 
 
-def _make_sparsifier(name: str, record: LayerRecord, threshold: torch.Tensor) -> ActivationSparsifier:
+def _make_sparsifier(name: str, contents: ThresholdsFile) -> ActivationSparsifier:
+    record, threshold = contents.layers[name], contents.thresholds[name]
     channels = threshold.numel() if threshold.ndim else None
     sparsifier = ActivationSparsifier(
         record.target_sparsity,
@@ -276,17 +294,23 @@ def _make_sparsifier(name: str, record: LayerRecord, threshold: torch.Tensor) ->
         skip_first=record.skip_first,
     )
     sparsifier.threshold.copy_(threshold)
+    sparsifier.set_stand_in(contents.stand_ins.get(name, NOTHING))
     return sparsifier
 
 
-def _parse(thresholds: dict[str, torch.Tensor], metadata: dict[str, str]) -> ThresholdsFile:
+def _parse(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> ThresholdsFile:
     records = json.loads(metadata["layers"])
     layers = {name: LayerRecord(**{**record, "roles": tuple(record["roles"])}) for name, record in records.items()}
     notes = json.loads(metadata["notes"])
-    is_complete = bool(layers) and layers.keys() == thresholds.keys() and isinstance(notes, dict)
+    thresholds, shifts, bases = ({n: tensors.pop(n + key) for n in layers if n + key in tensors} for key in _KEYS)
+    is_complete = bool(layers) and not tensors and layers.keys() == thresholds.keys() and isinstance(notes, dict)
     if not is_complete or not all(map(_is_threshold, thresholds.values())):
         raise ValueError
-    return ThresholdsFile(thresholds, layers, metadata["fingerprint"], notes)
+    stand_ins = {name: StandIn(shifts.get(name), bases.get(name)) for name in shifts.keys() | bases.keys()}
+    # Nothing can stand in for a row whose gate is closed.
+    if not all(_is_stand_in(s) and not layers[name].gate_function for name, s in stand_ins.items()):
+        raise ValueError
+    return ThresholdsFile(thresholds, layers, metadata["fingerprint"], notes, stand_ins)
 
 
 def _check_format(path: Path, metadata: dict[str, str]) -> None:
@@ -307,3 +331,14 @@ def _is_threshold(tensor: torch.Tensor) -> bool:
         return False
     # Minus infinity masks nothing and is legitimate; NaN and plus infinity are not thresholds that data can give.
     return bool(((tensor >= 0) | (tensor == -math.inf)).all() and (tensor < math.inf).all())
+
+
+def _is_stand_in(stand_in: StandIn) -> bool:
+    return _has_form(stand_in.shift, ndim=0) and _has_form(stand_in.basis, ndim=2)
+
+
+def _has_form(tensor: torch.Tensor | None, ndim: int) -> bool:
+    if tensor is None:
+        return True
+    has_type = tensor.dtype == torch.float32 and tensor.ndim == ndim and tensor.numel() > 0
+    return has_type and bool(tensor.isfinite().all())

@@ -7,9 +7,12 @@ To use one::
     sparsify_activations(model, dataset, 0.5, algorithm="layer-fisher+global")
     sparsify_activations(model, dataset, 0.5, algorithm="layer-fisher+global+rows")
 
-The last one masks rows of up projections, told by the gate, where the others mask their input channels.
+    sparsify_activations(model, dataset, 0.5, algorithm="teal+low-rank")
 
-Scores are in `scores.py`, allocations in `allocations.py`; each says how to add one.
+``rows`` masks rows of up projections, told by the gate, where the others mask their input channels; ``shift`` and
+``low-rank`` put something else than zeros in the place of what is left out.
+
+Scores are in `scores.py`, allocations in `allocations.py`, stand-ins in `stand_ins.py`; each says how to add one.
 """
 
 from actsparse.algorithms.algorithm import NNCF_EMA as NNCF_EMA
@@ -23,10 +26,13 @@ from actsparse.algorithms.measurements import Block as Block
 from actsparse.algorithms.measurements import GradientSums as GradientSums
 from actsparse.algorithms.measurements import Known as Known
 from actsparse.algorithms.measurements import Measurements as Measurements
+from actsparse.algorithms.measurements import Trial as Trial
 from actsparse.algorithms.measurements import name_sketches as name_sketches
+from actsparse.algorithms.parts import LayerSize as LayerSize
 from actsparse.algorithms.parts import Part as Part
 from actsparse.algorithms.parts import gather_parts as gather_parts
 from actsparse.algorithms.scores import SCORES as SCORES
+from actsparse.algorithms.stand_ins import STAND_INS as STAND_INS
 from actsparse.errors import ActsparseError, nearest
 
 ALGORITHMS = {
@@ -38,22 +44,32 @@ ALGORITHMS = {
     "cats": "gate+uniform+rows",
     "cett": "weight-norm+cett",
     "fisher": "layer-fisher+global",
+    "scap": "magnitude+uniform+shift",
+    "r-sparse": "weight-norm+uniform+low-rank",
 }
+# What may follow a score and an allocation.
+OPTIONS = (ROWS, *STAND_INS)
 
 
 def get_algorithm(name: str) -> Algorithm:
     """
     Look up an algorithm.
 
-    :param name: Its name, SCORE+ALLOCATION, or SCORE+ALLOCATION+rows.
+    :param name: Its name or SCORE+ALLOCATION, and behind that +rows, +shift, +low-rank.
     :return: The algorithm.
-    :raises ActsparseError: If there is none of that name, or the two do not go together.
+    :raises ActsparseError: If there is none of that name, or its parts do not go together.
     """
-    parts = ALGORITHMS.get(name, name).split("+") if isinstance(name, str) else []
-    if len(parts) == 3 and parts[2] == ROWS:
-        return Algorithm(name, parts[0], parts[1], masks_rows=True)
-    if len(parts) == 2:
-        return Algorithm(name, parts[0], parts[1])
-    known = [*ALGORITHMS, *(f"{score}+{allocation}" for score in SCORES for allocation in ALLOCATIONS)]
-    msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), known)}"
-    raise ActsparseError(msg)
+    parts = name.split("+") if isinstance(name, str) else []
+    options = [part for part in parts if part in OPTIONS]
+    base = "+".join(parts[: len(parts) - len(options)])
+    expanded = [*ALGORITHMS.get(base, base).split("+"), *options]
+    pair, options = expanded[:2], expanded[2:]
+    if len(pair) != 2 or {*pair} & {"", *OPTIONS} or not {*options} <= {*OPTIONS} or len({*options}) != len(options):
+        known = [*ALGORITHMS, *(f"{score}+{allocation}" for score in SCORES for allocation in ALLOCATIONS)]
+        msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), known)}; behind it: +{', +'.join(OPTIONS)}"
+        raise ActsparseError(msg)
+    stand_ins = [option for option in options if option in STAND_INS]
+    if len(stand_ins) > 1:
+        msg = f"{' and '.join(stand_ins)} exclude each other: one thing can stand in for what is left out"
+        raise ActsparseError(msg)
+    return Algorithm(name, pair[0], pair[1], ROWS in options, "".join(stand_ins))

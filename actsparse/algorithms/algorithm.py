@@ -1,6 +1,6 @@
 """An algorithm: a score and an allocation, by name."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -11,7 +11,9 @@ from actsparse.algorithms.nncf_ema import NncfMovingAverage
 from actsparse.algorithms.parts import Part
 from actsparse.algorithms.pooled_quantile import PooledQuantile
 from actsparse.algorithms.scores import SCORES
+from actsparse.algorithms.stand_ins import STAND_INS, choose_stand_ins
 from actsparse.errors import ActsparseError, nearest
+from actsparse.stand_in import StandIn
 
 # Its average of batch quantiles is an estimator of its own.
 NNCF_EMA = "nncf-ema"
@@ -26,10 +28,14 @@ class Plan:
 
     :param sparsity: The sparsity of each layer.
     :param importance: a of each site, 0-d or [in_features]; 1 where there is none.
+    :param zeros: How many entries each layer's mask leaves out; its sparsity, where a low-rank part needs no reads.
+    :param stand_ins: What stands in for what is left out, by site.
     """
 
     sparsity: dict[str, float]
-    importance: dict[str, torch.Tensor] = field(default_factory=dict)
+    importance: dict[str, torch.Tensor]
+    zeros: dict[str, float]
+    stand_ins: dict[str, StandIn]
 
 
 @dataclass(frozen=True)
@@ -42,23 +48,27 @@ class Algorithm:
     :param allocation: A name of `ALLOCATIONS`, or nncf-ema.
     :param masks_rows: Whether, in gated feed-forward networks, rows of the up projection are masked, told by the gate,
         and not its input channels.
+    :param stand_in: A name of `STAND_INS`, or nothing: what is left out becomes zero.
     """
 
     name: str
     score: str
     allocation: str
     masks_rows: bool = False
+    stand_in: str = ""
 
     def __post_init__(self) -> None:
         for kind, name, known in (
             ("score", self.score, SCORES),
             ("allocation", self.allocation, [*ALLOCATIONS, NNCF_EMA]),
+            ("stand-in", self.stand_in, ["", *STAND_INS]),
         ):
             if name not in known:
                 msg = f"unknown {kind} {name!r}; nearest: {nearest(name, known)}"
                 raise ActsparseError(msg)
-        if self.allocation == NNCF_EMA and self.masks_rows:
-            msg = f"{NNCF_EMA} is NNCF's own way, which masks inputs only: leave +{ROWS} out"
+        if self.allocation == NNCF_EMA and (self.masks_rows or self.stand_in):
+            option = ROWS if self.masks_rows else self.stand_in
+            msg = f"{NNCF_EMA} is NNCF's own way, which puts zeros into inputs: leave +{option} out"
             raise ActsparseError(msg)
         if self.allocation == NNCF_EMA and self.score != "magnitude":
             msg = f"{NNCF_EMA} averages quantiles of magnitudes: it goes with the score magnitude, not {self.score}"
@@ -67,7 +77,8 @@ class Algorithm:
     @property
     def is_one_pass(self) -> bool:
         """Whether thresholds can be calibrated at once, without measuring anything before."""
-        return self.score == "magnitude" and self.allocation in ("uniform", NNCF_EMA) and not self.masks_rows
+        is_plain = not self.masks_rows and not self.stand_in
+        return self.score == "magnitude" and self.allocation in ("uniform", NNCF_EMA) and is_plain
 
     def make_estimator(self, targets: tuple[float, ...], importance: torch.Tensor | None) -> ThresholdEstimator:
         """
@@ -94,4 +105,7 @@ class Algorithm:
         sparsity = uniform(scopes, model, importance)
         if shared:
             sparsity |= ALLOCATIONS[self.allocation](shared, model, importance)
-        return Plan(sparsity, importance)
+        if not (shared and self.stand_in):
+            return Plan(sparsity, importance, sparsity, {})
+        chosen = choose_stand_ins(self.stand_in, shared, sparsity, model, importance)
+        return Plan(sparsity, importance, sparsity | chosen.zeros, chosen.stand_ins)

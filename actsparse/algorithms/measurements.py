@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from actsparse.stand_in import StandIn
 from actsparse.statistics import MagnitudeSketch
 
 
@@ -122,6 +123,21 @@ class Attribution:
     energy: float
 
 
+@dataclass(frozen=True)
+class Trial:
+    """
+    One way to mask what the layers of a site read.
+
+    :param site: The site.
+    :param stand_in: What stands in for what is left out.
+    :param zeros: How much is left out of each layer's input.
+    """
+
+    site: str
+    stand_in: StandIn
+    zeros: Mapping[str, float]
+
+
 class Measurements(Protocol):
     """A model with calibration data. Most methods run the data through the dense model, and remember the result."""
 
@@ -193,6 +209,33 @@ class Measurements(Protocol):
         :param importance: a of each site.
         :param sparsities: How much to leave out.
         :return: For each site the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
+        """
+        ...
+
+    def centres(self) -> Mapping[str, tuple[float, float]]:
+        """
+        Find what the entries of each site's input crowd around.
+
+        :return: Their median, and the mode of their density.
+        """
+        ...
+
+    def right_vectors(self, ranks: Mapping[str, int]) -> Mapping[str, torch.Tensor]:
+        """
+        Decompose the weights of sites, the layers of each stacked.
+
+        :param ranks: How many singular vectors are wanted of each site.
+        :return: The leading right ones, [in_features, rank].
+        """
+        ...
+
+    def trial_errors(self, trials: Sequence[Trial], importance: Mapping[str, torch.Tensor]) -> list[float]:
+        """
+        Mask one site in several ways, all others dense.
+
+        :param trials: What to try.
+        :param importance: a of each site.
+        :return: For each trial the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
         ...
 

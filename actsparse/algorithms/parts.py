@@ -2,9 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from actsparse.scopes import Site
 from actsparse.scopes.matching import Target
+
+
+class LayerSize(NamedTuple):
+    """
+    How large a layer is.
+
+    :param channels: Input channels; rows, where rows are masked.
+    :param outputs: Output channels.
+    :param weight_bytes: The size of its weights as stored.
+    """
+
+    channels: int
+    outputs: int
+    weight_bytes: float
 
 
 @dataclass(frozen=True)
@@ -18,6 +33,7 @@ class Part:
     :param layer_bytes: The size of each one's weights.
     :param is_of_rows: Whether rows of the weights are masked, and not input channels; `channels` then counts rows.
     :param behind: The site whose masked tensor makes zeros in what these layers read, by a product; empty if none does.
+    :param outputs: Output channels, of all layers together.
     """
 
     site: str
@@ -26,6 +42,7 @@ class Part:
     layer_bytes: tuple[float, ...]
     is_of_rows: bool = False
     behind: str = ""
+    outputs: int = 0
 
     @property
     def weight_bytes(self) -> float:
@@ -43,14 +60,14 @@ Scopes = Sequence[tuple[float, Sequence[Part]]]
 
 
 def gather_parts(
-    sites: Sequence[Site], targets: Mapping[str, Target], sizes: Mapping[str, tuple[int, float]]
+    sites: Sequence[Site], targets: Mapping[str, Target], sizes: Mapping[str, LayerSize]
 ) -> list[tuple[float, list[Part]]]:
     """
     Gather the parts of each scope.
 
     :param sites: The sites.
     :param targets: The target of each layer.
-    :param sizes: Channels and weight bytes of each layer.
+    :param sizes: The size of each layer.
     :return: The target sparsity and the parts of each scope.
     """
     rows = _rows_before(sites)
@@ -58,9 +75,15 @@ def gather_parts(
     for site in sites:
         for target in dict.fromkeys(targets[layer.name] for layer in site.layers):
             names = tuple(layer.name for layer in site.layers if targets[layer.name] == target)
-            layer_bytes = tuple(sizes[name][1] for name in names)
-            channels, behind = sizes[names[0]][0], rows.get(site.name, "")
-            part = Part(site.name, names, channels, layer_bytes, bool(site.gate_function), behind)
+            part = Part(
+                site.name,
+                names,
+                sizes[names[0]].channels,
+                tuple(sizes[name].weight_bytes for name in names),
+                is_of_rows=bool(site.gate_function),
+                behind=rows.get(site.name, ""),
+                outputs=sum(sizes[name].outputs for name in names),
+            )
             scopes.setdefault(target, []).append(part)
     return [(target.sparsity, parts) for target, parts in scopes.items()]
 

@@ -1,18 +1,19 @@
 """Measured sparsity: the share of zeros that masked layers really see, layer by layer and by weight bytes."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from actsparse.calibration import CalibrationBatches, run_batches, run_each
 from actsparse.errors import ActsparseError
-from actsparse.insertion import intercept_outputs, named_sparsifiers
+from actsparse.insertion import named_sparsifiers, record_calls
 from actsparse.openvino.detect import find_openvino_model
-from actsparse.scopes.layers import named_linears, weight_bytes
+from actsparse.scopes.layers import in_features, named_linears, out_features, weight_bytes
+from actsparse.sparsifier import ActivationSparsifier
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class LayerSparsity:
     :param site: The site whose input it reads.
     :param roles: What it does in its block.
     :param target_sparsity: The share of zeros asked for; None where an OpenVINO model converted by others does not say.
-    :param sparsity: The share of zeros measured.
+    :param sparsity: The share of zeros measured, less what a low-rank part that stands in for them reads, as a share of
+        the weights.
     :param weight_bytes: Size of its weight as stored.
     """
 
@@ -109,20 +111,23 @@ class SparsityCounter:
         finally:
             self._is_paused = False
 
-    def count(self, name: str, masked: torch.Tensor) -> torch.Tensor:
+    @contextmanager
+    def watch(self) -> Iterator[None]:
         """
-        Count the zeros of one masked input.
+        Count while the model runs.
 
-        :param name: The layer.
-        :param masked: Its input after the mask.
-        :return: The same tensor.
+        :return: A context in which that happens.
         """
+        with ExitStack() as stack:
+            for name, sparsifier in named_sparsifiers(self.model):
+                stack.enter_context(record_calls(sparsifier, partial(self._count, name, sparsifier)))
+            yield
+
+    def _count(self, name: str, sparsifier: ActivationSparsifier, args: Any, _kwargs: Any, output: Any) -> None:
         if self._is_paused:
-            return masked
-        nonzero = int(torch.count_nonzero(masked))
-        self._zeros[name] = self._zeros.get(name, 0) + masked.numel() - nonzero
-        self._entries[name] = self._entries.get(name, 0) + masked.numel()
-        return masked
+            return
+        self._zeros[name] = self._zeros.get(name, 0) + sparsifier.count_zeros(args[0], output)
+        self._entries[name] = self._entries.get(name, 0) + output.numel()
 
     def report(self) -> SparsityReport:
         """
@@ -136,13 +141,14 @@ class SparsityCounter:
         if missing is not None:
             msg = f"the sparsity of layer {missing} cannot be measured: no data went through it"
             raise ActsparseError(msg)
+        extra = self._extra_reads(sparsifiers)
         layers = [
             LayerSparsity(
                 name,
                 s.site,
                 s.roles,
                 s.target_sparsity,
-                self._zeros[name] / self._entries[name],
+                self._zeros[name] / self._entries[name] - extra[s.site],
                 weight_bytes(self.model.get_submodule(name)),
             )
             for name, s in sparsifiers.items()
@@ -150,6 +156,18 @@ class SparsityCounter:
         total = sum(weight_bytes(module) for _, module in named_linears(self.model))
         tokens = "+".join(sorted({s.tokens for s in sparsifiers.values()}))
         return SparsityReport(tuple(layers), total, tokens)
+
+    def _extra_reads(self, sparsifiers: dict[str, ActivationSparsifier]) -> dict[str, float]:
+        """Tell by site what its low-rank part reads, as a share of its weights."""
+        sites: dict[str, list[str]] = {}
+        for name, sparsifier in sparsifiers.items():
+            sites.setdefault(sparsifier.site, []).append(name)
+        reads = {}
+        for site, names in sites.items():
+            modules = [self.model.get_submodule(name) for name in names]
+            outputs, size = sum(map(out_features, modules)), sum(map(weight_bytes, modules))
+            reads[site] = sparsifiers[names[0]].stand_in.reads(in_features(modules[0]), outputs, size)
+        return reads
 
 
 @contextmanager
@@ -166,7 +184,7 @@ def count_zeros(model: Any) -> Iterator[Any]:
         yield OpenVinoSparsityCounter(openvino_model, getattr(model, "config", None))
         return
     counter = SparsityCounter(model)
-    with intercept_outputs(dict(named_sparsifiers(model)), counter.count):
+    with counter.watch():
         yield counter
 
 

@@ -6,16 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from actsparse.algorithms import Attribution, GradientSums, Known, name_sketches
+from actsparse.algorithms import Attribution, GradientSums, Known, Trial, name_sketches
 from actsparse.measurements.attributions import measure_attributions
 from actsparse.measurements.blocks import TorchBlock, take_apart
+from actsparse.measurements.centres import measure_centres
 from actsparse.measurements.gradients import measure_gradients
 from actsparse.measurements.multipliers import measure_multipliers
 from actsparse.measurements.output_errors import measure_output_errors
 from actsparse.measurements.probe import Loss, Probe
 from actsparse.measurements.sensitivities import measure_sensitivities
 from actsparse.measurements.sketches import measure_sketches
-from actsparse.measurements.weight_squares import measure_weight_squares
+from actsparse.measurements.trial_errors import measure_trial_errors
+from actsparse.measurements.weights import measure_right_vectors, measure_weight_squares
 from actsparse.scopes import Site
 from actsparse.sparsifier import ActivationSparsifier
 from actsparse.statistics import MagnitudeSketch
@@ -141,6 +143,33 @@ class TorchMeasurements:
         }
         multipliers = {site: self.multipliers(site) for site in importance}
         return measure_output_errors(self._probe, importance, quantiles, multipliers)
+
+    def centres(self) -> Mapping[str, tuple[float, float]]:
+        """
+        Find what the entries of each site's input crowd around.
+
+        :return: Their median, and the mode of their density.
+        """
+        return self.once("centres", lambda: measure_centres(self._probe))
+
+    def right_vectors(self, ranks: Mapping[str, int]) -> Mapping[str, torch.Tensor]:
+        """
+        Decompose the weights of sites, the layers of each stacked.
+
+        :param ranks: How many singular vectors are wanted of each site.
+        :return: The leading right ones, [in_features, rank].
+        """
+        return self.once(("right vectors", *ranks.items()), lambda: measure_right_vectors(self._probe, ranks))
+
+    def trial_errors(self, trials: Sequence[Trial], importance: Mapping[str, torch.Tensor]) -> list[float]:
+        """
+        Mask one site in several ways, all others dense.
+
+        :param trials: What to try.
+        :param importance: a of each site.
+        :return: For each trial the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
+        """
+        return measure_trial_errors(self._probe, trials, importance)
 
     def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator[TorchBlock]:
         """

@@ -18,6 +18,7 @@ from actsparse.openvino.detect import MODEL_FILE
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
 from actsparse.openvino.require import missing_optimum
+from actsparse.stand_in import NOTHING
 from actsparse.thresholds import torch_masks
 
 Result = TypeVar("Result")
@@ -93,8 +94,9 @@ def _export(model: nn.Module, folder: Path) -> None:
         raise missing_optimum(purpose) from None
     model.eval()
     for _, sparsifier in named_sparsifiers(model):
-        # A trace of several tokens would not hold the masks of single ones.
+        # A trace of several tokens would not hold the masks of single ones, and zeros are where masks are found.
         sparsifier.tokens = "all"
+        sparsifier.set_stand_in(NOTHING)
     with warnings.catch_warnings():
         # What torch's tracer says of transformers' code.
         warnings.simplefilter("ignore")
@@ -112,7 +114,7 @@ def _active_masks(model: nn.Module) -> dict[str, LayerMask]:
     if any(sparsifier.skip_first for sparsifier in active.values()):
         msg = "the masks of an OpenVINO model cannot let the first tokens pass: calibrate without skip_first to export"
         raise ActsparseError(msg)
-    return {name: LayerMask.of(t, record) for name, (t, record) in torch_masks(model).items() if name in active}
+    return {name: LayerMask.of(*mask) for name, mask in torch_masks(model).items() if name in active}
 
 
 def _set_masks(converted: ov.Model, masks: dict[str, LayerMask]) -> None:

@@ -9,6 +9,8 @@ import openvino as ov
 
 # What may stand between a weight constant and its MatMul, and still leave it a constant.
 DECOMPRESSION = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose"}
+# In the names of multiplications that stand in for what a layer's mask leaves out: they are no layers of the model.
+LOW_RANK = "/low_rank_"
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def find_linears(model: ov.Model) -> Iterator[Linear]:
     :return: MatMuls of activations with a two-dimensional constant weight.
     """
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul":
+        if node.get_type_name() != "MatMul" or LOW_RANK in node.get_friendly_name():
             continue
         constants = [find_weight_constant(node.input_value(i)) for i in (0, 1)]
         # Two constants make a constant; none make attention's products.

@@ -9,6 +9,8 @@ import openvino.opset13 as ops
 
 from actsparse.errors import ActsparseError
 from actsparse.openvino.linear import Linear, find_constant, find_linears
+from actsparse.openvino.stand_ins import fill_outputs, read_stand_in, remove_fillings, shift_source
+from actsparse.stand_in import NOTHING, StandIn
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Mask:
     :param linears: The Linear layers behind it; for a mask of rows the one whose output it meets in a product.
     :param tokens: `all`, or `decode` for a mask that lets everything pass but the runs of one token.
     :param is_of_rows: Whether zeros make rows of the weights useless, and not input channels.
+    :param stand_in: What stands in for what is left out; with a shift, `source` is what it has been subtracted from.
     """
 
     select: ov.Node
@@ -29,6 +32,7 @@ class Mask:
     linears: tuple[Linear, ...]
     tokens: str = "all"
     is_of_rows: bool = False
+    stand_in: StandIn = NOTHING
 
     @property
     def channels(self) -> int:
@@ -57,7 +61,8 @@ def find_masks(model: ov.Model) -> list[Mask]:
         found = _read_mask(node) if linears or multiplied else None
         if found:
             source, threshold, tokens = found
-            masks.append(Mask(node, source, threshold, linears or (multiplied,), tokens, not linears))  # type: ignore[arg-type]
+            _, stand_in = read_stand_in(node, source)
+            masks.append(Mask(node, source, threshold, linears or (multiplied,), tokens, not linears, stand_in))  # type: ignore[arg-type]
     return masks
 
 
@@ -66,20 +71,24 @@ def count_masks(model: ov.Model) -> int:
     return len(find_masks(model))
 
 
-def insert_mask(linears: list[Linear], threshold: np.ndarray | float, tokens: str = "all") -> Mask:
+def insert_mask(
+    linears: list[Linear], threshold: np.ndarray | float, tokens: str = "all", stand_in: StandIn = NOTHING
+) -> Mask:
     """Mask the input of layers that read the same output.
 
     :param linears: Layers of one site, not masked yet.
     :param threshold: A number, or one for each input channel.
     :param tokens: `all` masks every token, `decode` only runs of a single new token.
+    :param stand_in: What stands in for what is left out.
     :return: The new mask.
     """
-    source = linears[0].source
+    source = shift_source(linears[0].source, stand_in, linears[0].name)
     select, bound = _make_mask(source, threshold, tokens)
     select.set_friendly_name(f"{linears[0].name}/activation_sparsifier")
     for linear in linears:
         linear.node.input(linear.input_port).replace_source_output(select.output(0))
-    return Mask(select, source, bound, tuple(linears), tokens)
+    fill_outputs(linears, select, source, stand_in)
+    return Mask(select, source, bound, tuple(linears), tokens, stand_in=stand_in)
 
 
 def insert_row_mask(linear: Linear, threshold: np.ndarray | float, tokens: str = "all") -> Mask:
@@ -135,8 +144,11 @@ def remove_masks(model: ov.Model) -> int:
     """
     masks = find_masks(model)
     for mask in masks:
+        source, _ = read_stand_in(mask.select, mask.source)
+        for linear in mask.linears:
+            remove_fillings(linear)
         for reader in list(mask.select.output(0).get_target_inputs()):
-            reader.replace_source_output(mask.source)
+            reader.replace_source_output(source)
     return len(masks)
 
 

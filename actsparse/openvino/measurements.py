@@ -7,7 +7,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import Attribution, Block, GradientSums, Known, name_sketches
+from actsparse.algorithms import Attribution, Block, GradientSums, Known, Trial, name_sketches
 from actsparse.calibration import blame_layer
 from actsparse.errors import ActsparseError
 from actsparse.openvino.calibration import run_intercepted
@@ -130,6 +130,30 @@ class OpenVinoMeasurements:
         :raises ActsparseError: Always.
         """
         _refuse("blocks")
+
+    def centres(self) -> Mapping[str, tuple[float, float]]:
+        """
+        Refuse: stand-ins are chosen on torch models.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("centres")
+
+    def right_vectors(self, ranks: Mapping[str, int]) -> Mapping[str, torch.Tensor]:
+        """
+        Refuse: stand-ins are chosen on torch models.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("right vectors")
+
+    def trial_errors(self, trials: Sequence[Trial], importance: Mapping[str, torch.Tensor]) -> list[float]:
+        """
+        Refuse: stand-ins are chosen on torch models.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("output errors")
 
     def _measure_squares(self) -> dict[str, torch.Tensor]:
         calls = named_calls(self._model)

@@ -11,6 +11,7 @@ import torch
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
 from actsparse.openvino.masks import find_masks, group_by_source, insert_mask, insert_row_mask, remove_masks
+from actsparse.stand_in import NOTHING, StandIn
 from actsparse.thresholds import LayerRecord
 
 # Where a model keeps what it says of its masks besides their thresholds; it is saved with it.
@@ -26,23 +27,27 @@ class LayerMask:
     :param tokens: Which tokens are masked, ``all`` or ``decode``.
     :param record: What else is known, or None: a model converted by others says nothing.
     :param is_of_rows: Whether what the layer's output is multiplied by is masked, and not its input.
+    :param stand_in: What stands in for what is left out.
     """
 
     threshold: np.ndarray
     tokens: str
     record: LayerRecord | None
     is_of_rows: bool = False
+    stand_in: StandIn = NOTHING
 
     @classmethod
-    def of(cls, threshold: torch.Tensor, record: LayerRecord) -> "LayerMask":
+    def of(cls, threshold: torch.Tensor, record: LayerRecord, stand_in: StandIn = NOTHING) -> "LayerMask":
         """
         Make the mask that a record describes.
 
         :param threshold: Its threshold, of torch.
         :param record: The record.
+        :param stand_in: What stands in for what is left out, of torch.
         :return: The mask.
         """
-        return cls(threshold.detach().float().cpu().numpy(), record.tokens, record, bool(record.gate_function))
+        values = threshold.detach().float().cpu().numpy()
+        return cls(values, record.tokens, record, bool(record.gate_function), stand_in.to("cpu"))
 
 
 def masks_of(model: ov.Model) -> dict[str, LayerMask]:
@@ -55,7 +60,10 @@ def masks_of(model: ov.Model) -> dict[str, LayerMask]:
     masks = {linear.name: mask for mask in find_masks(model) for linear in mask.linears}
     records = _read_records(model) if masks else {}
     found = ((name, masks[calls[0].name]) for name, calls in named_calls(model).items() if calls[0].name in masks)
-    return {name: LayerMask(mask.threshold, mask.tokens, records.get(name), mask.is_of_rows) for name, mask in found}
+    return {
+        name: LayerMask(mask.threshold, mask.tokens, records.get(name), mask.is_of_rows, mask.stand_in)
+        for name, mask in found
+    }
 
 
 def replace_masks(model: ov.Model, masks: Mapping[str, LayerMask]) -> None:
@@ -76,7 +84,7 @@ def replace_masks(model: ov.Model, masks: Mapping[str, LayerMask]) -> None:
             insert_row_mask(call, masks[name].threshold, masks[name].tokens)
     for site in group_by_source([call for name in of_inputs for call in calls[name]]):
         for mask, linears in _group_by_mask(site, of_inputs, calls):
-            insert_mask(linears, mask.threshold, mask.tokens)
+            insert_mask(linears, mask.threshold, mask.tokens, mask.stand_in)
     records = {name: asdict(mask.record) for name, mask in masks.items() if mask.record}
     model.set_rt_info(json.dumps(records), _PATH)
 
@@ -95,10 +103,11 @@ def _group_by_mask(
     site: list[Linear], masks: Mapping[str, LayerMask], calls: dict[str, tuple[Linear, ...]]
 ) -> list[tuple[LayerMask, list[Linear]]]:
     names = {call.name: name for name in masks for call in calls[name]}
-    groups: dict[tuple[str, bytes], tuple[LayerMask, list[Linear]]] = {}
+    groups: dict[tuple[str, bytes, bytes], tuple[LayerMask, list[Linear]]] = {}
     for linear in site:
         mask = masks[names[linear.name]]
-        groups.setdefault((mask.tokens, mask.threshold.tobytes()), (mask, []))[1].append(linear)
+        key = (mask.tokens, mask.threshold.tobytes(), mask.stand_in.to_bytes())
+        groups.setdefault(key, (mask, []))[1].append(linear)
     return list(groups.values())
 
 

@@ -7,6 +7,7 @@ import nncf
 import openvino as ov
 import torch
 
+from actsparse.algorithms import LayerSize
 from actsparse.calibration import CalibrationBatches, SiteEstimates, make_estimates
 from actsparse.errors import ActsparseError, ScopeError
 from actsparse.openvino.calibration import run_intercepted
@@ -37,10 +38,10 @@ def sparsify_openvino(
     if settings.skip_first:
         msg = "the masks of an OpenVINO model cannot let the first tokens pass: leave skip_first out"
         raise ActsparseError(msg)
-    if settings.algorithm.masks_rows:
+    if settings.algorithm.masks_rows or settings.algorithm.stand_in:
         msg = (
-            f"{settings.algorithm.name} masks rows, whose thresholds are found on the torch model: calibrate that, "
-            "save_thresholds, and load_thresholds here, or deploy_model"
+            f"{settings.algorithm.name} masks rows or needs a stand-in, which are found on the torch model: calibrate "
+            "that, save_thresholds, and load_thresholds here, or deploy_model"
         )
         raise ActsparseError(msg)
     batches = CalibrationBatches(dataset)
@@ -92,18 +93,19 @@ def _calibrate(
     :return: The sparsity of each layer, and the estimates.
     """
     sizes = {
-        name: (linears[0].in_features, float(linears[0].weight_bytes)) for name, linears in named_calls(bare).items()
+        name: LayerSize(call.in_features, call.out_features, float(call.weight_bytes))
+        for name, (call, *_) in named_calls(bare).items()
     }
 
     def measure(data: list[Any]) -> OpenVinoMeasurements:
         return OpenVinoMeasurements(bare, data, sites, settings.known)
 
-    sparsity, data, estimates = make_estimates(settings.algorithm, sites, targets, sizes, batches, measure)
+    plan, data, estimates = make_estimates(settings.algorithm, sites, targets, sizes, batches, measure)
 
     def intercept(site: str, x: torch.Tensor, wanted: list[float]) -> list[torch.Tensor]:
         estimates.update(site, x)
         return [estimates.mask_batch(site, x, target) for target in wanted]
 
-    run_intercepted(bare, data, sites, sparsity, intercept, total=batches.length, description="calibrating")
+    run_intercepted(bare, data, sites, plan.sparsity, intercept, total=batches.length, description="calibrating")
     estimates.require_all_seen()
-    return sparsity, estimates
+    return plan.sparsity, estimates

@@ -71,13 +71,22 @@ class OpenVinoSparsityCounter:
         return self._report({name: zero / entries for name, (zero, entries) in zeros.items()})
 
     def _report(self, sparsity: dict[str, float]) -> SparsityReport:
-        weight_bytes = {name: calls[0].weight_bytes for name, calls in named_calls(self._original).items()}
+        calls = {name: found[0] for name, found in named_calls(self._original).items()}
+        weight_bytes = {name: call.weight_bytes for name, call in calls.items()}
+        extra: dict[str, float] = {}
+        for mask in self._masks:
+            outputs = sum(linear.out_features for linear in mask.linears)
+            size = sum(linear.weight_bytes for linear in mask.linears)
+            reads = mask.stand_in.reads(mask.linears[0].in_features, outputs, size)
+            extra |= {linear.name: reads for linear in mask.linears}
         layers: list[LayerSparsity] = []
         masks = masks_of(self._original)
         for name, mask in masks.items():
             record = mask.record
             site, roles, target = (record.site, record.roles, record.target_sparsity) if record else (name, (), None)
-            layers.append(LayerSparsity(name, site, roles, target, sparsity[name], weight_bytes[name]))
+            layers.append(
+                LayerSparsity(name, site, roles, target, sparsity[name] - extra[calls[name].name], weight_bytes[name])
+            )
         tokens = "+".join(sorted({mask.tokens for mask in masks.values()}))
         return SparsityReport(tuple(layers), sum(weight_bytes.values()), tokens)
 

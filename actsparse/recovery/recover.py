@@ -137,12 +137,25 @@ class Settings:
         :param step: Steps done before.
         :return: The rate of the next one.
         """
-        highest = self.learning_rate or RATES["whole" if self.rank is None else "low-rank"]
-        warm_up = max(1, round(WARM_UP * self.steps))
-        if step < warm_up:
-            return highest * (step + 1) / warm_up
-        done = (step - warm_up) / max(1, self.steps - warm_up)
-        return highest * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * done)) / 2)
+        return learning_rate(
+            step, self.steps, self.learning_rate or RATES["whole" if self.rank is None else "low-rank"]
+        )
+
+
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """
+    Give the learning rate of a step.
+
+    :param step: Steps done before.
+    :param steps: How many there are.
+    :param highest: The rate after the warm-up, from which it falls along a cosine.
+    :return: The rate.
+    """
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return highest * (step + 1) / warm_up
+    done = (step - warm_up) / max(1, steps - warm_up)
+    return highest * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * done)) / 2)
 
 
 def recover(

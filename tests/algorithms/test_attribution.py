@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from actsparse import TargetScope, measure_sparsity, sparsify_activations
 from actsparse.algorithms import Attribution, Known, Part
 from actsparse.algorithms.attribution import _first_shares, attribution
-from actsparse.algorithms.parts import gather_parts
+from actsparse.algorithms.parts import LayerSize, gather_parts
 from actsparse.evaluation.sparsity import count_zeros
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.measurements import TorchMeasurements
@@ -136,7 +136,7 @@ def test_a_down_projection_stands_behind_its_own_rows_only(llama: Any, batches: 
     def behind(names: list[str]) -> dict[str, str]:
         sites = group_sites([layer for layer in layers if layer.name in names], gates)
         target = Target(0.5, "all")  # type: ignore[arg-type]
-        ((_, parts),) = gather_parts(sites, dict.fromkeys(names, target), dict.fromkeys(names, (8, 1.0)))
+        ((_, parts),) = gather_parts(sites, dict.fromkeys(names, target), dict.fromkeys(names, LayerSize(8, 8, 1.0)))
         return {part.site: part.behind for part in parts if part.behind}
 
     names = [layer.name for layer in layers]

@@ -31,8 +31,11 @@ struct Kernels {
     void (*multiply_tokens)(const Weights& weights, size_t panel, size_t begin, size_t end, const KeptRows& kept,
                             size_t token_begin, size_t token_end, float* acc);
 
-    // A row of weights times an input: see rows.hpp.
-    float (*dot_row)(const RowWeights& weights, size_t j, const RowInput& x);
+    // Some rows of weights times an input, and one row times some inputs: see rows.hpp.
+    void (*dot_rows)(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput& input,
+                     float* y);
+    void (*dot_row)(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs,
+                    size_t count, float* y);
 };
 
 extern const Kernels portable_kernels;

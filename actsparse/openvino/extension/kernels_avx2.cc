@@ -160,7 +160,7 @@ TARGET void multiply_part(const Weights& weights, size_t panel, size_t begin, si
 // Listing and quantising channels in plain C++ is a small part of the work.
 const Kernels avx2_kernels{
     "avx2", portable_kernels.compact, portable_kernels.quantize, multiply_by_segments<multiply_part>,
-    multiply_tokens_by_segments<multiply_part>, dot_row_avx2};
+    multiply_tokens_by_segments<multiply_part>, dot_rows_avx2, dot_row_avx2};
 
 }  // namespace actsparse
 #endif

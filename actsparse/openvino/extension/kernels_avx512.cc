@@ -447,7 +447,7 @@ TARGET void multiply_tokens(const Weights& weights, size_t panel, size_t begin, 
 
 }  // namespace
 
-const Kernels avx512_kernels{"avx512", compact, quantize, multiply, multiply_tokens, dot_row_avx512};
+const Kernels avx512_kernels{"avx512", compact, quantize, multiply, multiply_tokens, dot_rows_avx512, dot_row_avx512};
 
 }  // namespace actsparse
 #endif

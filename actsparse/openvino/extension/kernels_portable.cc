@@ -101,6 +101,6 @@ void multiply_part(const Weights& weights, size_t panel, size_t begin, size_t en
 
 const Kernels portable_kernels{
     "portable", compact, quantize, multiply_by_segments<multiply_part>,
-    multiply_tokens_by_segments<multiply_part>, dot_row_portable};
+    multiply_tokens_by_segments<multiply_part>, dot_rows_portable, dot_row_portable};
 
 }  // namespace actsparse

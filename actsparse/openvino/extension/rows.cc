@@ -9,15 +9,17 @@
 namespace actsparse {
 namespace {
 
-// Tokens whose inputs stay in the second-level cache while all rows go by.
+// Tokens whose inputs stay in the first-level cache, or the second at worst, while all rows go by.
 constexpr size_t kBlockTokens = 32;
 constexpr size_t kLane = 4;
+// How many rows ahead kernels fetch kept rows: they lie anywhere, so that no hardware prefetcher finds them.
+constexpr size_t kAhead = 2 * kTileRows;
 
 // The inputs of some tokens, all in the memory of the thread that calls multiply_rows.
 struct Scratch {
-    std::vector<float> value, rest, lane_scale;
+    std::vector<float> value, rest, scale, line_sum;
     std::vector<int8_t> quantized;
-    std::vector<int32_t> lane_sum;
+    std::vector<int32_t> start;
     std::vector<RowInput> inputs;
     std::vector<uint32_t> rows;
 };
@@ -27,32 +29,37 @@ Scratch& scratch() {
     return s;
 }
 
-void quantize_input(float* value, float* rest, size_t in, size_t terms, int8_t* quantized, float* lane_scale,
-                    int32_t* lane_sum, const Kernels& kernels) {
+// Where quantize_input writes; see RowInput.
+struct Quantized {
+    int8_t* quantized;
+    float* scale;
+    int32_t* start;
+    float* line_sum;
+};
+
+// Returns the sum of what the quantized activations stand for.
+float quantize_input(const float* value, float* rest, size_t in, size_t terms, const Quantized& to, const Kernels& kernels) {
     int32_t pass_sum[kSegmentRows / kPassRows];
+    std::fill_n(to.line_sum, in / kRowLine, 0.0f);
     for (size_t term = 0; term < terms; ++term) {
         // What rounding leaves of one term is the next one's value.
         const float* from = term == 0 ? value : rest;
         for (size_t k = 0; k < in; k += kSegmentRows) {
-            float scale;
-            kernels.quantize(from + k, kSegmentRows, quantized + k, &scale, pass_sum, term + 1 < terms ? rest + k : nullptr);
-            std::fill_n(lane_scale + k / kLane, kSegmentRows / kLane, scale);
+            const size_t at = term * in + k;
+            float& scale = to.scale[at / kSegmentRows];
+            kernels.quantize(from + k, kSegmentRows, to.quantized + at, &scale, pass_sum, term + 1 < terms ? rest + k : nullptr);
+            int32_t sum = 0;
+            for (const int32_t s : pass_sum) sum += s;
+            to.line_sum[k / kRowLine] += scale * static_cast<float>(sum);
         }
-        for (size_t lane = 0; lane < in / kLane; ++lane) {
-            const int8_t* q = quantized + lane * kLane;
-            lane_sum[lane] = q[0] + q[1] + q[2] + q[3];
-        }
-        quantized += in;
-        lane_scale += in / kLane;
-        lane_sum += in / kLane;
     }
-}
-
-// The sum of what the quantized activations stand for, which a zero point is taken off of.
-float sum_of(const RowInput& x, size_t in) {
+    if (to.start)
+        for (size_t lane = 0; lane < terms * in / kLane; ++lane) {
+            const int8_t* q = to.quantized + lane * kLane;
+            to.start[lane] = -kMiddle * (q[0] + q[1] + q[2] + q[3]);
+        }
     float sum = 0;
-    for (size_t lane = 0; lane < x.terms * in / kLane; ++lane)
-        sum += x.lane_scale[lane] * static_cast<float>(x.lane_sum[lane]);
+    for (size_t line = 0; line < in / kRowLine; ++line) sum += to.line_sum[line];
     return sum;
 }
 
@@ -62,62 +69,96 @@ void prepare(const RowWeights& weights, bool is_exact, const float* x, size_t in
     const size_t in = weights.in;
     const bool is_integer = weights.type == WeightType::u8 || weights.type == WeightType::u4;
     const size_t terms = !is_integer ? 0 : is_exact ? kExactTerms : 1;
+    const bool has_start = is_exact && weights.type == WeightType::u8;
     float* value = grow(s.value, tokens * in);
     float* rest = grow(s.rest, tokens * in);
     int8_t* quantized = grow(s.quantized, tokens * terms * in);
-    float* lane_scale = grow(s.lane_scale, tokens * terms * in / kLane);
-    int32_t* lane_sum = grow(s.lane_sum, tokens * terms * in / kLane);
+    float* scale = grow(s.scale, tokens * terms * in / kSegmentRows);
+    int32_t* start = grow(s.start, has_start ? tokens * terms * in / kLane : 0);
+    float* line_sum = grow(s.line_sum, tokens * in / kRowLine);
     RowInput* inputs = grow(s.inputs, tokens);
     threads.run(tokens, [&](size_t t) {
         float* v = value + t * in;
         std::memcpy(v, x + t * in_features, in_features * sizeof(float));
         std::fill(v + in_features, v + in, 0.0f);
         const size_t offset = t * terms * in;
-        inputs[t] = {terms, v, quantized + offset, lane_scale + offset / kLane, lane_sum + offset / kLane};
-        quantize_input(v, rest + t * in, in, terms, quantized + offset, lane_scale + offset / kLane,
-                       lane_sum + offset / kLane, kernels);
+        const Quantized to{quantized + offset, scale + offset / kSegmentRows, has_start ? start + offset / kLane : nullptr,
+                           line_sum + t * in / kRowLine};
+        const float sum = quantize_input(v, rest + t * in, in, terms, to, kernels);
+        inputs[t] = {terms, v, to.quantized, to.scale, to.start, to.line_sum, sum};
     });
+}
+
+// Zero what the gates leave out of [tokens][out], and list the rows that some token keeps; returns how many.
+size_t list_rows(const float* threshold, size_t out, size_t tokens, float* gate, uint32_t* rows) {
+    size_t kept = 0;
+    for (size_t j = 0; j < out; ++j) {
+        bool is_kept = false;
+        for (size_t t = 0; t < tokens; ++t) {
+            float& g = gate[t * out + j];
+            if (std::fabs(g) <= threshold[j])
+                g = 0;
+            else
+                is_kept = true;
+        }
+        rows[kept] = static_cast<uint32_t>(j);
+        kept += is_kept;
+    }
+    return kept;
+}
+
+// gate[t][row] *= row times input t, of all tokens that keep it.
+void multiply_row(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* inputs, size_t tokens,
+                  float* gate, const Kernels& kernels) {
+    const RowInput* chosen[kTileTokens];
+    float* where[kTileTokens];
+    float y[kTileTokens];
+    size_t count = 0;
+    const auto multiply = [&] {
+        kernels.dot_row(weights, row, fetched, chosen, count, y);
+        for (size_t i = 0; i < count; ++i) *where[i] *= y[i];
+        count = 0;
+    };
+    for (size_t t = 0; t < tokens; ++t) {
+        float* g = gate + t * weights.out + row;
+        if (*g == 0) continue;
+        chosen[count] = inputs + t;
+        where[count++] = g;
+        if (count == kTileTokens) multiply();
+    }
+    if (count) multiply();
+}
+
+// The rows of a list, which goes on for kAhead rows, for all tokens.
+void multiply_list(const RowWeights& weights, const uint32_t* rows, size_t count, const RowInput* inputs, size_t tokens,
+                   float* gate, const Kernels& kernels) {
+    size_t i = 0;
+    if (tokens == 1)
+        for (; i + kTileRows <= count; i += kTileRows) {
+            float y[kTileRows];
+            kernels.dot_rows(weights, rows + i, rows + i + kAhead, inputs[0], y);
+            for (size_t r = 0; r < kTileRows; ++r) gate[rows[i + r]] *= y[r];
+        }
+    for (; i < count; ++i) multiply_row(weights, rows[i], rows[i + kAhead], inputs, tokens, gate, kernels);
 }
 
 }  // namespace
 
 void multiply_rows(const RowWeights& weights, const float* threshold, bool is_exact, const float* x,
                    size_t in_features, size_t tokens, float* gate, const Kernels& kernels, const Threads& threads) {
-    const auto* scale = static_cast<const float*>(weights.scale);
-    const auto* zero = static_cast<const float*>(weights.zero);
     for (size_t begin = 0; begin < tokens; begin += kBlockTokens) {
         const size_t count = std::min(kBlockTokens, tokens - begin);
         prepare(weights, is_exact, x + begin * in_features, in_features, count, kernels, threads);
         const RowInput* inputs = scratch().inputs.data();
-        float sums[kBlockTokens];
-        for (size_t t = 0; t < count; ++t) sums[t] = sum_of(inputs[t], weights.in);
         float* block = gate + begin * weights.out;
-        // Rows that some token keeps, in equal shares: kept rows lie anywhere.
-        uint32_t* rows = grow(scratch().rows, weights.out);
-        size_t kept = 0;
-        for (size_t j = 0; j < weights.out; ++j) {
-            bool is_kept = false;
-            for (size_t t = 0; t < count; ++t) {
-                float& g = block[t * weights.out + j];
-                if (std::fabs(g) <= threshold[j])
-                    g = 0;
-                else
-                    is_kept = true;
-            }
-            rows[kept] = static_cast<uint32_t>(j);
-            kept += is_kept;
-        }
+        uint32_t* rows = grow(scratch().rows, weights.out + kAhead);
+        const size_t kept = list_rows(threshold, weights.out, count, block, rows);
+        if (kept == 0) continue;
+        std::fill_n(rows + kept, kAhead, rows[kept - 1]);
+        // In equal shares: kept rows lie anywhere.
         threads.run(threads.count, [&](size_t share) {
-            for (size_t i = kept * share / threads.count; i < kept * (share + 1) / threads.count; ++i) {
-                const size_t j = rows[i];
-                for (size_t t = 0; t < count; ++t) {
-                    float& g = block[t * weights.out + j];
-                    if (g == 0) continue;
-                    float y = kernels.dot_row(weights, j, inputs[t]);
-                    if (weights.type == WeightType::u8) y = scale[j] * (y - (zero[j] - kMiddle) * sums[t]);
-                    g *= y;
-                }
-            }
+            const size_t first = kept * share / threads.count, end = kept * (share + 1) / threads.count;
+            multiply_list(weights, rows + first, end - first, inputs, count, block, kernels);
         });
     }
 }

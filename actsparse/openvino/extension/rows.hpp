@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "float16.hpp"
 #include "kernels.hpp"
 #include "threads.hpp"
 
@@ -25,23 +26,41 @@ struct RowWeights {
 
     size_t row_bytes() const { return type == WeightType::u8 ? in : type == WeightType::u4 ? in / 2 : in * 2; }
     const uint8_t* row(size_t j) const { return data + j * row_bytes(); }
+    size_t groups() const { return in / group; }
+    float group_scale(size_t index) const {
+        return is_scale_f16 ? from_f16(static_cast<const uint16_t*>(scale)[index]) : static_cast<const float*>(scale)[index];
+    }
 };
+
+// What a kernel takes at a time: so many rows for one token, or one row for so many tokens at most, so that what it loads
+// of the rest is used by all of them.
+constexpr size_t kTileRows = 8;
+constexpr size_t kTileTokens = 4;
 
 // One token's input, ready for a kernel.
 struct RowInput {
     size_t terms;              // of INT8 that an activation is the sum of; 0 for f16 and bf16 weights
     const float* value;        // [in]
     const int8_t* quantized;   // [terms][in]
-    const float* lane_scale;   // [terms][in / 4]: of four activations (kSegmentRows share one)
-    const int32_t* lane_sum;   // [terms][in / 4]: sum of four quantized activations
+    const float* scale;        // [terms][in / kSegmentRows]
+    const int32_t* start;      // exact u8 only, else null: [terms][in / 4], -kMiddle times the sum of four of quantized
+    const float* line_sum;     // [in / kRowLine]: the sum of what quantized stands for, all terms
+    float sum;                 // of line_sum
 };
 
-// Row j of the weights times the input. u8: as if weights were w - kMiddle, without scale and zero point.
-float dot_row_portable(const RowWeights& weights, size_t j, const RowInput& x);
+// y[r] = row rows[r] times the input, for kTileRows rows; kTileRows others are fetched meanwhile.
+// y[t] = a row times input t, for up to kTileTokens inputs.
+#define ACTSPARSE_DOTS(isa)                                                                                            \
+    void dot_rows_##isa(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched,                      \
+                        const RowInput& input, float* y);                                                              \
+    void dot_row_##isa(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs,       \
+                       size_t count, float* y)
+ACTSPARSE_DOTS(portable);
 #if defined(__x86_64__)
-float dot_row_avx2(const RowWeights& weights, size_t j, const RowInput& x);
-float dot_row_avx512(const RowWeights& weights, size_t j, const RowInput& x);
+ACTSPARSE_DOTS(avx2);
+ACTSPARSE_DOTS(avx512);
 #endif
+#undef ACTSPARSE_DOTS
 
 // gate[t][j] = gate[t][j] * (row j . x[t]) where |gate[t][j]| > threshold[j] (or NaN), else 0.
 // x is [tokens][in_features], in_features <= weights.in.

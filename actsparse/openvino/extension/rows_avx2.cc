@@ -1,4 +1,4 @@
-// A row's dot product for AVX2: weights less their middle as 16-bit integers, 16 at a time.
+// Dot products of rows for AVX2: weights less their middle as 16-bit integers, 16 at a time.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -19,65 +19,143 @@ INLINE __m256i load_weights(const uint8_t* row, size_t k) {
     return _mm256_cvtepu8_epi16(_mm_and_si128(nibbles, _mm_set1_epi8(15)));
 }
 
-// The channels [begin, end) of all terms, as if weights were w - middle.
-template <bool kIsU4>
-INLINE __m256 dot_group(const uint8_t* row, size_t in, size_t begin, size_t end, int middle, const RowInput& x) {
-    __m256 sums = _mm256_setzero_ps();
-    const __m256i middles = _mm256_set1_epi16(static_cast<short>(middle));
-    for (size_t term = 0; term < x.terms; ++term) {
-        const int8_t* q = x.quantized + term * in;
-        const float* scale = x.lane_scale + term * in / 4;
-        for (size_t k = begin; k < end; k += kSegmentRows) {
-            __m256i dot = _mm256_setzero_si256();
-            for (size_t i = k; i < k + kSegmentRows; i += 16) {
-                const __m256i w = _mm256_sub_epi16(load_weights<kIsU4>(row, i), middles);
-                const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i)));
-                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(w, a));
+// A tile of rows and inputs: their data, and the rows to fetch meanwhile, line by line.
+template <size_t kRows, size_t kTokens>
+struct Tile {
+    const uint8_t* row[kRows];
+    const uint8_t* next[kRows];
+    const RowInput* input[kTokens];
+
+    TARGET Tile(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs) {
+        for (size_t r = 0; r < kRows; ++r) {
+            row[r] = weights.row(rows[r]);
+            next[r] = weights.row(fetched[r]);
+        }
+        for (size_t t = 0; t < kTokens; ++t) input[t] = inputs[t];
+    }
+
+    INLINE void fetch(size_t byte) const {
+        if (byte % kLineBytes) return;
+        for (size_t r = 0; r < kRows; ++r) _mm_prefetch(reinterpret_cast<const char*>(next[r] + byte), _MM_HINT_T1);
+    }
+};
+
+// sums[r][t] = the products of the channels [begin, end), as if weights were w - middle[r].
+template <bool kIsU4, size_t kRows, size_t kTokens>
+INLINE void dot_group(const Tile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end, const int (&middle)[kRows],
+                      __m256 (&sums)[kRows][kTokens]) {
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm256_setzero_ps();
+    for (size_t k = begin; k < end; k += kSegmentRows) {
+        tile.fetch(kIsU4 ? k / 2 : k);
+        for (size_t r = 0; r < kRows; ++r) {
+            const __m256i middles = _mm256_set1_epi16(static_cast<short>(middle[r]));
+            const __m256i low = _mm256_sub_epi16(load_weights<kIsU4>(tile.row[r], k), middles);
+            const __m256i high = _mm256_sub_epi16(load_weights<kIsU4>(tile.row[r], k + 16), middles);
+            for (size_t t = 0; t < kTokens; ++t) {
+                const RowInput& x = *tile.input[t];
+                for (size_t term = 0; term < x.terms; ++term) {
+                    const auto* q = reinterpret_cast<const __m128i*>(x.quantized + term * in + k);
+                    const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128(q));
+                    const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128(q + 1));
+                    const __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(low, a), _mm256_madd_epi16(high, b));
+                    const __m256 scale = _mm256_set1_ps(x.scale[(term * in + k) / kSegmentRows]);
+                    sums[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, sums[r][t]);
+                }
             }
-            sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(scale[k / 4]), sums);
         }
     }
-    return sums;
 }
 
-template <bool kIsF16>
-TARGET __m256 dot_halves(const uint16_t* row, size_t in, const float* x) {
-    __m256 sums = _mm256_setzero_ps();
-    for (size_t k = 0; k < in; k += 8) {
-        const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k));
-        const __m256 w = kIsF16 ? _mm256_cvtph_ps(half)
-                                : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-        sums = _mm256_fmadd_ps(w, _mm256_loadu_ps(x + k), sums);
-    }
-    return sums;
-}
-
-TARGET float sum_lanes(__m256 v) {
+INLINE float sum_lanes(__m256 v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+template <size_t kRows, size_t kTokens>
+INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+    __m256 sums[kRows][kTokens];
+    int middle[kRows];
+    for (size_t r = 0; r < kRows; ++r) middle[r] = kMiddle;
+    dot_group<false>(tile, weights.in, 0, weights.in, middle, sums);
+    for (size_t r = 0; r < kRows; ++r) {
+        const float zero = static_cast<const float*>(weights.zero)[rows[r]];
+        const float scale = static_cast<const float*>(weights.scale)[rows[r]];
+        for (size_t t = 0; t < kTokens; ++t)
+            y[r * kTokens + t] = scale * (sum_lanes(sums[r][t]) - (zero - kMiddle) * tile.input[t]->sum);
+    }
+}
+
+template <size_t kRows, size_t kTokens>
+INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+    __m256 totals[kRows][kTokens], sums[kRows][kTokens];
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) totals[r][t] = _mm256_setzero_ps();
+    for (size_t g = 0; g < weights.groups(); ++g) {
+        int middle[kRows];
+        for (size_t r = 0; r < kRows; ++r)
+            middle[r] = static_cast<const uint8_t*>(weights.zero)[rows[r] * weights.groups() + g];
+        dot_group<true>(tile, weights.in, g * weights.group, (g + 1) * weights.group, middle, sums);
+        for (size_t r = 0; r < kRows; ++r) {
+            const size_t index = rows[r] * weights.groups() + g;
+            const float scale = weights.is_scale_f16 ? _cvtsh_ss(static_cast<const uint16_t*>(weights.scale)[index])
+                                                     : static_cast<const float*>(weights.scale)[index];
+            for (size_t t = 0; t < kTokens; ++t)
+                totals[r][t] = _mm256_fmadd_ps(sums[r][t], _mm256_set1_ps(scale), totals[r][t]);
+        }
+    }
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) y[r * kTokens + t] = sum_lanes(totals[r][t]);
+}
+
+template <bool kIsF16, size_t kRows, size_t kTokens>
+INLINE void dot_halves(const RowWeights& weights, const Tile<kRows, kTokens>& tile, float* y) {
+    __m256 sums[kRows][kTokens];
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm256_setzero_ps();
+    for (size_t k = 0; k < weights.in; k += 8) {
+        tile.fetch(2 * k);
+        for (size_t r = 0; r < kRows; ++r) {
+            const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile.row[r] + 2 * k));
+            const __m256 w = kIsF16 ? _mm256_cvtph_ps(bits)
+                                    : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+            for (size_t t = 0; t < kTokens; ++t)
+                sums[r][t] = _mm256_fmadd_ps(w, _mm256_loadu_ps(tile.input[t]->value + k), sums[r][t]);
+        }
+    }
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) y[r * kTokens + t] = sum_lanes(sums[r][t]);
+}
+
+template <size_t kRows, size_t kTokens>
+TARGET void dot(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs,
+                float* y) {
+    const Tile<kRows, kTokens> tile(weights, rows, fetched, inputs);
+    switch (weights.type) {
+        case WeightType::u8: return dot_u8(weights, rows, tile, y);
+        case WeightType::u4: return dot_u4(weights, rows, tile, y);
+        case WeightType::f16: return dot_halves<true>(weights, tile, y);
+        case WeightType::bf16: return dot_halves<false>(weights, tile, y);
+    }
+}
+
 }  // namespace
 
-TARGET float dot_row_avx2(const RowWeights& weights, size_t j, const RowInput& x) {
-    const uint8_t* row = weights.row(j);
-    const auto* halves = reinterpret_cast<const uint16_t*>(row);
-    if (weights.type == WeightType::f16) return sum_lanes(dot_halves<true>(halves, weights.in, x.value));
-    if (weights.type == WeightType::bf16) return sum_lanes(dot_halves<false>(halves, weights.in, x.value));
-    if (weights.type == WeightType::u8)
-        return sum_lanes(dot_group<false>(row, weights.in, 0, weights.in, kMiddle, x));
-    const size_t groups = weights.in / weights.group;
-    __m256 total = _mm256_setzero_ps();
-    for (size_t g = 0; g < groups; ++g) {
-        const size_t index = j * groups + g;
-        const float scale = weights.is_scale_f16 ? _cvtsh_ss(static_cast<const uint16_t*>(weights.scale)[index])
-                                                 : static_cast<const float*>(weights.scale)[index];
-        const __m256 sums = dot_group<true>(row, weights.in, g * weights.group, (g + 1) * weights.group,
-                                            static_cast<const uint8_t*>(weights.zero)[index], x);
-        total = _mm256_fmadd_ps(sums, _mm256_set1_ps(scale), total);
+void dot_rows_avx2(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput& input,
+                   float* y) {
+    const RowInput* const inputs[] = {&input};
+    dot<kTileRows, 1>(weights, rows, fetched, inputs, y);
+}
+
+void dot_row_avx2(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs, size_t count,
+                  float* y) {
+    switch (count) {
+        case 1: return dot<1, 1>(weights, &row, &fetched, inputs, y);
+        case 2: return dot<1, 2>(weights, &row, &fetched, inputs, y);
+        case 3: return dot<1, 3>(weights, &row, &fetched, inputs, y);
+        default: return dot<1, kTileTokens>(weights, &row, &fetched, inputs, y);
     }
-    return sum_lanes(total);
 }
 
 }  // namespace actsparse

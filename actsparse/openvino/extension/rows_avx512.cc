@@ -1,4 +1,4 @@
-// A row's dot product for AVX-512 with VNNI: 64 weights at a time.
+// Dot products of rows for AVX-512 with VNNI: 64 weights at a time.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -10,7 +10,6 @@
 namespace actsparse {
 namespace {
 
-
 template <bool kIsU4>
 INLINE __m512i load_weights(const uint8_t* row, size_t k) {
     if (!kIsU4) return _mm512_loadu_si512(row + k);
@@ -19,57 +18,165 @@ INLINE __m512i load_weights(const uint8_t* row, size_t k) {
     return _mm512_and_si512(wide, _mm512_set1_epi8(15));
 }
 
-// The channels [begin, end) of all terms, as if weights were w - middle.
-template <bool kIsU4>
-INLINE __m512 dot_group(const uint8_t* row, size_t in, size_t begin, size_t end, int middle, const RowInput& x) {
-    __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    const __m512i middles = _mm512_set1_epi32(middle);
-    for (size_t term = 0; term < x.terms; ++term) {
-        const int8_t* q = x.quantized + term * in;
-        const float* scale = x.lane_scale + term * in / 4;
-        const int32_t* sum = x.lane_sum + term * in / 4;
-        for (size_t k = begin, i = 0; k < end; k += 64, ++i) {
-            const __m512i w = load_weights<kIsU4>(row, k);
-            __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, _mm512_loadu_si512(q + k));
-            dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(middles, _mm512_loadu_si512(sum + k / 4)));
-            sums[i % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_loadu_ps(scale + k / 4), sums[i % 2]);
+// The scales of 64 activations, for the sums of four each.
+INLINE __m512 load_scale(const float* scale) {
+    return _mm512_mask_broadcastss_ps(_mm512_set1_ps(scale[0]), 0xff00, _mm_load_ss(scale + 1));
+}
+
+// A tile of rows and inputs: their data, and the rows to fetch meanwhile.
+template <size_t kRows, size_t kTokens>
+struct Tile {
+    const uint8_t* row[kRows];
+    const uint8_t* next[kRows];
+    const RowInput* input[kTokens];
+
+    TARGET Tile(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs) {
+        for (size_t r = 0; r < kRows; ++r) {
+            row[r] = weights.row(rows[r]);
+            next[r] = weights.row(fetched[r]);
+        }
+        for (size_t t = 0; t < kTokens; ++t) input[t] = inputs[t];
+    }
+
+    // Line by line of all rows: a row that is fetched at once brings hardware prefetchers to fetch its neighbours.
+    INLINE void fetch(size_t byte) const {
+#pragma GCC unroll 8
+        for (size_t r = 0; r < kRows; ++r) _mm_prefetch(reinterpret_cast<const char*>(next[r] + byte), _MM_HINT_T1);
+    }
+};
+
+// sums[r][t] += the products of the channels [begin, end), as if weights were w, or w - kMiddle with a start.
+template <bool kIsU4, bool kHasStart, size_t kTerms, size_t kRows, size_t kTokens>
+INLINE void add_products(const Tile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end,
+                         __m512 (&sums)[kRows][kTokens]) {
+    for (size_t k = begin; k < end; k += 64) {
+        if (!kIsU4 || k % 128 == 0) tile.fetch(kIsU4 ? k / 2 : k);
+        __m512i w[kRows];
+#pragma GCC unroll 8
+        for (size_t r = 0; r < kRows; ++r) w[r] = load_weights<kIsU4>(tile.row[r], k);
+#pragma GCC unroll 4
+        for (size_t t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 3
+            for (size_t term = 0; term < kTerms; ++term) {
+                const size_t at = term * in + k;
+                const RowInput& x = *tile.input[t];
+                const __m512i start = kHasStart ? _mm512_loadu_si512(x.start + at / 4) : _mm512_setzero_si512();
+                const __m512i quantized = _mm512_loadu_si512(x.quantized + at);
+                const __m512 scale = load_scale(x.scale + at / kSegmentRows);
+#pragma GCC unroll 8
+                for (size_t r = 0; r < kRows; ++r) {
+                    const __m512i dot = _mm512_dpbusd_epi32(start, w[r], quantized);
+                    sums[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[r][t]);
+                }
+            }
         }
     }
-    return _mm512_add_ps(sums[0], sums[1]);
 }
 
-template <bool kIsF16>
-TARGET float dot_halves(const uint16_t* row, size_t in, const float* x) {
-    __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (size_t k = 0; k < in; k += 16) {
-        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k));
-        const __m512 w = kIsF16 ? _mm512_cvtph_ps(half)
-                                : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-        sums[k / 16 % 2] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + k), sums[k / 16 % 2]);
+// sums[r][t] = the products of the channels [begin, end).
+template <bool kIsU4, size_t kRows, size_t kTokens>
+INLINE void dot_group(const Tile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end,
+                      __m512 (&sums)[kRows][kTokens]) {
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm512_setzero_ps();
+    if (tile.input[0]->terms == 1)
+        add_products<kIsU4, false, 1>(tile, in, begin, end, sums);
+    else
+        add_products<kIsU4, !kIsU4, kExactTerms>(tile, in, begin, end, sums);
+}
+
+template <size_t kRows, size_t kTokens>
+INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+    __m512 sums[kRows][kTokens];
+    dot_group<false>(tile, weights.in, 0, weights.in, sums);
+    for (size_t r = 0; r < kRows; ++r) {
+        const float zero = static_cast<const float*>(weights.zero)[rows[r]];
+        const float scale = static_cast<const float*>(weights.scale)[rows[r]];
+        for (size_t t = 0; t < kTokens; ++t) {
+            const float middle = tile.input[t]->start ? kMiddle : 0;
+            y[r * kTokens + t] = scale * (_mm512_reduce_add_ps(sums[r][t]) - (zero - middle) * tile.input[t]->sum);
+        }
     }
-    return _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
 }
 
+template <size_t kRows, size_t kTokens>
+INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+    __m512 totals[kRows][kTokens], sums[kRows][kTokens];
+    float corrections[kRows][kTokens] = {};
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) totals[r][t] = _mm512_setzero_ps();
+    for (size_t g = 0; g < weights.groups(); ++g) {
+        const size_t begin = g * weights.group, end = begin + weights.group;
+        dot_group<true>(tile, weights.in, begin, end, sums);
+        for (size_t r = 0; r < kRows; ++r) {
+            const size_t index = rows[r] * weights.groups() + g;
+            const float scale = weights.is_scale_f16 ? _cvtsh_ss(static_cast<const uint16_t*>(weights.scale)[index])
+                                                     : static_cast<const float*>(weights.scale)[index];
+            const float zero = scale * static_cast<const uint8_t*>(weights.zero)[index];
+            for (size_t t = 0; t < kTokens; ++t) {
+                totals[r][t] = _mm512_fmadd_ps(sums[r][t], _mm512_set1_ps(scale), totals[r][t]);
+                for (size_t line = begin / kRowLine; line < end / kRowLine; ++line)
+                    corrections[r][t] += zero * tile.input[t]->line_sum[line];
+            }
+        }
+    }
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) y[r * kTokens + t] = _mm512_reduce_add_ps(totals[r][t]) - corrections[r][t];
+}
+
+template <bool kIsF16, size_t kRows, size_t kTokens>
+INLINE void dot_halves(const RowWeights& weights, const Tile<kRows, kTokens>& tile, float* y) {
+    __m512 sums[kRows][kTokens];
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm512_setzero_ps();
+    for (size_t k = 0; k < weights.in; k += 16) {
+        if (k % 32 == 0) tile.fetch(2 * k);
+        __m512 w[kRows];
+#pragma GCC unroll 8
+        for (size_t r = 0; r < kRows; ++r) {
+            const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile.row[r] + 2 * k));
+            w[r] = kIsF16 ? _mm512_cvtph_ps(bits)
+                          : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+        }
+#pragma GCC unroll 4
+        for (size_t t = 0; t < kTokens; ++t) {
+            const __m512 x = _mm512_loadu_ps(tile.input[t]->value + k);
+#pragma GCC unroll 8
+            for (size_t r = 0; r < kRows; ++r) sums[r][t] = _mm512_fmadd_ps(w[r], x, sums[r][t]);
+        }
+    }
+    for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t) y[r * kTokens + t] = _mm512_reduce_add_ps(sums[r][t]);
+}
+
+template <size_t kRows, size_t kTokens>
+TARGET void dot(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs,
+                float* y) {
+    const Tile<kRows, kTokens> tile(weights, rows, fetched, inputs);
+    switch (weights.type) {
+        case WeightType::u8: return dot_u8(weights, rows, tile, y);
+        case WeightType::u4: return dot_u4(weights, rows, tile, y);
+        case WeightType::f16: return dot_halves<true>(weights, tile, y);
+        case WeightType::bf16: return dot_halves<false>(weights, tile, y);
+    }
+}
 
 }  // namespace
 
-TARGET float dot_row_avx512(const RowWeights& weights, size_t j, const RowInput& x) {
-    const uint8_t* row = weights.row(j);
-    if (weights.type == WeightType::f16) return dot_halves<true>(reinterpret_cast<const uint16_t*>(row), weights.in, x.value);
-    if (weights.type == WeightType::bf16) return dot_halves<false>(reinterpret_cast<const uint16_t*>(row), weights.in, x.value);
-    if (weights.type == WeightType::u8)
-        return _mm512_reduce_add_ps(dot_group<false>(row, weights.in, 0, weights.in, kMiddle, x));
-    const size_t groups = weights.in / weights.group;
-    __m512 total = _mm512_setzero_ps();
-    for (size_t g = 0; g < groups; ++g) {
-        const size_t index = j * groups + g;
-        const float scale = weights.is_scale_f16 ? _cvtsh_ss(static_cast<const uint16_t*>(weights.scale)[index])
-                                                 : static_cast<const float*>(weights.scale)[index];
-        const __m512 sums = dot_group<true>(row, weights.in, g * weights.group, (g + 1) * weights.group,
-                                            static_cast<const uint8_t*>(weights.zero)[index], x);
-        total = _mm512_fmadd_ps(sums, _mm512_set1_ps(scale), total);
+void dot_rows_avx512(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput& input,
+                     float* y) {
+    const RowInput* const inputs[] = {&input};
+    dot<kTileRows, 1>(weights, rows, fetched, inputs, y);
+}
+
+void dot_row_avx512(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs,
+                    size_t count, float* y) {
+    switch (count) {
+        case 1: return dot<1, 1>(weights, &row, &fetched, inputs, y);
+        case 2: return dot<1, 2>(weights, &row, &fetched, inputs, y);
+        case 3: return dot<1, 3>(weights, &row, &fetched, inputs, y);
+        default: return dot<1, kTileTokens>(weights, &row, &fetched, inputs, y);
     }
-    return _mm512_reduce_add_ps(total);
 }
 
 }  // namespace actsparse

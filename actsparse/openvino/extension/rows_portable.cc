@@ -1,5 +1,4 @@
-// A row's dot product in plain C++: for any processor, and what the others are tested against.
-#include "float16.hpp"
+// Dot products of rows in plain C++: for any processor, and what the others are tested against.
 #include "rows.hpp"
 
 namespace actsparse {
@@ -11,37 +10,53 @@ int weight_at(const RowWeights& weights, const uint8_t* row, size_t k) {
     return k % 64 < 32 ? both & 15 : both >> 4;
 }
 
-float scale_at(const RowWeights& weights, size_t index) {
-    return weights.is_scale_f16 ? from_f16(static_cast<const uint16_t*>(weights.scale)[index])
-                                : static_cast<const float*>(weights.scale)[index];
+float dot_halves(const RowWeights& weights, size_t j, const RowInput& x) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(weights.row(j));
+    float total = 0;
+    for (size_t k = 0; k < weights.in; ++k)
+        total += (weights.type == WeightType::f16 ? from_f16(halves[k]) : from_bf16(halves[k])) * x.value[k];
+    return total;
+}
+
+// The channels of one group, as if weights were w - middle.
+float dot_group(const RowWeights& weights, size_t j, size_t group, int middle, const RowInput& x) {
+    const uint8_t* row = weights.row(j);
+    float sum = 0;
+    for (size_t term = 0; term < x.terms; ++term)
+        for (size_t k = group * weights.group; k < (group + 1) * weights.group; k += kSegmentRows) {
+            int dot = 0;
+            for (size_t i = k; i < k + kSegmentRows; ++i)
+                dot += (weight_at(weights, row, i) - middle) * x.quantized[term * weights.in + i];
+            sum += x.scale[(term * weights.in + k) / kSegmentRows] * static_cast<float>(dot);
+        }
+    return sum;
+}
+
+float dot_row(const RowWeights& weights, size_t j, const RowInput& x) {
+    if (x.terms == 0) return dot_halves(weights, j, x);
+    if (weights.type == WeightType::u8) {
+        const float zero = static_cast<const float*>(weights.zero)[j];
+        const float sum = dot_group(weights, j, 0, kMiddle, x) - (zero - kMiddle) * x.sum;
+        return static_cast<const float*>(weights.scale)[j] * sum;
+    }
+    float total = 0;
+    for (size_t g = 0; g < weights.groups(); ++g) {
+        const size_t index = j * weights.groups() + g;
+        const int zero = static_cast<const uint8_t*>(weights.zero)[index];
+        total += weights.group_scale(index) * dot_group(weights, j, g, zero, x);
+    }
+    return total;
 }
 
 }  // namespace
 
-float dot_row_portable(const RowWeights& weights, size_t j, const RowInput& x) {
-    const uint8_t* row = weights.row(j);
-    float total = 0;
-    if (x.terms == 0) {
-        const auto* halves = reinterpret_cast<const uint16_t*>(row);
-        for (size_t k = 0; k < weights.in; ++k)
-            total += (weights.type == WeightType::f16 ? from_f16(halves[k]) : from_bf16(halves[k])) * x.value[k];
-        return total;
-    }
-    const bool is_u4 = weights.type == WeightType::u4;
-    const size_t groups = weights.in / weights.group;
-    for (size_t g = 0; g < groups; ++g) {
-        const int middle = is_u4 ? static_cast<const uint8_t*>(weights.zero)[j * groups + g] : kMiddle;
-        float sum = 0;
-        for (size_t term = 0; term < x.terms; ++term)
-            for (size_t lane = g * weights.group / 4; lane < (g + 1) * weights.group / 4; ++lane) {
-                const int8_t* q = x.quantized + term * weights.in + 4 * lane;
-                int dot = 0;
-                for (size_t i = 0; i < 4; ++i) dot += (weight_at(weights, row, 4 * lane + i) - middle) * q[i];
-                sum += x.lane_scale[term * weights.in / 4 + lane] * static_cast<float>(dot);
-            }
-        total += is_u4 ? scale_at(weights, j * groups + g) * sum : sum;
-    }
-    return total;
+void dot_rows_portable(const RowWeights& weights, const uint32_t* rows, const uint32_t*, const RowInput& input, float* y) {
+    for (size_t r = 0; r < kTileRows; ++r) y[r] = dot_row(weights, rows[r], input);
+}
+
+void dot_row_portable(const RowWeights& weights, uint32_t row, uint32_t, const RowInput* const* inputs, size_t count,
+                      float* y) {
+    for (size_t t = 0; t < count; ++t) y[t] = dot_row(weights, row, *inputs[t]);
 }
 
 }  // namespace actsparse

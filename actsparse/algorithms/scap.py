@@ -1,0 +1,23 @@
+"""SCAP (arXiv 2412.07174): mask what is close to the value that a tensor's entries crowd around, and put that there."""
+
+from collections.abc import Mapping
+
+import torch
+
+from actsparse.algorithms.measurements import Measurements
+from actsparse.algorithms.parts import Part
+from actsparse.stand_in import StandIn
+
+
+def shifts(model: Measurements, sites: Mapping[str, list[Part]]) -> dict[str, list[StandIn]]:
+    """
+    Propose what entries may crowd around besides 0: their median, and the mode of their density.
+
+    W x = W (x - m) + W m, of which the last is a constant: with a shift there is no more to read.
+
+    :param model: The model.
+    :param sites: The layers that read each tensor.
+    :return: The stand-ins to try for each site.
+    """
+    centres = model.centres()
+    return {site: [StandIn(shift=torch.tensor(centre)) for centre in centres[site]] for site in sites}
