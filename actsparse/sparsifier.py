@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from actsparse.stand_in import StandIn
+from actsparse.stand_in import NOTHING, StandIn
 
 TOKENS = ("all", "decode")
 
@@ -88,7 +88,7 @@ class ActivationSparsifier(nn.Module):
         :param output: What it made of that.
         :return: The number of zeros, those included in whose place something stands.
         """
-        if self.stand_in.is_nothing:
+        if self.stand_in == NOTHING:
             return output.numel() - int(torch.count_nonzero(output))
         zeros = 0
 

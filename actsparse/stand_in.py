@@ -24,11 +24,6 @@ class StandIn:
     basis: torch.Tensor | None = None
 
     @property
-    def is_nothing(self) -> bool:
-        """Whether what is left out becomes zero."""
-        return self.shift is None and self.basis is None
-
-    @property
     def rank(self) -> int:
         """How many directions there are; 0 without a basis."""
         return 0 if self.basis is None else self.basis.shape[1]
@@ -49,12 +44,13 @@ class StandIn:
 
         return StandIn(move(self.shift), move(self.basis))
 
-    def to_bytes(self) -> bytes:
-        """
-        Tell stand-ins apart.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StandIn) and self._to_bytes() == other._to_bytes()
 
-        :return: Equal for equal stand-ins.
-        """
+    def __hash__(self) -> int:
+        return hash(self._to_bytes())
+
+    def _to_bytes(self) -> bytes:
         tensors = (self.shift, self.basis)
         return b"|".join(b"" if tensor is None else tensor.cpu().numpy().tobytes() for tensor in tensors)
 

@@ -148,5 +148,5 @@ def test_a_file_whose_activation_function_the_model_lacks_is_refused(
 
 
 def test_nncfs_average_masks_inputs_only(llama: Any, one_batch: list[Any]) -> None:
-    with pytest.raises(ActsparseError, match=r"masks inputs only: leave \+rows out"):
+    with pytest.raises(ActsparseError, match=r"puts zeros into inputs: leave \+rows out"):
         sparsify_activations(llama, one_batch, 0.5, algorithm="magnitude+nncf-ema+rows")

@@ -234,7 +234,7 @@ def set_threshold(*values: float, dtype: torch.dtype = torch.float32) -> Callabl
 DAMAGES = [
     DamageCase("other format", lambda t, m: m.update(format="pt"), FOREIGN),
     DamageCase("no metadata", lambda t, m: m.clear(), FOREIGN),
-    DamageCase("newer", lambda t, m: m.update(format_version="3"), "has format version 3; this .* up to 2: upgrade it"),
+    DamageCase("newer", lambda t, m: m.update(format_version="4"), "has format version 4; this .* up to 3: upgrade it"),
     DamageCase("no version", lambda t, m: m.pop("format_version"), "is damaged: its format version is ''"),
     DamageCase("word as version", lambda t, m: m.update(format_version="one"), "its format version is 'one'"),
     DamageCase("odd digit", lambda t, m: m.update(format_version="²"), "its format version is '²'"),

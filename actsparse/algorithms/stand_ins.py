@@ -72,7 +72,7 @@ def choose_stand_ins(
             best[trial.site] = (error, trial)
     chosen = [trial for _, trial in best.values()]
     return Chosen(
-        {trial.site: trial.stand_in for trial in chosen if not trial.stand_in.is_nothing},
+        {trial.site: trial.stand_in for trial in chosen if trial.stand_in != NOTHING},
         {name: zeros for trial in chosen for name, zeros in trial.zeros.items()},
     )
 

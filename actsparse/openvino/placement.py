@@ -103,10 +103,10 @@ def _group_by_mask(
     site: list[Linear], masks: Mapping[str, LayerMask], calls: dict[str, tuple[Linear, ...]]
 ) -> list[tuple[LayerMask, list[Linear]]]:
     names = {call.name: name for name in masks for call in calls[name]}
-    groups: dict[tuple[str, bytes, bytes], tuple[LayerMask, list[Linear]]] = {}
+    groups: dict[tuple[str, bytes, StandIn], tuple[LayerMask, list[Linear]]] = {}
     for linear in site:
         mask = masks[names[linear.name]]
-        key = (mask.tokens, mask.threshold.tobytes(), mask.stand_in.to_bytes())
+        key = (mask.tokens, mask.threshold.tobytes(), mask.stand_in)
         groups.setdefault(key, (mask, []))[1].append(linear)
     return list(groups.values())
 

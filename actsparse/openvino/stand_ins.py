@@ -6,7 +6,7 @@ import openvino.opset13 as ops
 import torch
 
 from actsparse.openvino.linear import LOW_RANK, Linear, find_constant
-from actsparse.stand_in import StandIn
+from actsparse.stand_in import NOTHING, StandIn
 
 # What the nodes are called behind the name of their site or layer: that is how they are found again.
 SHIFTED = "/shifted"
@@ -41,7 +41,7 @@ def fill_outputs(linears: list[Linear], select: ov.Node, source: ov.Output, stan
     :param source: What the mask reads.
     :param stand_in: What stands in for what is left out.
     """
-    if stand_in.is_nothing:
+    if stand_in == NOTHING:
         return
     kind = source.get_element_type()
     inner = None

@@ -53,13 +53,13 @@ def test_an_exported_model_predicts_what_torch_does(
 ) -> None:
     for _, mask in named_sparsifiers(masked):
         mask.tokens = tokens
-    before = [mask.stand_in.to_bytes() for _, mask in named_sparsifiers(masked)]
+    before = [mask.stand_in for _, mask in named_sparsifiers(masked)]
     model = read(export_model(masked, tmp_path))
     with torch.no_grad():
         torch.testing.assert_close(logits(model, batches[0]), masked(**batches[0]).logits, atol=2e-3, rtol=0)
         one = {name: value[:, :1] for name, value in batches[0].items()}
         torch.testing.assert_close(logits(model, one), masked(**one).logits, atol=2e-3, rtol=0)
-    assert [mask.stand_in.to_bytes() for _, mask in named_sparsifiers(masked)] == before
+    assert [mask.stand_in for _, mask in named_sparsifiers(masked)] == before
 
 
 def test_a_file_fits_both_ways_and_removing_leaves_nothing(
@@ -77,7 +77,7 @@ def test_a_file_fits_both_ways_and_removing_leaves_nothing(
         torch.testing.assert_close(logits(model, batches[0]), masked(**batches[0]).logits, atol=2e-3, rtol=0)
     found = masks_of(model)
     for name, mask in named_sparsifiers(masked):
-        assert found[name].stand_in.to_bytes() == mask.stand_in.to_bytes()
+        assert found[name].stand_in == mask.stand_in
     save_thresholds(model, tmp_path / "again")
     back = load_thresholds(make_model(), tmp_path / "again")
     with torch.no_grad():
