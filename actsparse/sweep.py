@@ -203,7 +203,9 @@ def run_sweep(job: SweepJob, say: Say) -> Sweep:
                 say(f"{algorithm} at {percent(sparsity)} has been measured before")
                 points[algorithm, sparsity] = point
     if missing:
-        for point in _measure(job, calibration, text, missing, say):
+        # What an algorithm measured beyond its target at one sparsity, it will at another.
+        offsets = {point["algorithm"]: point["target"] - point["measured_sparsity"] for point in points.values()}
+        for point in _measure(job, calibration, text, missing, offsets, say):
             write_json(_point_path(job.out, settings, point["algorithm"], point["sparsity"]), point)
             points[point["algorithm"], point["sparsity"]] = point
     order = [(algorithm, sparsity) for algorithm in job.algorithms for sparsity in job.sparsities]
@@ -214,19 +216,22 @@ def run_sweep(job: SweepJob, say: Say) -> Sweep:
 
 
 def _measure(
-    job: SweepJob, calibration: Text, text: Text, missing: list[tuple[Algorithm, float]], say: Say
+    job: SweepJob,
+    calibration: Text,
+    text: Text,
+    missing: list[tuple[Algorithm, float]],
+    offsets: dict[str, float],
+    say: Say,
 ) -> Iterator[Point]:
     say(f"loading {job.model}")
     loaded = load_model(job.model, dtype=DTYPES[job.dtype])
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
     model = compress_int8(loaded.model, job.int8, batches[0]) if job.int8 else loaded.model
     known: dict[str, Known] = {}
-    offsets: dict[str, float] = {}
     for number, (algorithm, sparsity) in enumerate(missing, start=1):
         say(f"{algorithm.name} at {percent(sparsity)} ({number} of {len(missing)})")
         settings = Settings(algorithm, known=known.setdefault(algorithm.name, Known()))
         compare = partial(compare_with_dense, model, loaded.tokenizer, text.pages, max_length=job.max_length)
-        # What an algorithm measured beyond its target at one sparsity, it will at another.
         first = sparsity + offsets.get(algorithm.name, 0.0)
         best = _meet(sparsity, first, partial(_attempt, model, batches, settings, compare, job.roles))
         offsets[algorithm.name] = best.target - best.comparison.sparsity.sparsity
