@@ -36,8 +36,9 @@ def measure_attributions(
         dropped = x.detach() - masks.mask(name, x.detach())
         if sparsity.get(name, 0.0) <= 0:
             return x
-        scores = dropped.float() * importance[probe.sparsifiers[name].site].to(x.device)
-        sums[name][2] += float(scores.square().sum(dtype=torch.float64))
+        if torch.is_grad_enabled():
+            scores = dropped.float() * importance[probe.sparsifiers[name].site].to(x.device)
+            sums[name][2] += float(scores.square().sum(dtype=torch.float64))
         # The values of the masked tensor, and the gradient of x itself: see the attribution allocation.
         return watch_gradient(x - dropped, partial(_add_attribution, sums[name], dropped))
 

@@ -13,6 +13,7 @@ from actsparse.errors import ActsparseError
 from actsparse.insertion import record_calls
 from actsparse.measurements.probe import Probe, watch
 from actsparse.progress import progress_bar
+from actsparse.scopes.layers import name_blocks
 from actsparse.sparsifier import ActivationSparsifier, mask_small
 from actsparse.statistics import MagnitudeSketch
 
@@ -38,7 +39,10 @@ def take_apart(
     if hasattr(probe.model, ATR_HOOK_STORAGE):
         msg = "blocks of compressed weights cannot run alone: calibrate first, then compress, then load_thresholds"
         raise ActsparseError(msg)
-    names = _name_blocks(probe.model, layers)
+    names = name_blocks(probe.model, layers)
+    if "" in names:
+        msg = f"layer {names[''][0]} is in no block: an allocation block by block is not for it"
+        raise ActsparseError(msg)
     sketches = sketch()
     with progress_bar("blocks", total=len(names), unit="blocks") as advance:
         for block, inside in names.items():
@@ -103,20 +107,6 @@ class TorchBlock:
                 output = _first_tensor(self._module(*args, **kwargs))
                 moved += float((output - dense).float().square().sum())
         return (moved / max(self._energy, 1e-30)) ** 0.5
-
-
-def _name_blocks(model: nn.Module, layers: Collection[str]) -> dict[str, list[str]]:
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
-    blocks: dict[str, list[str]] = {}
-    for layer in layers:
-        # The outermost list: experts in a block are part of it.
-        owner = min((name for name in lists if layer.startswith(f"{name}.")), key=len, default=None)
-        if owner is None:
-            msg = f"layer {layer} is in no block: an allocation block by block is not for it"
-            raise ActsparseError(msg)
-        number = layer.removeprefix(f"{owner}.").partition(".")[0]
-        blocks.setdefault(f"{owner}.{number}", []).append(layer)
-    return blocks
 
 
 def _record(probe: Probe, block: nn.Module) -> Calls:

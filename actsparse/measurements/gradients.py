@@ -28,6 +28,8 @@ def measure_gradients(probe: Probe) -> dict[str, GradientSums]:
         known = shared.get(site)
         if known is None or known[0] is not x:
             totals = sums.setdefault(site, GradientSums(x.shape[-1]))
+            # The layers of a site are called one after the other: earlier sites' tensors need not be kept.
+            shared.clear()
             shared[site] = known = (x, watch_gradient(x, partial(_add_gradient, totals, site, x.detach())))
         return known[1]
 

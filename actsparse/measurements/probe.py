@@ -1,5 +1,6 @@
 """A torch model with the data it is measured on: what every measurement needs of it."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -7,12 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
 from torch import nn
 
 from actsparse.calibration import evaluation_mode, run_batches, run_each, run_model
 from actsparse.errors import ActsparseError, DatasetError
 from actsparse.insertion import intercept_outputs, suspend_sparsifiers
+from actsparse.measurements.checkpoints import checkpoint_blocks, is_large
 from actsparse.scopes import Site
+from actsparse.scopes.layers import name_blocks
 from actsparse.sparsifier import ActivationSparsifier
 
 # On how many tokens it is measured what would take too long on all of them.
@@ -80,14 +84,28 @@ class Probe:
 
     def run_backwards(self, run: Callable[[Any], object], batches: list[Any], description: str) -> None:
         """
-        Run something that takes gradients of activations.
+        Run something that takes gradients of activations; of a large batch, with checkpoints.
 
-        :param run: Runs the model on one batch, forwards and backwards.
+        :param run: Runs the model on one batch, forwards and backwards. What it watches counts only where gradients are
+            enabled: with checkpoints, each block runs once without them and once with them.
         :param batches: Model inputs.
         :param description: What the progress bar says.
         """
+        blocks = name_blocks(self.model, self.sparsifiers)
+        modules = [self.model.get_submodule(name) for name in blocks if name]
+        # A compressed model decompresses its weights around its own forward, which a second run of a block is not in.
+        can_run_twice = not hasattr(self.model, ATR_HOOK_STORAGE)
+
+        def run_large(batch: Any) -> None:
+            if not (can_run_twice and is_large(batch)):
+                run(batch)
+                return
+            with checkpoint_blocks(modules):
+                run({**batch, "use_cache": False} if takes_cache else batch)
+
+        takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         with evaluation_mode(self.model), _without_parameter_gradients(self.model):
-            run_each(run, batches, total=len(batches), description=description)
+            run_each(run_large, batches, total=len(batches), description=description)
 
     def log_probabilities(self, batch: Any) -> torch.Tensor:
         """

@@ -1,6 +1,6 @@
 """The Linear layers of a model, found on its NNCF graph."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nncf.common.graph.graph import NNCFGraph
@@ -119,6 +119,24 @@ def block_layers(model: nn.Module, layers: list[Layer]) -> list[Layer]:
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
     return [layer for layer in layers if model.get_submodule(layer.name) is not head]
+
+
+def name_blocks(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """
+    Name the blocks that layers belong to.
+
+    :param model: The model.
+    :param layers: Names of its Linear layers.
+    :return: The layers by block; those that are in none under the empty name.
+    """
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
+    blocks: dict[str, list[str]] = {}
+    for layer in layers:
+        # The outermost list: experts in a block are part of it.
+        owner = min((name for name in lists if layer.startswith(f"{name}.")), key=len, default=None)
+        number = layer.removeprefix(f"{owner}.").partition(".")[0]
+        blocks.setdefault(f"{owner}.{number}" if owner else "", []).append(layer)
+    return blocks
 
 
 def _layer_of(model: nn.Module, flow: Flow, node: int, by_weight: dict[int, list[str]]) -> str | None:
