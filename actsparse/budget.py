@@ -9,7 +9,7 @@ from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
 from actsparse.errors import ActsparseError
-from actsparse.evaluation.comparison import Comparison, compare_with_dense
+from actsparse.evaluation.comparison import LossComparison, compare_losses
 from actsparse.insertion import remove_sparsifiers
 from actsparse.report import percent
 from actsparse.sparsify import Settings, sparsify_torch
@@ -31,7 +31,7 @@ class BudgetStep:
     """
 
     target: float
-    comparison: Comparison
+    comparison: LossComparison
 
     @property
     def perplexity_increase(self) -> float:
@@ -135,7 +135,9 @@ def sparsify_to_perplexity(
 
     def measure(target: float) -> BudgetStep:
         mask(target)
-        step = BudgetStep(target, compare_with_dense(model, tokenizer, held_out, max_length=max_length))
+        # Without masks the model is the same at every step.
+        dense = steps[0].comparison.dense if steps else None
+        step = BudgetStep(target, compare_losses(model, tokenizer, held_out, max_length=max_length, dense=dense))
         steps.append(step)
         say(f"{100 * target:.1f}%: perplexity {100 * step.perplexity_increase:+.2f}%")
         return step

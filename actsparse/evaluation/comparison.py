@@ -1,7 +1,8 @@
 """A masked model beside itself without masks, on the same windows of text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +30,19 @@ _CHUNK = 256
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LossComparison:
     """
-    What the masks change, window by window.
+    What the masks change of the loss, window by window.
 
     :param tokens: How many tokens of each window are scored, [windows].
     :param dense: Sum of their negative log-likelihoods without masks, in nats, [windows].
     :param sparse: The same with masks, [windows].
-    :param divergence: Sum over tokens of KL(dense ‖ sparse), in nats, [windows].
-    :param agreement: For how many tokens both predict the same one, [windows].
-    :param num_words: Words of the whole text.
-    :param sparsity: Measured on it.
+    :param sparsity: Measured on the text.
     """
 
     tokens: np.ndarray
     dense: np.ndarray
     sparse: np.ndarray
-    divergence: np.ndarray
-    agreement: np.ndarray
-    num_words: int
     sparsity: SparsityReport
 
     @property
@@ -59,6 +54,21 @@ class Comparison:
     def loss_increase_interval(self) -> tuple[float, float]:
         """Its 95% interval over windows."""
         return bootstrap_interval((self.sparse - self.dense) / self.tokens, self.tokens)
+
+
+@dataclass(frozen=True)
+class Comparison(LossComparison):
+    """
+    What the masks change of the predictions, window by window.
+
+    :param divergence: Sum over tokens of KL(dense ‖ sparse), in nats, [windows].
+    :param agreement: For how many tokens both predict the same one, [windows].
+    :param num_words: Words of the whole text.
+    """
+
+    divergence: np.ndarray
+    agreement: np.ndarray
+    num_words: int
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -98,24 +108,74 @@ def compare_with_dense(model: Any, tokenizer: Any, pages: Sequence[str], *, max_
     :param max_length: The window in tokens.
     :return: The comparison.
     """
+    sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
+    rows = []
+    with _scoring(model, tokenizer, pages, max_length) as (counter, windows):
+        for ids, window in windows:
+            sparse, targets = score_window(model, ids, window)
+            with suspend_sparsifiers(sparsifiers), counter.pause():
+                dense, _ = score_window(model, ids, window)
+            rows.append((len(targets), *_compare(dense, sparse, targets)))
+        report = counter.report()
+    tokens, dense, sparse, divergence, agreement = (np.array(x, dtype=np.float64) for x in zip(*rows, strict=True))
+    return Comparison(tokens, dense, sparse, report, divergence, agreement, count_words(pages))
+
+
+def compare_losses(
+    model: Any, tokenizer: Any, pages: Sequence[str], *, max_length: int = 512, dense: np.ndarray | None = None
+) -> LossComparison:
+    """
+    Score a text with a torch model's masks, and once without them.
+
+    :param model: A masked torch causal language model.
+    :param tokenizer: Its tokenizer.
+    :param pages: The text.
+    :param max_length: The window in tokens.
+    :param dense: What an earlier comparison of the same model and text found without masks; None measures it.
+    :return: The comparison.
+    """
+    sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
+    rows = []
+    with _scoring(model, tokenizer, pages, max_length) as (counter, windows):
+        for number, (ids, window) in enumerate(windows):
+            loss, count = _window_loss(model, ids, window)
+            if dense is None:
+                with suspend_sparsifiers(sparsifiers), counter.pause():
+                    without, _ = _window_loss(model, ids, window)
+            else:
+                without = float(dense[number])
+            rows.append((count, without, loss))
+        report = counter.report()
+    tokens, without, losses = (np.array(x, dtype=np.float64) for x in zip(*rows, strict=True))
+    return LossComparison(tokens, without, losses, report)
+
+
+@contextmanager
+def _scoring(
+    model: Any, tokenizer: Any, pages: Sequence[str], max_length: int
+) -> Iterator[tuple[Any, Iterator[tuple[torch.Tensor, Any]]]]:
+    """Cut pages into windows, and count zeros while they are gone through."""
     window_length = resolve_max_length(model, tokenizer, max_length)
     prefix = prefix_token(tokenizer)
     page_ids = [torch.tensor([prefix, *encode_page(tokenizer, detokenize(page), prefix)]) for page in pages]
     windows = [(ids, window) for ids in page_ids for window in rolling_windows(len(ids) - 1, window_length)]
-    sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
-    rows = []
     bar = progress_bar("comparing with dense", total=len(windows), unit="windows")
-    with evaluation_mode(model), torch.no_grad(), bar as advance:
-        with count_zeros(model) as counter:
-            for ids, window in windows:
-                sparse, targets = score_window(model, ids, window)
-                with suspend_sparsifiers(sparsifiers), counter.pause():
-                    dense, _ = score_window(model, ids, window)
-                rows.append((len(targets), *_compare(dense, sparse, targets)))
-                advance(1)
-        report = counter.report()
-    columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
-    return Comparison(*columns, num_words=count_words(pages), sparsity=report)
+
+    def go_through(advance: Any) -> Iterator[tuple[torch.Tensor, Any]]:
+        for window in windows:
+            yield window
+            advance(1)
+
+    with evaluation_mode(model), torch.no_grad(), bar as advance, count_zeros(model) as counter:
+        yield counter, go_through(advance)
+
+
+def _window_loss(model: Any, ids: torch.Tensor, window: Any) -> tuple[float, int]:
+    logits, targets = score_window(model, ids, window)
+    total = 0.0
+    for rows in torch.arange(len(targets)).split(_CHUNK):
+        total += float(F.cross_entropy(logits[rows].float(), targets[rows], reduction="sum").double())
+    return total, len(targets)
 
 
 def _compare(dense: torch.Tensor, sparse: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:

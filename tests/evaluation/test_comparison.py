@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actsparse import measure_sparsity, sparsify_activations, word_perplexity
-from actsparse.evaluation.comparison import compare_with_dense
+from actsparse.evaluation.comparison import compare_losses, compare_with_dense
 from actsparse.insertion import remove_sparsifiers
 from actsparse.texts import token_batches
 
@@ -54,3 +54,18 @@ def load_pages_of(pages: tuple[str, ...]) -> Any:
     from actsparse.texts import Text
 
     return Text("pages", pages)
+
+
+def test_losses_alone_are_the_same_and_the_dense_ones_are_taken_over(
+    small_language_model: Any,
+) -> None:
+    model, tokenizer, pages, batches = small_language_model
+    sparsify_activations(model, batches, 0.5)
+    whole = compare_with_dense(model, tokenizer, pages, max_length=32)
+    first = compare_losses(model, tokenizer, pages, max_length=32)
+    for name in ("tokens", "dense", "sparse"):
+        assert getattr(first, name) == pytest.approx(getattr(whole, name), rel=1e-6)
+    assert first.sparsity == whole.sparsity
+    again = compare_losses(model, tokenizer, pages, max_length=32, dense=first.dense + 1)
+    assert again.dense == pytest.approx(first.dense + 1)
+    assert again.sparse == pytest.approx(first.sparse)

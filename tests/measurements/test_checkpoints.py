@@ -61,7 +61,7 @@ def test_one_blocks_activations_are_kept_at_a_time(make_model: Any, make_batches
 
 def test_what_another_library_put_there_stays() -> None:
     block = nn.Linear(2, 2)
-    forward = block.forward = lambda x: x
+    forward = block.forward = lambda input: input  # noqa: A006
     with checkpoints.checkpoint_blocks([block]):
         assert block.forward is not forward
     assert block.forward is forward
