@@ -69,6 +69,13 @@ CLONES void multiply_by(float* h, const float* up, size_t n) {
 CLONES void mask(const float* x, const float* threshold, size_t n, float* y) {
     for (size_t i = 0; i < n; ++i) y[i] = std::fabs(x[i]) <= threshold[i] ? 0.0f : x[i];
 }
+CLONES void mask_and_note(const float* threshold, size_t n, uint32_t bit, float* x, uint32_t* kept) {
+    for (size_t i = 0; i < n; ++i) {
+        const bool is_small = std::fabs(x[i]) <= threshold[i];
+        x[i] = is_small ? 0.0f : x[i];
+        kept[i] |= is_small ? 0u : bit;
+    }
+}
 CLONES void scale_outputs(const float* x, const float* scale, const float* zero, float middle, float sum, size_t n, float* y) {
     for (size_t i = 0; i < n; ++i) y[i] = scale[i] * (x[i] - (zero[i] - middle) * sum);
 }

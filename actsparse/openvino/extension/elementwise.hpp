@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace actsparse {
@@ -16,6 +17,9 @@ void activate(Activation activation, float* hidden, const float* up, size_t n);
 
 // y[i] = 0 where |x[i]| <= threshold[i], else x[i] (a NaN stays).
 void mask(const float* x, const float* threshold, size_t n, float* y);
+
+// x[i] = 0 where |x[i]| <= threshold[i]; elsewhere (a NaN too) kept[i] |= bit.
+void mask_and_note(const float* threshold, size_t n, uint32_t bit, float* x, uint32_t* kept);
 
 // y[i] = scale[i] * (x[i] - (zero[i] - middle) * sum).
 void scale_outputs(const float* x, const float* scale, const float* zero, float middle, float sum, size_t n, float* y);

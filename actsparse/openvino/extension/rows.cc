@@ -1,16 +1,16 @@
 #include "rows.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
+#include "elementwise.hpp"
 #include "scratch.hpp"
 
 namespace actsparse {
 namespace {
 
 // Tokens whose inputs stay in the first-level cache, or the second at worst, while all rows go by.
-constexpr size_t kBlockTokens = 32;
+constexpr size_t kBlockTokens = 32;  // bits of a word
 constexpr size_t kLane = 4;
 // How many rows ahead kernels fetch kept rows: they lie anywhere, so that no hardware prefetcher finds them.
 constexpr size_t kAhead = 2 * kTileRows;
@@ -21,7 +21,7 @@ struct Scratch {
     std::vector<int8_t> quantized;
     std::vector<int32_t> start;
     std::vector<RowInput> inputs;
-    std::vector<uint32_t> rows;
+    std::vector<uint32_t> rows, keepers;
 };
 
 Scratch& scratch() {
@@ -89,49 +89,45 @@ void prepare(const RowWeights& weights, bool is_exact, const float* x, size_t in
     });
 }
 
-// Zero what the gates leave out of [tokens][out], and list the rows that some token keeps; returns how many.
-size_t list_rows(const float* threshold, size_t out, size_t tokens, float* gate, uint32_t* rows) {
+// Zero what the gates leave out of [tokens][out], and list the rows that some token keeps; returns how many. Bit t of
+// keepers[j] says whether token t keeps row j.
+size_t list_rows(const float* threshold, size_t out, size_t tokens, float* gate, uint32_t* keepers, uint32_t* rows,
+                 const Threads& threads) {
+    const size_t shares = tokens == 1 ? 1 : threads.count;
+    threads.run(shares, [&](size_t share) {
+        const size_t begin = out * share / shares, end = out * (share + 1) / shares;
+        std::fill(keepers + begin, keepers + end, 0);
+        for (size_t t = 0; t < tokens; ++t)
+            mask_and_note(threshold + begin, end - begin, 1u << t, gate + t * out + begin, keepers + begin);
+    });
     size_t kept = 0;
     for (size_t j = 0; j < out; ++j) {
-        bool is_kept = false;
-        for (size_t t = 0; t < tokens; ++t) {
-            float& g = gate[t * out + j];
-            if (std::fabs(g) <= threshold[j])
-                g = 0;
-            else
-                is_kept = true;
-        }
         rows[kept] = static_cast<uint32_t>(j);
-        kept += is_kept;
+        kept += keepers[j] != 0;
     }
     return kept;
 }
 
 // gate[t][row] *= row times input t, of all tokens that keep it.
-void multiply_row(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* inputs, size_t tokens,
+void multiply_row(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* inputs, uint32_t keepers,
                   float* gate, const Kernels& kernels) {
-    const RowInput* chosen[kTileTokens];
-    float* where[kTileTokens];
-    float y[kTileTokens];
-    size_t count = 0;
-    const auto multiply = [&] {
+    while (keepers) {
+        const RowInput* chosen[kTileTokens];
+        size_t token[kTileTokens], count = 0;
+        float y[kTileTokens];
+        for (; keepers && count < kTileTokens; keepers &= keepers - 1) {
+            token[count] = static_cast<size_t>(__builtin_ctz(keepers));
+            chosen[count] = inputs + token[count];
+            ++count;
+        }
         kernels.dot_row(weights, row, fetched, chosen, count, y);
-        for (size_t i = 0; i < count; ++i) *where[i] *= y[i];
-        count = 0;
-    };
-    for (size_t t = 0; t < tokens; ++t) {
-        float* g = gate + t * weights.out + row;
-        if (*g == 0) continue;
-        chosen[count] = inputs + t;
-        where[count++] = g;
-        if (count == kTileTokens) multiply();
+        for (size_t i = 0; i < count; ++i) gate[token[i] * weights.out + row] *= y[i];
     }
-    if (count) multiply();
 }
 
 // The rows of a list, which goes on for kAhead rows, for all tokens.
 void multiply_list(const RowWeights& weights, const uint32_t* rows, size_t count, const RowInput* inputs, size_t tokens,
-                   float* gate, const Kernels& kernels) {
+                   const uint32_t* keepers, float* gate, const Kernels& kernels) {
     size_t i = 0;
     if (tokens == 1)
         for (; i + kTileRows <= count; i += kTileRows) {
@@ -139,7 +135,7 @@ void multiply_list(const RowWeights& weights, const uint32_t* rows, size_t count
             kernels.dot_rows(weights, rows + i, rows + i + kAhead, inputs[0], y);
             for (size_t r = 0; r < kTileRows; ++r) gate[rows[i + r]] *= y[r];
         }
-    for (; i < count; ++i) multiply_row(weights, rows[i], rows[i + kAhead], inputs, tokens, gate, kernels);
+    for (; i < count; ++i) multiply_row(weights, rows[i], rows[i + kAhead], inputs, keepers[rows[i]], gate, kernels);
 }
 
 }  // namespace
@@ -152,13 +148,14 @@ void multiply_rows(const RowWeights& weights, const float* threshold, bool is_ex
         const RowInput* inputs = scratch().inputs.data();
         float* block = gate + begin * weights.out;
         uint32_t* rows = grow(scratch().rows, weights.out + kAhead);
-        const size_t kept = list_rows(threshold, weights.out, count, block, rows);
+        uint32_t* keepers = grow(scratch().keepers, weights.out);
+        const size_t kept = list_rows(threshold, weights.out, count, block, keepers, rows, threads);
         if (kept == 0) continue;
         std::fill_n(rows + kept, kAhead, rows[kept - 1]);
         // In equal shares: kept rows lie anywhere.
         threads.run(threads.count, [&](size_t share) {
             const size_t first = kept * share / threads.count, end = kept * (share + 1) / threads.count;
-            multiply_list(weights, rows + first, end - first, inputs, count, block, kernels);
+            multiply_list(weights, rows + first, end - first, inputs, count, keepers, block, kernels);
         });
     }
 }
