@@ -2,7 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "rows.hpp"
+#include "row_tile.hpp"
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define INLINE TARGET inline __attribute__((always_inline))
@@ -19,30 +19,9 @@ INLINE __m256i load_weights(const uint8_t* row, size_t k) {
     return _mm256_cvtepu8_epi16(_mm_and_si128(nibbles, _mm_set1_epi8(15)));
 }
 
-// A tile of rows and inputs: their data, and the rows to fetch meanwhile, line by line.
-template <size_t kRows, size_t kTokens>
-struct Tile {
-    const uint8_t* row[kRows];
-    const uint8_t* next[kRows];
-    const RowInput* input[kTokens];
-
-    TARGET Tile(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs) {
-        for (size_t r = 0; r < kRows; ++r) {
-            row[r] = weights.row(rows[r]);
-            next[r] = weights.row(fetched[r]);
-        }
-        for (size_t t = 0; t < kTokens; ++t) input[t] = inputs[t];
-    }
-
-    INLINE void fetch(size_t byte) const {
-        if (byte % kLineBytes) return;
-        for (size_t r = 0; r < kRows; ++r) _mm_prefetch(reinterpret_cast<const char*>(next[r] + byte), _MM_HINT_T1);
-    }
-};
-
 // sums[r][t] = the products of the channels [begin, end), as if weights were w - middle[r].
 template <bool kIsU4, size_t kRows, size_t kTokens>
-INLINE void dot_group(const Tile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end, const int (&middle)[kRows],
+INLINE void dot_group(const RowTile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end, const int (&middle)[kRows],
                       __m256 (&sums)[kRows][kTokens]) {
     for (size_t r = 0; r < kRows; ++r)
         for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm256_setzero_ps();
@@ -74,7 +53,7 @@ INLINE float sum_lanes(__m256 v) {
 }
 
 template <size_t kRows, size_t kTokens>
-INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const RowTile<kRows, kTokens>& tile, float* y) {
     __m256 sums[kRows][kTokens];
     int middle[kRows];
     for (size_t r = 0; r < kRows; ++r) middle[r] = kMiddle;
@@ -88,7 +67,7 @@ INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const Tile<k
 }
 
 template <size_t kRows, size_t kTokens>
-INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const RowTile<kRows, kTokens>& tile, float* y) {
     __m256 totals[kRows][kTokens], sums[kRows][kTokens];
     for (size_t r = 0; r < kRows; ++r)
         for (size_t t = 0; t < kTokens; ++t) totals[r][t] = _mm256_setzero_ps();
@@ -110,7 +89,7 @@ INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const Tile<k
 }
 
 template <bool kIsF16, size_t kRows, size_t kTokens>
-INLINE void dot_halves(const RowWeights& weights, const Tile<kRows, kTokens>& tile, float* y) {
+INLINE void dot_halves(const RowWeights& weights, const RowTile<kRows, kTokens>& tile, float* y) {
     __m256 sums[kRows][kTokens];
     for (size_t r = 0; r < kRows; ++r)
         for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm256_setzero_ps();
@@ -128,34 +107,30 @@ INLINE void dot_halves(const RowWeights& weights, const Tile<kRows, kTokens>& ti
         for (size_t t = 0; t < kTokens; ++t) y[r * kTokens + t] = sum_lanes(sums[r][t]);
 }
 
-template <size_t kRows, size_t kTokens>
-TARGET void dot(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs,
-                float* y) {
-    const Tile<kRows, kTokens> tile(weights, rows, fetched, inputs);
-    switch (weights.type) {
-        case WeightType::u8: return dot_u8(weights, rows, tile, y);
-        case WeightType::u4: return dot_u4(weights, rows, tile, y);
-        case WeightType::f16: return dot_halves<true>(weights, tile, y);
-        case WeightType::bf16: return dot_halves<false>(weights, tile, y);
+struct Dots {
+    template <size_t kRows, size_t kTokens>
+    TARGET static void run(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched,
+                           const RowInput* const* inputs, float* y) {
+        const RowTile<kRows, kTokens> tile(weights, rows, fetched, inputs);
+        switch (weights.type) {
+            case WeightType::u8: return dot_u8(weights, rows, tile, y);
+            case WeightType::u4: return dot_u4(weights, rows, tile, y);
+            case WeightType::f16: return dot_halves<true>(weights, tile, y);
+            case WeightType::bf16: return dot_halves<false>(weights, tile, y);
+        }
     }
-}
+};
 
 }  // namespace
 
 void dot_rows_avx2(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput& input,
                    float* y) {
-    const RowInput* const inputs[] = {&input};
-    dot<kTileRows, 1>(weights, rows, fetched, inputs, y);
+    run_rows<Dots>(weights, rows, fetched, input, y);
 }
 
-void dot_row_avx2(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs, size_t count,
-                  float* y) {
-    switch (count) {
-        case 1: return dot<1, 1>(weights, &row, &fetched, inputs, y);
-        case 2: return dot<1, 2>(weights, &row, &fetched, inputs, y);
-        case 3: return dot<1, 3>(weights, &row, &fetched, inputs, y);
-        default: return dot<1, kTileTokens>(weights, &row, &fetched, inputs, y);
-    }
+void dot_row_avx2(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs,
+                  size_t count, float* y) {
+    run_row<Dots>(weights, row, fetched, inputs, count, y);
 }
 
 }  // namespace actsparse

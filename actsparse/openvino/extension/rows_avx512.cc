@@ -2,7 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "rows.hpp"
+#include "row_tile.hpp"
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")))
 #define INLINE TARGET inline __attribute__((always_inline))
@@ -23,34 +23,12 @@ INLINE __m512 load_scale(const float* scale) {
     return _mm512_mask_broadcastss_ps(_mm512_set1_ps(scale[0]), 0xff00, _mm_load_ss(scale + 1));
 }
 
-// A tile of rows and inputs: their data, and the rows to fetch meanwhile.
-template <size_t kRows, size_t kTokens>
-struct Tile {
-    const uint8_t* row[kRows];
-    const uint8_t* next[kRows];
-    const RowInput* input[kTokens];
-
-    TARGET Tile(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs) {
-        for (size_t r = 0; r < kRows; ++r) {
-            row[r] = weights.row(rows[r]);
-            next[r] = weights.row(fetched[r]);
-        }
-        for (size_t t = 0; t < kTokens; ++t) input[t] = inputs[t];
-    }
-
-    // Line by line of all rows: a row that is fetched at once brings hardware prefetchers to fetch its neighbours.
-    INLINE void fetch(size_t byte) const {
-#pragma GCC unroll 8
-        for (size_t r = 0; r < kRows; ++r) _mm_prefetch(reinterpret_cast<const char*>(next[r] + byte), _MM_HINT_T1);
-    }
-};
-
 // sums[r][t] += the products of the channels [begin, end), as if weights were w, or w - kMiddle with a start.
 template <bool kIsU4, bool kHasStart, size_t kTerms, size_t kRows, size_t kTokens>
-INLINE void add_products(const Tile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end,
+INLINE void add_products(const RowTile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end,
                          __m512 (&sums)[kRows][kTokens]) {
     for (size_t k = begin; k < end; k += 64) {
-        if (!kIsU4 || k % 128 == 0) tile.fetch(kIsU4 ? k / 2 : k);
+        tile.fetch(kIsU4 ? k / 2 : k);
         __m512i w[kRows];
 #pragma GCC unroll 8
         for (size_t r = 0; r < kRows; ++r) w[r] = load_weights<kIsU4>(tile.row[r], k);
@@ -75,7 +53,7 @@ INLINE void add_products(const Tile<kRows, kTokens>& tile, size_t in, size_t beg
 
 // sums[r][t] = the products of the channels [begin, end).
 template <bool kIsU4, size_t kRows, size_t kTokens>
-INLINE void dot_group(const Tile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end,
+INLINE void dot_group(const RowTile<kRows, kTokens>& tile, size_t in, size_t begin, size_t end,
                       __m512 (&sums)[kRows][kTokens]) {
     for (size_t r = 0; r < kRows; ++r)
         for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm512_setzero_ps();
@@ -86,7 +64,7 @@ INLINE void dot_group(const Tile<kRows, kTokens>& tile, size_t in, size_t begin,
 }
 
 template <size_t kRows, size_t kTokens>
-INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const RowTile<kRows, kTokens>& tile, float* y) {
     __m512 sums[kRows][kTokens];
     dot_group<false>(tile, weights.in, 0, weights.in, sums);
     for (size_t r = 0; r < kRows; ++r) {
@@ -100,7 +78,7 @@ INLINE void dot_u8(const RowWeights& weights, const uint32_t* rows, const Tile<k
 }
 
 template <size_t kRows, size_t kTokens>
-INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const Tile<kRows, kTokens>& tile, float* y) {
+INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const RowTile<kRows, kTokens>& tile, float* y) {
     __m512 totals[kRows][kTokens], sums[kRows][kTokens];
     float corrections[kRows][kTokens] = {};
     for (size_t r = 0; r < kRows; ++r)
@@ -125,12 +103,12 @@ INLINE void dot_u4(const RowWeights& weights, const uint32_t* rows, const Tile<k
 }
 
 template <bool kIsF16, size_t kRows, size_t kTokens>
-INLINE void dot_halves(const RowWeights& weights, const Tile<kRows, kTokens>& tile, float* y) {
+INLINE void dot_halves(const RowWeights& weights, const RowTile<kRows, kTokens>& tile, float* y) {
     __m512 sums[kRows][kTokens];
     for (size_t r = 0; r < kRows; ++r)
         for (size_t t = 0; t < kTokens; ++t) sums[r][t] = _mm512_setzero_ps();
     for (size_t k = 0; k < weights.in; k += 16) {
-        if (k % 32 == 0) tile.fetch(2 * k);
+        tile.fetch(2 * k);
         __m512 w[kRows];
 #pragma GCC unroll 8
         for (size_t r = 0; r < kRows; ++r) {
@@ -149,34 +127,30 @@ INLINE void dot_halves(const RowWeights& weights, const Tile<kRows, kTokens>& ti
         for (size_t t = 0; t < kTokens; ++t) y[r * kTokens + t] = _mm512_reduce_add_ps(sums[r][t]);
 }
 
-template <size_t kRows, size_t kTokens>
-TARGET void dot(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput* const* inputs,
-                float* y) {
-    const Tile<kRows, kTokens> tile(weights, rows, fetched, inputs);
-    switch (weights.type) {
-        case WeightType::u8: return dot_u8(weights, rows, tile, y);
-        case WeightType::u4: return dot_u4(weights, rows, tile, y);
-        case WeightType::f16: return dot_halves<true>(weights, tile, y);
-        case WeightType::bf16: return dot_halves<false>(weights, tile, y);
+struct Dots {
+    template <size_t kRows, size_t kTokens>
+    TARGET static void run(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched,
+                           const RowInput* const* inputs, float* y) {
+        const RowTile<kRows, kTokens> tile(weights, rows, fetched, inputs);
+        switch (weights.type) {
+            case WeightType::u8: return dot_u8(weights, rows, tile, y);
+            case WeightType::u4: return dot_u4(weights, rows, tile, y);
+            case WeightType::f16: return dot_halves<true>(weights, tile, y);
+            case WeightType::bf16: return dot_halves<false>(weights, tile, y);
+        }
     }
-}
+};
 
 }  // namespace
 
 void dot_rows_avx512(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput& input,
-                     float* y) {
-    const RowInput* const inputs[] = {&input};
-    dot<kTileRows, 1>(weights, rows, fetched, inputs, y);
+                   float* y) {
+    run_rows<Dots>(weights, rows, fetched, input, y);
 }
 
 void dot_row_avx512(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs,
-                    size_t count, float* y) {
-    switch (count) {
-        case 1: return dot<1, 1>(weights, &row, &fetched, inputs, y);
-        case 2: return dot<1, 2>(weights, &row, &fetched, inputs, y);
-        case 3: return dot<1, 3>(weights, &row, &fetched, inputs, y);
-        default: return dot<1, kTileTokens>(weights, &row, &fetched, inputs, y);
-    }
+                  size_t count, float* y) {
+    run_row<Dots>(weights, row, fetched, inputs, count, y);
 }
 
 }  // namespace actsparse
