@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from actsparse.calibration import evaluation_mode, run_each, run_model
+from actsparse.measurements.output_moves import OutputMoves
 from actsparse.measurements.probe import Probe
 from actsparse.sparsifier import mask_small
 
@@ -26,15 +27,13 @@ def measure_output_errors(
     :return: For each site and quantile the mean over the first `PROBE_TOKENS` tokens of ‖what the outputs move by‖ /
         ‖outputs‖, without biases. Where rows are masked, outputs are the masked tensor times its multipliers.
     """
-    sums = {site: torch.zeros(len(found), dtype=torch.float64) for site, found in quantiles.items()}
-    squares: dict[str, torch.Tensor] = {}
-    tokens = dict.fromkeys(sums, 0)
+    moves = OutputMoves()
     is_inside = False
 
     def multiply(name: str, x: torch.Tensor) -> torch.Tensor:
         nonlocal is_inside
         site = probe.sites[probe.sparsifiers[name].site]
-        if is_inside or site.name not in sums:
+        if is_inside or site.name not in quantiles:
             return x
         is_inside = True
         a = importance[site.name].to(x.device)
@@ -46,18 +45,15 @@ def measure_output_errors(
             layer = probe.model.get_submodule(name)
             outputs = [layer(y).float() for y in inputs]
         is_inside = False
-        moved = torch.stack([(outputs[0] - y).square().sum(-1).flatten().double().cpu() for y in outputs[1:]])
-        squares[site.name] = squares[site.name] + moved if site.name in squares else moved
+        whole, *moved = (outputs[0] - y for y in outputs[1:])
+        moves.add(site.name, whole, moved)
         return x
 
     def run(batch: Any) -> None:
         run_model(probe.model, batch)
-        for site, (whole, *moved) in squares.items():
-            sums[site] += (torch.stack(moved) / whole.clamp(min=1e-30)).sqrt().sum(1)
-            tokens[site] += len(whole)
-        squares.clear()
+        moves.end_batch()
 
     batches = probe.first_batches
     with evaluation_mode(probe.model), torch.no_grad(), probe.watch(multiply):
         run_each(run, batches, total=len(batches), description="output errors")
-    return {site: (total / max(tokens[site], 1)).tolist() for site, total in sums.items()}
+    return {site: moves.means(site, len(found)) for site, found in quantiles.items()}

@@ -1,12 +1,14 @@
 """How far the outputs of a site's layers move when what they read is masked in one way or another."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from actsparse.algorithms import Trial
 from actsparse.algorithms.pooled_quantile import PooledQuantile
-from actsparse.calibration import blame_layer
+from actsparse.calibration import blame_layer, evaluation_mode, run_each, run_model
+from actsparse.measurements.output_moves import OutputMoves
 from actsparse.measurements.probe import Probe
 
 
@@ -23,8 +25,7 @@ def measure_trial_errors(probe: Probe, trials: Sequence[Trial], importance: Mapp
     by_site: dict[str, list[int]] = {}
     for number, trial in enumerate(trials):
         by_site.setdefault(trial.site, []).append(number)
-    sums = torch.zeros(len(trials), dtype=torch.float64)
-    squares: dict[str, torch.Tensor] = {}
+    moves = OutputMoves()
     is_inside = False
 
     def try_all(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -35,26 +36,27 @@ def measure_trial_errors(probe: Probe, trials: Sequence[Trial], importance: Mapp
         is_inside = True
         layer = probe.model.get_submodule(name)
         nothing = layer(torch.zeros_like(x[..., :1, :]))
-        moved = [layer(x) - nothing]
+        moved = []
         for number in by_site[site]:
             with blame_layer(name):
                 left = x - _mask(x, trials[number], trials[number].zeros[name], importance[site])
             moved.append(layer(left) - nothing)
-        found = torch.stack([y.float().square().sum(-1).flatten().double().cpu() for y in moved])
-        squares[site] = squares[site] + found if site in squares else found
+        moves.add(site, layer(x) - nothing, moved)
         is_inside = False
         return x
 
-    def add(site: str) -> None:
-        whole, *moved = squares.pop(site)
-        sums[by_site[site]] += (torch.stack(moved) / whole.clamp(min=1e-30)).sqrt().sum(1)
+    def run(batch: Any) -> None:
+        run_model(probe.model, batch)
+        moves.end_batch()
 
-    with probe.watch(try_all):
-        for batch in probe.first_batches:
-            probe.run([batch], "comparing stand-ins")
-            for site in list(squares):
-                add(site)
-    return sums.tolist()
+    batches = probe.first_batches
+    with evaluation_mode(probe.model), torch.no_grad(), probe.watch(try_all):
+        run_each(run, batches, total=len(batches), description="comparing stand-ins")
+    errors = [0.0] * len(trials)
+    for site, numbers in by_site.items():
+        for number, error in zip(numbers, moves.means(site, len(numbers)), strict=True):
+            errors[number] = error
+    return errors
 
 
 def _mask(x: torch.Tensor, trial: Trial, zeros: float, importance: torch.Tensor) -> torch.Tensor:

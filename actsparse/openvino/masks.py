@@ -9,7 +9,7 @@ import openvino.opset13 as ops
 
 from actsparse.errors import ActsparseError
 from actsparse.openvino.linear import Linear, find_constant, find_linears
-from actsparse.openvino.stand_ins import fill_outputs, read_stand_in, remove_fillings, shift_source
+from actsparse.openvino.stand_ins import fill_outputs, read_stand_in, remove_fillings, shift_source, unshifted
 from actsparse.stand_in import NOTHING, StandIn
 
 
@@ -61,7 +61,7 @@ def find_masks(model: ov.Model) -> list[Mask]:
         found = _read_mask(node) if linears or multiplied else None
         if found:
             source, threshold, tokens = found
-            _, stand_in = read_stand_in(node, source)
+            stand_in = read_stand_in(node, source)
             masks.append(Mask(node, source, threshold, linears or (multiplied,), tokens, not linears, stand_in))  # type: ignore[arg-type]
     return masks
 
@@ -144,7 +144,7 @@ def remove_masks(model: ov.Model) -> int:
     """
     masks = find_masks(model)
     for mask in masks:
-        source, _ = read_stand_in(mask.select, mask.source)
+        source = unshifted(mask.source)
         for linear in mask.linears:
             remove_fillings(linear)
         for reader in list(mask.select.output(0).get_target_inputs()):

@@ -67,26 +67,44 @@ def fill_outputs(linears: list[Linear], select: ov.Node, source: ov.Output, stan
             reader.replace_source_output(filled.output(0))
 
 
-def read_stand_in(select: ov.Node, source: ov.Output) -> tuple[ov.Output, StandIn]:
+def unshifted(source: ov.Output) -> ov.Output:
+    """
+    Find out what a mask would read without a shift.
+
+    :param source: What it reads.
+    :return: What the shift is subtracted from; the same where there is none.
+    """
+    return source.get_node().input_value(0) if _is_shifted(source) else source
+
+
+def read_stand_in(select: ov.Node, source: ov.Output) -> StandIn:
     """
     Find out what stands in for what a mask leaves out.
 
     :param select: The mask.
     :param source: What it reads.
-    :return: What it would read without a shift, and the stand-in.
+    :return: The stand-in.
     """
     shift = basis = None
-    node = source.get_node()
-    if node.get_friendly_name().endswith(SHIFTED):
-        constant = find_constant(node.input_value(1))
-        shift = torch.tensor(float(np.asarray(constant.data))) if constant is not None else None
-        source = node.input_value(0)
+    if _is_shifted(source):
+        shift = torch.tensor(float(_read_constant(source.get_node().input_value(1))))
     for reader in select.output(0).get_target_inputs():
         if reader.get_node().get_friendly_name().endswith(LEFT_OUT):
             (inner,) = reader.get_node().output(0).get_target_inputs()
-            (vectors,) = _evaluate([ops.convert(inner.get_node().input_value(1), ov.Type.f32)])
-            basis = torch.from_numpy(vectors)
-    return source, StandIn(shift, basis)
+            basis = torch.from_numpy(_read_constant(inner.get_node().input_value(1)))
+    return StandIn(shift, basis)
+
+
+def _is_shifted(source: ov.Output) -> bool:
+    return source.get_node().get_friendly_name().endswith(SHIFTED)
+
+
+def _read_constant(output: ov.Output) -> np.ndarray:
+    constant = find_constant(output)
+    if constant is not None:
+        return np.array(constant.data, np.float32)
+    # A model may have been compressed since: its weights are computed.
+    return _evaluate([ops.convert(output, ov.Type.f32)])[0]
 
 
 def remove_fillings(linear: Linear) -> None:
