@@ -234,7 +234,7 @@ def sweep(
     job = SweepJob(
         model=model,
         out=out,
-        algorithms=tuple(name.strip() for name in algorithms.split(",") if name.strip()),
+        algorithms=_split(algorithms),
         sparsities=parse_sparsities(sparsity),
         roles=tuple(role),
         int8=int8,
@@ -250,6 +250,80 @@ def sweep(
     if json is not None:
         write_json(json, result.to_dict())
     _say(f"written to {out}: sweep.json, frontier.png, points/")
+
+
+@app.command()
+def attribution(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for points, curves and plots.")],
+    questions: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE", help="A .csv or .jsonl file with a field [bold]question[/], or [bold]truthfulqa[/] (hub)."
+        ),
+    ],
+    metrics: Annotated[
+        str, typer.Option(metavar="NAME[,NAME…]", help="What units are ranked by; all if left out.")
+    ] = "magnitude,gradient,gxo,snip,ig,corrected-gxo",
+    ratios: Annotated[
+        str, typer.Option(metavar="FIRST:LAST:STEP", help="Shares of units to switch off; or numbers between commas.")
+    ] = "0:0.9:0.1",
+    where: Annotated[str, typer.Option(metavar="heads|neurons|both", help="Which units are switched off.")] = "both",
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="oracle|static[,…]",
+            help="Ranked for each token by its own gradient, which only the dense model's answer can tell; or by "
+            "thresholds fixed on calibration text, which can be deployed.",
+        ),
+    ] = "oracle",
+    num: Annotated[
+        int | None, typer.Option("--num", metavar="N", help="Ask the first N questions only; all if left out.")
+    ] = None,
+    ig_steps: Annotated[int, typer.Option("--ig-steps", metavar="N", help="Steps of integrated gradients.")] = 20,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Generate N tokens at most.")] = 32,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Ask N questions at a time.")] = 8,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="How to ask, with {question} in it; the chat template if left out."),
+    ] = None,
+    calibration: CalibrationOption = "default",
+    batches: BatchesOption = 8,
+    dtype: DtypeOption = "fp32",
+    json: JsonOption = None,
+) -> None:
+    """Switch off what matters least by several metrics, and compare what is generated (arXiv 2406.06562).
+
+    Questions that the folder has figures of are not asked again.
+    """
+    from actsparse.report import print_table, write_json
+    from actsparse.studies.attribution import AttributionJob, parse_ratios, run_attribution
+
+    job = AttributionJob(
+        model=model,
+        out=out,
+        questions=questions,
+        metrics=_split(metrics),
+        ratios=parse_ratios(ratios),
+        where=where,
+        modes=_split(mode),
+        number=num,
+        ig_steps=ig_steps,
+        max_tokens=max_tokens,
+        batch=batch,
+        prompt=prompt,
+        calibration=calibration,
+        num_batches=batches,
+        dtype=dtype,
+    )
+    curves = run_attribution(job, _say)
+    for table in curves.to_tables():
+        print_table(table)
+    if json is not None:
+        write_json(json, curves.to_dict())
+    _say(
+        f"written to {out}: attribution.json, .csv, .png, .pdf, points/" + (", thresholds/" if "static" in mode else "")
+    )
 
 
 @app.command()
@@ -375,6 +449,10 @@ def _describe_mistake(error: Exception) -> str | None:
     from actsparse.errors import ActsparseError
 
     return str(error) if isinstance(error, ActsparseError) else None
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _say(message: str) -> None:

@@ -161,6 +161,29 @@ def intercept_outputs(
 
 
 @contextmanager
+def intercept_inputs(
+    model: nn.Module, layers: Iterable[str], intercept: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """
+    See, and replace, what layers read.
+
+    :param model: The model.
+    :param layers: Names of its Linear layers.
+    :param intercept: Called with the layer name and its input; what it returns the layer gets.
+    :return: A context in which that happens.
+    """
+    handles: list[Any] = []
+    try:
+        for name in layers:
+            hook = partial(_intercept_input, intercept, name)
+            handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
     """
     See what a module is called with and what it gives.
@@ -180,17 +203,24 @@ def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str,
         handle.remove()
 
 
-def watch_gradient(x: torch.Tensor, take: Callable[[torch.Tensor], None]) -> torch.Tensor:
+def watch_gradient(x: torch.Tensor, take: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
     """
     See the gradient that some readers of a tensor send back to it.
 
     :param x: The tensor.
-    :param take: Called with the gradient.
+    :param take: Called with the gradient; None leaves it to be asked for.
     :return: A tensor of the same values for these readers: the gradient is theirs alone.
     """
     copy = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-    copy.register_hook(take)
+    if take is not None:
+        copy.register_hook(take)
     return copy
+
+
+def _intercept_input(
+    intercept: Callable[[str, torch.Tensor], torch.Tensor], name: str, _module: nn.Module, args: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    return (intercept(name, args[0]), *args[1:])
 
 
 def _intercept_output(

@@ -98,6 +98,30 @@ def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_attribution(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """
+    Draw how like the dense model's texts stay, a panel for each mode and kind of units and a line for each metric.
+
+    :param points: `mode`, `metric`, `where`, `ratio`, `bleu`.
+    :param path: The PNG or PDF file to write.
+    :raises OutputError: If matplotlib is missing or the file cannot be written.
+    """
+    titles = list(dict.fromkeys((p["mode"], p["where"]) for p in points))
+    metrics = list(dict.fromkeys(p["metric"] for p in points))
+    figure = _make_figure(path, (5.5 * len(titles), 4))
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for panel, title in zip(panels, titles, strict=True):
+        for number, metric in enumerate(metrics):
+            line = [p for p in points if (p["mode"], p["where"]) == title and p["metric"] == metric]
+            x, y = [100 * p["ratio"] for p in line], [p["bleu"] for p in line]
+            panel.plot(x, y, marker="o", markersize=4, linewidth=1.2, color=f"C{number}", label=metric)
+        panel.set(title=", ".join(title), xlabel="units switched off, %", xlim=(-2, 102), ylim=(0, 103))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("BLEU against the dense model")
+    panels[0].legend(fontsize="small")
+    _save(figure, path)
+
+
 def _make_figure(path: Path, size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
@@ -109,5 +133,5 @@ def _make_figure(path: Path, size: tuple[float, float]) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=120)
     write_bytes(path, buffer.getvalue())

@@ -104,7 +104,7 @@ class Probe:
                 run({**batch, "use_cache": False} if takes_cache else batch)
 
         takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
-        with evaluation_mode(self.model), _without_parameter_gradients(self.model):
+        with evaluation_mode(self.model), without_parameter_gradients(self.model):
             run_each(run_large, batches, total=len(batches), description=description)
 
     def log_probabilities(self, batch: Any) -> torch.Tensor:
@@ -174,8 +174,13 @@ def require_seen(sites: Iterable[str], seen: Iterable[str]) -> None:
 
 
 @contextmanager
-def _without_parameter_gradients(model: nn.Module) -> Iterator[None]:
-    """Gradients of activations need none of the weights', which would be as large as the model."""
+def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
+    """
+    Leave gradients of weights out: those of activations need none, and they would be as large as the model.
+
+    :param model: The model.
+    :return: A context in which no parameter asks for a gradient.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

@@ -1,7 +1,8 @@
-"""WikiText-2 from the hub."""
+"""Datasets from the hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from actsparse.errors import SourceError, shorten_message
 from actsparse.texts.pages import split_rows
@@ -21,36 +22,53 @@ def load_hub_wikitext(split: str) -> Text:
     :return: The text.
     :raises SourceError: If it cannot be had, soon and in one line where there is no network.
     """
-    hint = "give a .raw file of WikiText-2, or `default`"
+    problem: SourceError | None = None
+    for repository in _HUB_DATASETS:
+        try:
+            rows = load_hub_rows(repository, "wikitext-2-raw-v1", split)
+        except SourceError as error:
+            problem = problem or error
+            continue
+        texts = [row[find_column(list(row), repository)] for row in rows]
+        return Text(f"wikitext-2-raw {split} (hub)", tuple(split_rows(texts)[0]), is_wikitext=True)
+    msg = f"`wikitext` cannot be had from the hub: {problem}; give a .raw file of WikiText-2, or `default`"
+    raise SourceError(msg)
+
+
+def load_hub_rows(repository: str, name: str, split: str) -> list[dict[str, Any]]:
+    """
+    Load a dataset from the hub, or from what its library has cached.
+
+    :param repository: The dataset.
+    :param name: Which of its configurations.
+    :param split: Which part.
+    :return: Its rows.
+    :raises SourceError: If it cannot be had, soon and in one line where there is no network.
+    """
     try:
         import datasets
         import httpx
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        msg = f"`wikitext` comes from the hub and needs datasets: pip install 'actsparse[hub]'; or {hint}"
+        msg = "datasets is not installed: pip install 'actsparse[hub]'"
         raise SourceError(msg) from error
-    problem = ""
-    with _quiet_hub() as is_answering:
-        for repository in _HUB_DATASETS:
-            try:
-                dataset = datasets.load_dataset(repository, "wikitext-2-raw-v1", split=split)
-                rows = [row[find_column(list(row), repository)] for row in map(dict, dataset)]
-            except (OSError, ValueError, RuntimeError, httpx.HTTPError, DatasetsError) as error:
-                problem = problem or shorten_message(error)
-                continue
-            return Text(f"wikitext-2-raw {split} (hub)", tuple(split_rows(rows)[0]), is_wikitext=True)
-    problem = problem if is_answering else "it does not answer, and there is no copy in the cache"
-    msg = f"`wikitext` cannot be had from the hub ({problem}); {hint}"
-    raise SourceError(msg)
+    with _quiet_hub(repository) as is_answering:
+        try:
+            return [dict(row) for row in datasets.load_dataset(repository, name, split=split)]
+        except (OSError, ValueError, RuntimeError, httpx.HTTPError, DatasetsError) as error:
+            message = shorten_message(error)
+            msg = message if is_answering else "it does not answer, and there is no copy in the cache"
+            raise SourceError(msg) from None
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[bool]:
+def _quiet_hub(repository: str) -> Iterator[bool]:
     """
     Silence the hub libraries' warnings, and keep them to their cache where the hub does not answer.
 
     They would otherwise retry for half a minute, and print every attempt.
 
+    :param repository: A dataset to ask it for.
     :return: A context manager that gives whether the hub answers.
     """
     from datasets import config
@@ -62,7 +80,7 @@ def _quiet_hub() -> Iterator[bool]:
     try:
         for logging, _ in levels:
             logging.set_verbosity_error()
-        is_answering = not was_offline and _does_hub_answer()
+        is_answering = not was_offline and _does_hub_answer(repository)
         config.HF_HUB_OFFLINE = not is_answering
         yield is_answering
     finally:
@@ -71,12 +89,12 @@ def _quiet_hub() -> Iterator[bool]:
             logging.set_verbosity(level)
 
 
-def _does_hub_answer() -> bool:
+def _does_hub_answer(repository: str) -> bool:
     import httpx
     from huggingface_hub import HfApi
 
     try:
-        HfApi().dataset_info(_HUB_DATASETS[0], timeout=_HUB_TIMEOUT_S)
+        HfApi().dataset_info(repository, timeout=_HUB_TIMEOUT_S)
     except (OSError, httpx.HTTPError):
         return False
     return True

@@ -1,7 +1,9 @@
 """Files and datasets whose rows have their text in a column."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from actsparse.errors import SourceError, shorten_message
 
@@ -19,6 +21,22 @@ def read_jsonl(content: str, name: str) -> list[str]:
     :raises SourceError: If a line is no JSON object with a text column.
     """
     rows: list[str] = []
+    for where, row in read_objects(content, name, COLUMNS):
+        column = find_column(list(row), where)
+        rows.append(_check_cell(row[column], column, where))
+    return rows
+
+
+def read_objects(content: str, name: str, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """
+    Read the objects of a JSON Lines file.
+
+    :param content: The file's contents.
+    :param name: The file's name, for messages.
+    :param fields: What an object should have one of, for messages.
+    :return: Where each stands, and the object.
+    :raises SourceError: If a line is no JSON object.
+    """
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
@@ -29,11 +47,9 @@ def read_jsonl(content: str, name: str) -> list[str]:
             msg = f"{where} is not JSON: {shorten_message(error)}"
             raise SourceError(msg) from error
         if not isinstance(row, dict):
-            msg = f"{where} is not a JSON object with one of {', '.join(COLUMNS)}"
+            msg = f"{where} is not a JSON object with one of {', '.join(fields)}"
             raise SourceError(msg)
-        column = find_column(list(row), where)
-        rows.append(_check_cell(row[column], column, where))
-    return rows
+        yield where, row
 
 
 def read_parquet(path: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""Published experiments on activation sparsity as commands, for any causal language model."""

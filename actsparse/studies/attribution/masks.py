@@ -1,0 +1,113 @@
+"""Which units stay on: chosen for each generated token, or by thresholds fixed before."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actsparse.algorithms import SCORES, Known, get_algorithm
+from actsparse.errors import ActsparseError
+from actsparse.insertion import remove_sparsifiers
+from actsparse.scopes.target_scope import TargetScope
+from actsparse.sparsify import Settings, sparsify_torch
+from actsparse.studies.attribution.recording import Recording
+from actsparse.studies.units import HEADS, NEURONS, UnitLayer
+from actsparse.thresholds import read_thresholds, save_thresholds
+
+ORACLE, STATIC = "oracle", "static"
+WHERE = {HEADS: (HEADS,), NEURONS: (NEURONS,), "both": (HEADS, NEURONS)}
+_ROLES = {HEADS: "attention.out", NEURONS: "ffn.down"}
+
+# Called with the number of the generated token, a layer's name and what it reads, [texts, 1, channels]; tells which
+# entries stay, or None where all do.
+Masks = Callable[[int, str, torch.Tensor], torch.Tensor | None]
+
+
+def validate_metric(mode: str, metric: str) -> None:
+    """
+    Check that a metric can be had.
+
+    :param mode: `ORACLE` or `STATIC`.
+    :param metric: A name of `METRICS`.
+    :raises ActsparseError: If it has no static form.
+    """
+    if mode == STATIC and metric not in SCORES:
+        msg = (
+            f"{metric} has no static form: averaged over calibration text it would take a backward pass for each step "
+            "and layer of every batch; leave it out, or choose --mode oracle"
+        )
+        raise ActsparseError(msg)
+
+
+def oracle_masks(recording: Recording, layers: Mapping[str, UnitLayer], metric: str, where: str, ratio: float) -> Masks:
+    """
+    Switch off the least units of each layer, for each token by its own score.
+
+    :param recording: What the dense model put out.
+    :param layers: The units.
+    :param metric: A name of `METRICS`.
+    :param where: A name of `WHERE`.
+    :param ratio: The share of units to switch off.
+    :return: The masks.
+    """
+    keep: dict[str, torch.Tensor] = {}
+    for name, layer in layers.items():
+        dropped = int(ratio * layer.count + 0.5)
+        if layer.kind in WHERE[where] and dropped:
+            order = recording.score(metric, layer).argsort(-1)
+            kept = torch.ones(order.shape, dtype=torch.bool).scatter_(-1, order[..., :dropped], False)
+            keep[name] = layer.spread(kept)
+
+    def mask(step: int, name: str, x: torch.Tensor) -> torch.Tensor | None:
+        if name not in keep:
+            return None
+        # Of each text there may be several copies.
+        kept = keep[name][step]
+        return kept.repeat_interleave(len(x) // len(kept), dim=0)[:, None]
+
+    return mask
+
+
+def calibrate_static(
+    model: Any, batches: list[Any], metric: str, where: str, ratio: float, known: Known, path: Path
+) -> dict[str, torch.Tensor]:
+    """
+    Fix thresholds: the metric averaged over calibration tokens, as `sparsify_activations` does with this score.
+
+    Entries are left out, not whole heads: that is what a thresholds file can say, and what deployed models skip.
+
+    :param model: The dense model; it is dense again afterwards.
+    :param batches: The calibration data.
+    :param metric: A name of `METRICS` with a static form.
+    :param where: A name of `WHERE`.
+    :param ratio: The share of entries to leave out.
+    :param known: What was measured before with the same model, data and `where`.
+    :param path: The thresholds file; if it is there already, nothing is calibrated.
+    :return: Thresholds by layer.
+    """
+    if path.is_file():
+        return read_thresholds(path).thresholds
+    settings = Settings(get_algorithm(f"{metric}+uniform"), tokens="decode", known=known)
+    targets = {TargetScope(roles=(_ROLES[kind],)): ratio for kind in WHERE[where]}
+    sparsify_torch(model, batches, targets, None, settings)
+    try:
+        save_thresholds(model, path)
+    finally:
+        remove_sparsifiers(model)
+    return read_thresholds(path).thresholds
+
+
+def static_masks(thresholds: Mapping[str, torch.Tensor]) -> Masks:
+    """
+    Leave out entries that do not exceed thresholds.
+
+    :param thresholds: By layer, 0-d or [channels].
+    :return: The masks.
+    """
+
+    def mask(thresholds: Mapping[str, torch.Tensor], _step: int, name: str, x: torch.Tensor) -> torch.Tensor | None:
+        return x.abs() > thresholds[name].to(x.dtype) if name in thresholds else None
+
+    return partial(mask, thresholds)
