@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
+from actsparse.bisection import Tried, next_guess
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import LossComparison, compare_losses
 from actsparse.insertion import remove_sparsifiers
@@ -146,7 +147,7 @@ def sparsify_to_perplexity(
     below: BudgetStep | None = None
     above: BudgetStep | None = None
     while len(steps) < MAX_EVALUATIONS and high - low > SPARSITY_TOLERANCE:
-        step = measure(_next_target(low, high, below, above, limit))
+        step = measure(next_guess(low, high, _tried(below), _tried(above), limit))
         if step.comparison.loss_increase <= limit:
             low, below = step.target, step
             if step.comparison.loss_increase >= (1 - INCREASE_TOLERANCE) * limit:
@@ -160,18 +161,5 @@ def sparsify_to_perplexity(
     return BudgetResult(below, tuple(steps))
 
 
-def _next_target(low: float, high: float, below: BudgetStep | None, above: BudgetStep | None, limit: float) -> float:
-    middle = (low + high) / 2
-    if below is None or above is None:
-        return middle
-    losses = below.comparison.loss_increase, above.comparison.loss_increase
-    if losses[0] <= 0:
-        return middle
-    # loss = c * sparsity^k through both ends.
-    power = math.log(losses[1] / losses[0]) / math.log(above.target / below.target)
-    if power <= 0:
-        return middle
-    guess = below.target * (limit / losses[0]) ** (1 / power)
-    # Noise may put the guess next to an end, where a step brings nothing.
-    margin = 0.15 * (high - low)
-    return min(max(guess, low + margin), high - margin)
+def _tried(step: BudgetStep | None) -> Tried | None:
+    return None if step is None else (step.target, step.comparison.loss_increase)

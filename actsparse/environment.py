@@ -2,7 +2,10 @@
 
 import os
 import platform
+import resource
+import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,3 +44,18 @@ def count_cores() -> int:
     :return: How many.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """
+    Read the peak of this process's resident memory.
+
+    :return: Bytes.
+    """
+    try:
+        # On Linux ru_maxrss starts with the peak of the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -254,7 +254,7 @@ def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table
     :raises ActsparseError: If an input cannot be used.
     """
     text = load_pages(job.text, num_pages=job.num_pages)
-    loaded, int8 = _load_for_evaluation(job, say)
+    loaded, int8 = load_for_evaluation(job, say)
     say(f"evaluating on {text.name}")
     cost = evaluate_cost(loaded.model, loaded.tokenizer, text.pages, max_length=job.max_length)
     is_openvino = find_openvino_model(loaded.model) is not None
@@ -311,7 +311,15 @@ def _deploy(model: Any, tokenizer: Any, job: SparsifyJob, say: Say) -> Any:
     return deploy_model(model, job.out, tokenizer, exact=job.exact)
 
 
-def _load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | None]:
+def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | None]:
+    """
+    Load a model with the masks of a thresholds file, or of the folder that it is in.
+
+    :param job: Which model, thresholds file and weights.
+    :param say: Told what happens next.
+    :return: The model, and how its weights are compressed to INT8.
+    :raises ActsparseError: If one of them cannot be used.
+    """
     name, thresholds, int8 = job.model, job.thresholds, job.int8
     if (Path(name) / MODEL_FILE).is_file():
         return _load_openvino(job, say), None

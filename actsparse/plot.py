@@ -122,6 +122,54 @@ def plot_attribution(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_heat_map(rows: Sequence[Sequence[float]], tokens: Sequence[str], title: str, path: Path) -> None:
+    """
+    Draw the share of active entries of every layer at every token.
+
+    :param rows: A share for each token, by layer.
+    :param tokens: The tokens' texts.
+    :param title: What is shown.
+    :param path: The PNG file to write.
+    :raises OutputError: If matplotlib is missing or the file cannot be written.
+    """
+    figure = _make_figure(path, (max(6.0, 0.16 * len(tokens) + 2), max(3.0, 0.14 * len(rows) + 2)))
+    panel = figure.subplots()
+    image = panel.imshow([[100 * share for share in row] for row in rows], aspect="auto", cmap="viridis", vmin=0)
+    figure.colorbar(image, ax=panel, label="active entries, %")
+    labels = [token.replace("\n", "↵").replace("$", r"\$").strip() or "·" for token in tokens]
+    panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
+    panel.set(title=title, xlabel="token", ylabel="layer")
+    _save(figure, path)
+
+
+def plot_series(
+    series: Mapping[str, Sequence[tuple[float, float]]], laws: Mapping[str, Any], unit: str, title: str, path: Path
+) -> None:
+    """
+    Draw the share of active entries against how far checkpoints have been trained, with the law fitted to each series.
+
+    :param series: By name, how far and the share.
+    :param laws: By name the law, where there is one.
+    :param unit: What says how far.
+    :param title: What is shown.
+    :param path: The PNG file to write.
+    :raises OutputError: If matplotlib is missing or the file cannot be written.
+    """
+    figure = _make_figure(path, (7, 4.5))
+    panel = figure.subplots()
+    for number, (name, points) in enumerate(series.items()):
+        x = [seen for seen, _ in points]
+        panel.plot(x, [100 * share for _, share in points], "o", markersize=5, color=f"C{number}", label=name)
+        if name in laws:
+            law, ends = laws[name], [min(x) + (max(x) - min(x)) * i / 200 for i in range(201)]
+            label = f"{law.form}, R² {law.r_squared:.2f}"
+            panel.plot(ends, [100 * share for share in law.predict(ends)], color=f"C{number}", label=label)
+    panel.set(title=title, xlabel=unit, ylabel="active entries, mean over layers, %")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    _save(figure, path)
+
+
 def _make_figure(path: Path, size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure

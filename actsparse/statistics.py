@@ -90,6 +90,24 @@ class MagnitudeSketch:
         before = int(cumulative[index - 1])
         return (before + inside * (int(cumulative[index]) - before)) / total
 
+    def tail(self, share: float) -> float:
+        """
+        Find the threshold up to which magnitudes hold a share of the sum of all squares.
+
+        :param share: The share, in [0, 1].
+        :return: The upper end of the bin in which it is reached.
+        :raises ValueError: If nothing was counted.
+        """
+        self._cumulate()
+        bins = torch.arange(NUM_BINS)
+        exponents, mantissas = bins >> MANTISSA_BITS, bins & ((1 << MANTISSA_BITS) - 1)
+        middles = (exponents + LOWEST_EXPONENT).double().exp2() * (1 + (mantissas + 0.5) / (1 << MANTISSA_BITS))
+        # The lowest bin holds zeros above all.
+        energies = self.counts * middles.square() * (bins > 0)
+        cumulative = energies.cumsum(0)
+        index = int(torch.searchsorted(cumulative, share * cumulative[-1])) if cumulative[-1] > 0 else 0
+        return 0.0 if index == 0 else _edge(min(index, NUM_BINS - 1) + 1)
+
     def _cumulate(self) -> tuple[torch.Tensor, int]:
         cumulative = torch.cumsum(self.counts, 0)
         total = int(cumulative[-1])

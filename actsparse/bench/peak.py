@@ -1,13 +1,13 @@
 """Run one model in a process of its own and print its peak memory; `python -m actsparse.bench.peak`."""
 
 import json
-import resource
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from actsparse.bench.decoder import Decoder, make_core, make_settings
+from actsparse.environment import peak_memory
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 16
@@ -23,17 +23,7 @@ def main() -> None:
     decoder.feed(tokens[:, : job["prefill"]])
     for i in range(job["prefill"], tokens.shape[1]):
         decoder.feed(tokens[:, i : i + 1])
-    print(_peak_bytes())
-
-
-def _peak_bytes() -> int:
-    try:
-        # On Linux ru_maxrss starts with the peak of the process that started this one.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    print(peak_memory())
 
 
 if __name__ == "__main__":

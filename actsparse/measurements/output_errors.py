@@ -16,6 +16,7 @@ def measure_output_errors(
     importance: Mapping[str, torch.Tensor],
     quantiles: Mapping[str, Sequence[float]],
     multipliers: Mapping[str, torch.Tensor],
+    batches: list[Any] | None = None,
 ) -> dict[str, list[float]]:
     """
     Leave out what does not exceed each of some quantiles of the scores, all other sites dense.
@@ -24,8 +25,9 @@ def measure_output_errors(
     :param importance: a of each site.
     :param quantiles: Of a_j |x_j| of each site.
     :param multipliers: What each site's masked tensor is multiplied by, where rows are masked.
-    :return: For each site and quantile the mean over the first `PROBE_TOKENS` tokens of ‖what the outputs move by‖ /
-        ‖outputs‖, without biases. Where rows are masked, outputs are the masked tensor times its multipliers.
+    :param batches: The data; None for the first `PROBE_TOKENS` tokens of the probe's.
+    :return: For each site and quantile the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
+        Where rows are masked, outputs are the masked tensor times its multipliers.
     """
     moves = OutputMoves()
     is_inside = False
@@ -53,7 +55,7 @@ def measure_output_errors(
         run_model(probe.model, batch)
         moves.end_batch()
 
-    batches = probe.first_batches
+    batches = probe.first_batches if batches is None else batches
     with evaluation_mode(probe.model), torch.no_grad(), probe.watch(multiply):
         run_each(run, batches, total=len(batches), description="output errors")
     return {site: moves.means(site, len(found)) for site, found in quantiles.items()}
