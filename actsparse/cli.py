@@ -274,7 +274,7 @@ def attribution(
         typer.Option(
             metavar="oracle|static[,…]",
             help="Ranked for each token by its own gradient, which only the dense model's answer can tell; or by "
-            "thresholds fixed on calibration text, which can be deployed.",
+            "thresholds fixed on calibration text, which can be deployed (not for ig).",
         ),
     ] = "oracle",
     num: Annotated[
@@ -290,6 +290,7 @@ def attribution(
     calibration: CalibrationOption = "default",
     batches: BatchesOption = 8,
     dtype: DtypeOption = "fp32",
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where to run: cpu, or cuda if torch has it.")] = "cpu",
     json: JsonOption = None,
 ) -> None:
     """Switch off what matters least by several metrics, and compare what is generated (arXiv 2406.06562).
@@ -315,6 +316,7 @@ def attribution(
         calibration=calibration,
         num_batches=batches,
         dtype=dtype,
+        device=device,
     )
     curves = run_attribution(job, _say)
     for table in curves.to_tables():

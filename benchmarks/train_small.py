@@ -1,17 +1,18 @@
 """
 Train a small Llama on the packaged Wikipedia and C4 text: a second real model where there is no hub to get one from.
 
-    python benchmarks/train_small.py --out small [--steps 400]
+    python benchmarks/train_small.py --out small [--steps 400] [--activation relu] [--checkpoints 8]
 
 Five million parameters, a tokenizer of 4,096 pieces trained on the same text, some seven minutes on two cores. What
-`load_model("default")`'s texts are evaluated on is not part of it.
+`load_model("default")`'s texts are evaluated on is not part of it. With checkpoints, the folder holds one folder for
+each, the later the farther apart, as `actsparse inspect --checkpoints` reads them.
 """
 
 import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actsparse.progress import progress_bar
+from actsparse.report import write_json
 from actsparse.texts import load_pages, take_batches
 
 VOCABULARY = 4096
@@ -43,13 +45,16 @@ def train_tokenizer(pages: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def train_model(windows: torch.Tensor, steps: int) -> LlamaForCausalLM:
+def train_model(
+    windows: torch.Tensor, steps: int, activation: str, save: Callable[[LlamaForCausalLM, int], None]
+) -> None:
     """
     Train a model.
 
     :param windows: Token windows, [windows, length].
     :param steps: Optimizer steps.
-    :return: The model.
+    :param activation: The activation function of the feed-forward networks.
+    :param save: Called with the model after each step, and how many there have been.
     """
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -60,6 +65,7 @@ def train_model(windows: torch.Tensor, steps: int) -> LlamaForCausalLM:
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=2048,
+        hidden_act=activation,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
@@ -83,7 +89,19 @@ def train_model(windows: torch.Tensor, steps: int) -> LlamaForCausalLM:
             advance(1)
             if step % 50 == 0 or step == steps - 1:
                 announce(f"step {step}: loss {loss.item():.3f}")
-    return model.eval()
+            save(model, step + 1)
+
+
+def space_checkpoints(steps: int, number: int) -> list[int]:
+    """
+    Choose when to save: at the end and, the earlier the closer together, from a sixteenth of the way on.
+
+    :param steps: How many steps there are.
+    :param number: How many checkpoints are wanted.
+    :return: After which steps.
+    """
+    places = [steps * 16 ** (i / max(1, number - 1) - 1) for i in range(number)]
+    return sorted({max(1, round(place)) for place in places[:-1]} | {steps})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,15 +114,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--steps", type=positive, default=400, help="optimizer steps")
+    parser.add_argument("--activation", choices=("silu", "relu", "gelu"), default="silu", help="of the networks")
+    parser.add_argument("--checkpoints", type=positive, help="how many models to save on the way, each in a folder")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     text = load_pages("default", purpose="training")
     tokenizer = train_tokenizer(text.pages)
     batches = take_batches(tokenizer, text, most=10**6, length=LENGTH)
     announce(f"{len(batches)} windows of {LENGTH} tokens of {text.name}")
-    model = train_model(torch.cat([batch["input_ids"] for batch in batches]), options.steps)
-    model.save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
+    wanted = space_checkpoints(options.steps, options.checkpoints or 1)
+
+    def save(model: LlamaForCausalLM, step: int) -> None:
+        if step not in wanted:
+            return
+        folder = options.out / f"step-{step}" if options.checkpoints else options.out
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        state = {"global_step": step, "num_input_tokens_seen": step * BATCH * LENGTH}
+        write_json(folder / "trainer_state.json", state)
+
+    windows = torch.cat([batch["input_ids"] for batch in batches])
+    train_model(windows, options.steps, options.activation, save)
     announce(f"{options.out} written in {time.perf_counter() - start:.0f} s")
     return 0
 

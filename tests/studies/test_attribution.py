@@ -319,13 +319,18 @@ def test_an_interrupted_study_goes_on(job: AttributionJob, monkeypatch: pytest.M
     assert again.points == whole.points
 
 
+def test_a_metric_without_a_static_form_is_left_out_there(job: AttributionJob) -> None:
+    lines = AttributionJob(**{**job.__dict__, "metrics": ("gxo", "ig")}).lines
+    assert [(line.mode, line.metric) for line in lines] == [("oracle", "gxo"), ("oracle", "ig"), ("static", "gxo")]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"metrics": ("magnitude", "gxoo")}, "--metrics takes .* nearest: gxo"),
         ({"modes": ("dynamic",)}, "--mode takes oracle, static"),
         ({"where": "layers"}, "--where takes heads, neurons, both"),
-        ({"metrics": ("ig",)}, "ig has no static form"),
+        ({"metrics": ("ig",), "modes": ("static",)}, "ig has no static form"),
         ({"ratios": (1.0,)}, "--ratios takes shares"),
         ({"max_tokens": 0}, "--max-tokens is 0"),
         ({"prompt": "Q:"}, "--prompt must say where"),

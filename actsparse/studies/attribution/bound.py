@@ -96,12 +96,14 @@ def drop_units(
             for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
                 layer = layers[name]
                 o, g = layer.split(output.detach()[:, 0]), layer.split(gradient[:, 0])
-                chosen = torch.randperm(layer.count, generator=generator)[:sample]
+                chosen = torch.randperm(layer.count, generator=generator)[:sample].to(labels.device)
                 true = _losses_without(before, layer, chosen, labels) - dense[:, None]
                 first_order = -(g * o).sum(-1)[:, chosen]
                 bound = (o.norm(dim=-1) * g.flatten(1).norm(dim=-1)[:, None])[:, chosen]
-                found[layer.kind].append(tuple(x.double().numpy().ravel() for x in (true, first_order, bound)))
-                ranks[layer.kind] += [_rank(text, o[i, chosen], g[i, chosen]) for i, text in enumerate(true.numpy())]
+                found[layer.kind].append(tuple(x.double().cpu().numpy().ravel() for x in (true, first_order, bound)))
+                ranks[layer.kind] += [
+                    _rank(text, o[i, chosen], g[i, chosen]) for i, text in enumerate(true.cpu().numpy())
+                ]
                 advance(1)
             decoding = decoding.go_on(labels)
     return {
@@ -113,7 +115,7 @@ def drop_units(
 def _losses_without(before: Decoding, layer: UnitLayer, chosen: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the loss of each text's next token without each unit, [texts, units]."""
     copies = before.repeat(len(chosen))
-    keep = torch.ones(len(chosen), layer.count)
+    keep = torch.ones(len(chosen), layer.count, device=labels.device)
     keep[torch.arange(len(chosen)), chosen] = 0
     keep = layer.spread(keep).repeat(len(labels), 1)[:, None]
     with torch.no_grad():
@@ -124,7 +126,7 @@ def _losses_without(before: Decoding, layer: UnitLayer, chosen: torch.Tensor, la
 
 def _rank(true: np.ndarray, o: torch.Tensor, g: torch.Tensor) -> dict[str, float]:
     metrics = {name: metric for name, metric in METRICS.items() if name != INTEGRATED}
-    return {name: float(spearmanr(true, metric(o, g).numpy()).statistic) for name, metric in metrics.items()}
+    return {name: float(spearmanr(true, metric(o, g).cpu().numpy()).statistic) for name, metric in metrics.items()}
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:

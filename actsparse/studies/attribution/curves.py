@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from actsparse.environment import describe_environment
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.files import write_bytes
@@ -58,10 +57,12 @@ class Curves:
 
     :param points: Every metric at every ratio.
     :param settings: How they were measured.
+    :param environments: With what; more than one where a study was gone on with elsewhere.
     """
 
     points: tuple[CurvePoint, ...]
     settings: dict[str, Any]
+    environments: tuple[dict[str, Any], ...]
 
     @classmethod
     def of(
@@ -80,7 +81,9 @@ class Curves:
             for ratio in ratios:
                 rows = [row for chunk in chunks for row in chunk["rows"] if row["ratio"] == ratio]
                 points.append(_sum_up(line, ratio, rows))
-        return cls(tuple(points), settings)
+        environments = [chunk["environment"] for chunks in lines.values() for chunk in chunks]
+        different = tuple(x for i, x in enumerate(environments) if x not in environments[:i])
+        return cls(tuple(points), settings, different)
 
     def to_tables(self) -> list[Table]:
         """
@@ -118,7 +121,7 @@ class Curves:
         :return: Settings, points, and where they were measured.
         """
         points = [asdict(point) for point in self.points]
-        return {"settings": self.settings, "points": points, "environment": describe_environment()}
+        return {"settings": self.settings, "points": points, "environments": list(self.environments)}
 
     def _draw(self, title: str, cell: Any) -> Table:
         table = Table(title=title)

@@ -44,9 +44,10 @@ class Decoding:
         :param prompts: Token ids, two or more each; padded on the left.
         :return: The model about to read the last tokens: what these make it predict is generated.
         """
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        attended = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        longest, device = max(map(len, prompts)), next(model.parameters()).device
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        attended = (torch.arange(longest, device=device) >= longest - lengths[:, None]).long()
         with torch.no_grad():
             output = _run(model, ids[:, :-1], attended[:, :-1], None)
         cache = getattr(output, "past_key_values", None)

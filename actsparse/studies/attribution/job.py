@@ -15,7 +15,8 @@ import torch
 from actsparse.algorithms import Known
 from actsparse.calibration import evaluation_mode
 from actsparse.demo import CALIBRATION_LENGTH
-from actsparse.errors import ActsparseError, nearest
+from actsparse.environment import describe_environment
+from actsparse.errors import ActsparseError, nearest, shorten_message
 from actsparse.files import prepare_folder
 from actsparse.jobs import DTYPES, validate_precision
 from actsparse.measurements.probe import without_parameter_gradients
@@ -29,15 +30,16 @@ from actsparse.studies.attribution.masks import (
     STATIC,
     WHERE,
     calibrate_static,
+    has_form,
     oracle_masks,
     static_masks,
-    validate_metric,
 )
 from actsparse.studies.attribution.metrics import INTEGRATED, METRICS
+from actsparse.studies.attribution.prompts import encode_questions
 from actsparse.studies.attribution.recording import Advance, Recording, record
 from actsparse.studies.attribution.replay import replay
 from actsparse.studies.units import UnitLayer, find_units
-from actsparse.texts import load_pages, token_batches
+from actsparse.texts import Text, load_pages, token_batches
 from actsparse.texts.questions import load_questions
 
 Say = Callable[[str], None]
@@ -74,9 +76,11 @@ class AttributionJob:
     calibration: str = "default"
     num_batches: int = 8
     dtype: str = "fp32"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         validate_precision(None, self.dtype)
+        _require_device(self.device)
         for option, chosen, known in (
             ("--metrics", self.metrics, tuple(METRICS)),
             ("--mode", self.modes, (ORACLE, STATIC)),
@@ -86,8 +90,11 @@ class AttributionJob:
             if wrong is not None or not chosen:
                 msg = f"{option} takes {', '.join(known)}, not {wrong!r}; nearest: {nearest(str(wrong), known, 1)}"
                 raise ActsparseError(msg)
-        for mode, metric in product(self.modes, self.metrics):
-            validate_metric(mode, metric)
+        if not self.lines:
+            msg = (
+                f"{', '.join(self.metrics)} has no static form: that would take a backward pass for each step and layer"
+            )
+            raise ActsparseError(msg)
         if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
             msg = f"--ratios takes shares of at least 0 and less than 1, not {', '.join(map(str, self.ratios))}"
             raise ActsparseError(msg)
@@ -105,8 +112,9 @@ class AttributionJob:
 
     @property
     def lines(self) -> list[Line]:
-        """Every curve asked for."""
-        return [Line(mode, metric, self.where) for mode, metric in product(self.modes, self.metrics)]
+        """Every curve asked for; a metric without a static form has none in that mode."""
+        pairs = product(self.modes, self.metrics)
+        return [Line(mode, metric, self.where) for mode, metric in pairs if has_form(mode, metric)]
 
     def settings(self, line: Line) -> dict[str, Any]:
         """
@@ -196,17 +204,29 @@ class _Study:
     @cached_property
     def _loaded(self) -> Any:
         self._say(f"loading {self._job.model}")
-        return load_model(self._job.model, dtype=DTYPES[self._job.dtype])
+        loaded = load_model(self._job.model, dtype=DTYPES[self._job.dtype])
+        loaded.model.to(self._job.device)  # type: ignore[arg-type]
+        return loaded
 
     @cached_property
     def _layers(self) -> dict[str, UnitLayer]:
-        return find_units(self._loaded.model, {"input_ids": torch.ones(1, 4, dtype=torch.long)})
+        return find_units(
+            self._loaded.model, {"input_ids": torch.ones(1, 4, dtype=torch.long, device=self._job.device)}
+        )
+
+    @cached_property
+    def _text(self) -> Text:
+        return load_pages(self._job.calibration, purpose="calibration")
+
+    def _settings(self, line: Line) -> dict[str, Any]:
+        settings = self._job.settings(line)
+        return settings | {"calibrated on": self._text.sha256} if line.mode == STATIC else settings
 
     @cached_property
     def _batches(self) -> list[Any]:
-        text = load_pages(self._job.calibration, purpose="calibration")
         number = self._job.num_batches
-        return token_batches(self._loaded.tokenizer, text, num_batches=number, length=CALIBRATION_LENGTH)
+        batches = token_batches(self._loaded.tokenizer, self._text, num_batches=number, length=CALIBRATION_LENGTH)
+        return [{name: tensor.to(self._job.device) for name, tensor in batch.items()} for batch in batches]
 
     def path(self, questions: Sequence[str], line: Line) -> Path:
         """
@@ -216,7 +236,7 @@ class _Study:
         :param line: The curve.
         :return: The file.
         """
-        described = json.dumps([self._job.settings(line), list(questions)], sort_keys=True)
+        described = json.dumps([self._settings(line), list(questions)], sort_keys=True)
         return self._job.out / "points" / f"{line}-{hashlib.sha256(described.encode()).hexdigest()[:12]}.json"
 
     def measure(self, chunks: Sequence[Sequence[str]], missing: Sequence[tuple[int, Line]]) -> None:
@@ -238,7 +258,8 @@ class _Study:
             for number in sorted({n for n, _ in missing}):
                 lines = [line for n, line in missing if n == number]
                 needs_path = any(line.metric == INTEGRATED for line in lines)
-                decoding = Decoding.begin(self._loaded.model, list(layers), self._encode(chunks[number]))
+                prompts = encode_questions(self._loaded.tokenizer, chunks[number], job.prompt)
+                decoding = Decoding.begin(self._loaded.model, list(layers), prompts)
                 recording = record(
                     decoding,
                     ends=self._ends,
@@ -254,7 +275,8 @@ class _Study:
                         self._replay(decoding, recording, line, ratio, thresholds.get(line, {}), advance)
                         for ratio in job.ratios
                     ]
-                    write_json(self.path(chunks[number], line), {"rows": rows})
+                    found = {"rows": rows, "environment": describe_environment() | {"device": job.device}}
+                    write_json(self.path(chunks[number], line), found)
 
     def _count_steps(self, lines: Sequence[Line]) -> int:
         needs_path = any(line.metric == INTEGRATED for line in lines)
@@ -291,30 +313,12 @@ class _Study:
             if ratio == 0:
                 yield ratio, {}
                 continue
-            described = hashlib.sha256(json.dumps(self._job.settings(line)).encode()).hexdigest()[:12]
+            described = hashlib.sha256(json.dumps(self._settings(line)).encode()).hexdigest()[:12]
             path = self._job.out / "thresholds" / f"{line.metric}-{line.where}-{ratio:g}-{described}.safetensors"
             if not path.is_file():
                 self._say(f"calibrating {line.metric} at {ratio:g}")
             model, batches = self._loaded.model, self._batches
             yield ratio, calibrate_static(model, batches, line.metric, line.where, ratio, self._known, path)
-
-    def _encode(self, questions: Sequence[str]) -> list[list[int]]:
-        tokenizer = self._loaded.tokenizer
-        prompts = []
-        for question in questions:
-            if self._job.prompt is not None:
-                prompts.append(tokenizer.encode(self._job.prompt.replace("{question}", question)))
-            elif getattr(tokenizer, "chat_template", None):
-                message = [{"role": "user", "content": question}]
-                text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-                prompts.append(tokenizer.encode(text, add_special_tokens=False))
-            else:
-                prompts.append(tokenizer.encode(f"Question: {question}\nAnswer:"))
-        short = next((q for q, prompt in zip(questions, prompts, strict=True) if len(prompt) < 2), None)
-        if short is not None:
-            msg = f"a prompt must have two tokens or more, which the one of {short!r} has not"
-            raise ActsparseError(msg)
-        return prompts
 
     @property
     def _ends(self) -> list[int]:
@@ -330,6 +334,14 @@ class _Study:
             end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
             texts.append(self._loaded.tokenizer.decode(ids[:end], skip_special_tokens=True).strip())
         return texts
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        msg = f"--device {name} cannot be used here: {shorten_message(error, 100)}"
+        raise ActsparseError(msg) from None
 
 
 def _read(path: Path, ratios: Sequence[float]) -> dict[str, Any] | None:

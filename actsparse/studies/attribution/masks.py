@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from actsparse.algorithms import SCORES, Known, get_algorithm
-from actsparse.errors import ActsparseError
 from actsparse.insertion import remove_sparsifiers
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import Settings, sparsify_torch
@@ -25,20 +24,16 @@ _ROLES = {HEADS: "attention.out", NEURONS: "ffn.down"}
 Masks = Callable[[int, str, torch.Tensor], torch.Tensor | None]
 
 
-def validate_metric(mode: str, metric: str) -> None:
+def has_form(mode: str, metric: str) -> bool:
     """
-    Check that a metric can be had.
+    Tell whether a metric can be had in a mode.
 
     :param mode: `ORACLE` or `STATIC`.
     :param metric: A name of `METRICS`.
-    :raises ActsparseError: If it has no static form.
+    :return: False for one whose average over calibration text would take a backward pass for each of many steps, for
+        each layer and batch.
     """
-    if mode == STATIC and metric not in SCORES:
-        msg = (
-            f"{metric} has no static form: averaged over calibration text it would take a backward pass for each step "
-            "and layer of every batch; leave it out, or choose --mode oracle"
-        )
-        raise ActsparseError(msg)
+    return mode == ORACLE or metric in SCORES
 
 
 def oracle_masks(recording: Recording, layers: Mapping[str, UnitLayer], metric: str, where: str, ratio: float) -> Masks:
@@ -57,7 +52,7 @@ def oracle_masks(recording: Recording, layers: Mapping[str, UnitLayer], metric: 
         dropped = int(ratio * layer.count + 0.5)
         if layer.kind in WHERE[where] and dropped:
             order = recording.score(metric, layer).argsort(-1)
-            kept = torch.ones(order.shape, dtype=torch.bool).scatter_(-1, order[..., :dropped], False)
+            kept = torch.ones_like(order, dtype=torch.bool).scatter_(-1, order[..., :dropped], False)
             keep[name] = layer.spread(kept)
 
     def mask(step: int, name: str, x: torch.Tensor) -> torch.Tensor | None:
@@ -108,6 +103,6 @@ def static_masks(thresholds: Mapping[str, torch.Tensor]) -> Masks:
     """
 
     def mask(thresholds: Mapping[str, torch.Tensor], _step: int, name: str, x: torch.Tensor) -> torch.Tensor | None:
-        return x.abs() > thresholds[name].to(x.dtype) if name in thresholds else None
+        return x.abs() > thresholds[name].to(x) if name in thresholds else None
 
     return partial(mask, thresholds)

@@ -61,7 +61,7 @@ def record(
     :return: What was generated and seen.
     """
     decoding = decoding.repeat(1)
-    is_going = torch.ones(len(decoding.tokens), dtype=torch.bool)
+    is_going = torch.ones_like(decoding.tokens, dtype=torch.bool)
     steps: list[tuple[torch.Tensor, ...]] = []
     seen: list[tuple[dict[str, torch.Tensor], ...]] = []
     for _ in range(most):
@@ -77,7 +77,7 @@ def record(
                 advance(1)
         seen.append(tuple({n: x[:, 0] for n, x in part.items()} for part in (outputs, gradients, integrated)))
         steps.append((labels, is_going, logits.detach().log_softmax(-1)))
-        is_going = is_going & ~torch.isin(labels, torch.tensor(list(ends), dtype=labels.dtype))
+        is_going = is_going & ~torch.isin(labels, torch.tensor(list(ends), dtype=labels.dtype, device=labels.device))
         decoding = decoding.go_on(labels)
         advance(1)
         if not is_going.any():
@@ -111,7 +111,7 @@ def see_outputs(
 def _integrate(paths: Decoding, layer: str, steps: int, labels: torch.Tensor) -> torch.Tensor:
     """Average the gradient at k/n of one layer's output, k = 1 … n; [texts, 1, channels]."""
     texts = len(labels)
-    scales = (torch.arange(1, steps + 1) / steps).repeat(texts)[:, None, None]
+    scales = (torch.arange(1, steps + 1, device=labels.device) / steps).repeat(texts)[:, None, None]
     scaled: list[torch.Tensor] = []
 
     def scale(name: str, x: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def replay(
     decoding = decoding.repeat(2)
     off = torch.zeros(2, dtype=torch.float64)
     free_tokens = []
-    divergence = torch.zeros(recording.labels.shape[1], dtype=torch.float64)
+    divergence = torch.zeros_like(recording.labels[0], dtype=torch.float64)
     agreement = torch.zeros_like(divergence)
     for step, (labels, is_label) in enumerate(zip(recording.labels, recording.is_label, strict=True)):
         counts = is_label.repeat_interleave(2)
