@@ -7,6 +7,23 @@ from typing import Annotated
 
 import typer
 
+from actsparse.options import (
+    BatchesOption,
+    CalibrationOption,
+    DtypeOption,
+    Int8Option,
+    JsonOption,
+    LengthOption,
+    ModelArgument,
+    PagesOption,
+    RoleOption,
+    TargetOption,
+    TextOption,
+    say,
+    split_list,
+)
+from actsparse.studies.commands import attribution, inspect, tasks
+
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -15,46 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A hub id, a local folder, a GGUF file, or [bold]default[/].")
-]
-TextOption = Annotated[
-    str,
-    typer.Option(
-        "--text",
-        metavar="SOURCE",
-        help="Evaluation text: [bold]wikitext[/] (hub), a .txt/.raw/.tokens/.jsonl/.parquet file, or [bold]default[/].",
-    ),
-]
-CalibrationOption = Annotated[
-    str, typer.Option("--calibration", metavar="SOURCE", help="Calibration text, named as the evaluation text is.")
-]
-PagesOption = Annotated[
-    int | None, typer.Option("--pages", metavar="N", help="Evaluate on the first N pages only; all if left out.")
-]
-LengthOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-length", metavar="N", help="Evaluation window in tokens; 2048 or the model's limit by default."
-    ),
-]
-BatchesOption = Annotated[int, typer.Option("--batches", metavar="N", help="Calibration batches of 256 tokens.")]
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write every figure to this JSON file too.")
-]
-Int8Option = Annotated[
-    str | None,
-    typer.Option("--int8", metavar="asym|sym", help="Compress the weights with nncf.compress_weights first."),
-]
-TargetOption = Annotated[
-    list[str],
-    typer.Option(metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated."),
-]
-RoleOption = Annotated[
-    list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
-]
-DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16.")]
 
 
 @app.command()
@@ -85,12 +62,12 @@ def demo(
         num_pages=4 if fast and pages is None else pages,
         max_length=max_length,
         num_batches=8 if fast else batches,
-        say=_say,
+        say=say,
     )
     print_table(report.to_table())
     if json is not None:
         write_json(json, report.to_dict())
-    _say(f"written to {out}: report.json, report.md, thresholds.safetensors, sparsity_by_layer.png")
+    say(f"written to {out}: report.json, report.md, thresholds.safetensors, sparsity_by_layer.png")
 
 
 @app.command()
@@ -172,12 +149,12 @@ def sparsify(
         max_length=max_length,
         dtype=dtype,
     )
-    result, tables = run_sparsify(job, _say)
+    result, tables = run_sparsify(job, say)
     for table in tables:
         print_table(table)
     if json is not None:
         write_json(json, result)
-    _say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+    say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 
 @app.command()
@@ -198,7 +175,7 @@ def evaluate(
     from actsparse.report import print_table, write_json
 
     job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype)
-    result, tables = run_evaluate(job, _say)
+    result, tables = run_evaluate(job, say)
     for table in tables:
         print_table(table)
     if json is not None:
@@ -234,7 +211,7 @@ def sweep(
     job = SweepJob(
         model=model,
         out=out,
-        algorithms=_split(algorithms),
+        algorithms=split_list(algorithms),
         sparsities=parse_sparsities(sparsity),
         roles=tuple(role),
         int8=int8,
@@ -245,215 +222,15 @@ def sweep(
         num_pages=pages,
         max_length=max_length,
     )
-    result = run_sweep(job, _say)
+    result = run_sweep(job, say)
     print_table(result.to_table())
     if json is not None:
         write_json(json, result.to_dict())
-    _say(f"written to {out}: sweep.json, frontier.png, points/")
+    say(f"written to {out}: sweep.json, frontier.png, points/")
 
 
-@app.command()
-def attribution(
-    model: ModelArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for points, curves and plots.")],
-    questions: Annotated[
-        str,
-        typer.Option(
-            metavar="SOURCE", help="A .csv or .jsonl file with a field [bold]question[/], or [bold]truthfulqa[/] (hub)."
-        ),
-    ],
-    metrics: Annotated[
-        str, typer.Option(metavar="NAME[,NAME…]", help="What units are ranked by; all if left out.")
-    ] = "magnitude,gradient,gxo,snip,ig,corrected-gxo",
-    ratios: Annotated[
-        str, typer.Option(metavar="FIRST:LAST:STEP", help="Shares of units to switch off; or numbers between commas.")
-    ] = "0:0.9:0.1",
-    where: Annotated[str, typer.Option(metavar="heads|neurons|both", help="Which units are switched off.")] = "both",
-    mode: Annotated[
-        str,
-        typer.Option(
-            metavar="oracle|static[,…]",
-            help="Ranked for each token by its own gradient, which only the dense model's answer can tell; or by "
-            "thresholds fixed on calibration text, which can be deployed (not for ig).",
-        ),
-    ] = "oracle",
-    num: Annotated[
-        int | None, typer.Option("--num", metavar="N", help="Ask the first N questions only; all if left out.")
-    ] = None,
-    ig_steps: Annotated[int, typer.Option("--ig-steps", metavar="N", help="Steps of integrated gradients.")] = 20,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Generate N tokens at most.")] = 32,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Ask N questions at a time.")] = 8,
-    prompt: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="How to ask, with {question} in it; the chat template if left out."),
-    ] = None,
-    calibration: CalibrationOption = "default",
-    batches: BatchesOption = 8,
-    dtype: DtypeOption = "fp32",
-    device: Annotated[str, typer.Option(metavar="NAME", help="Where to run: cpu, or cuda if torch has it.")] = "cpu",
-    json: JsonOption = None,
-) -> None:
-    """Switch off what matters least by several metrics, and compare what is generated (arXiv 2406.06562).
-
-    Questions that the folder has figures of are not asked again.
-    """
-    from actsparse.report import print_table, write_json
-    from actsparse.studies.attribution import AttributionJob, parse_ratios, run_attribution
-
-    job = AttributionJob(
-        model=model,
-        out=out,
-        questions=questions,
-        metrics=_split(metrics),
-        ratios=parse_ratios(ratios),
-        where=where,
-        modes=_split(mode),
-        number=num,
-        ig_steps=ig_steps,
-        max_tokens=max_tokens,
-        batch=batch,
-        prompt=prompt,
-        calibration=calibration,
-        num_batches=batches,
-        dtype=dtype,
-        device=device,
-    )
-    curves = run_attribution(job, _say)
-    for table in curves.to_tables():
-        print_table(table)
-    if json is not None:
-        write_json(json, curves.to_dict())
-    _say(
-        f"written to {out}: attribution.json, .csv, .png, .pdf, points/" + (", thresholds/" if "static" in mode else "")
-    )
-
-
-@app.command()
-def inspect(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for figures, heat map and thresholds.")],
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="As for sparsify; may be left out with --checkpoints.")
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="topk|fat|cett|pplp",
-            help="Keep a share of entries; those beyond a threshold; all but what makes a relative output error; or as "
-            "few as perplexity allows.",
-        ),
-    ] = "pplp",
-    value: Annotated[
-        float | None,
-        typer.Option(
-            metavar="V", help="The share (0.5), threshold (0.01), error (0.2), or percent (1) that goes with it."
-        ),
-    ] = None,
-    thresholds: Annotated[
-        str | None, typer.Option(metavar="LINE", help="Instead of a method: the line that an earlier run printed.")
-    ] = None,
-    checkpoints: Annotated[
-        list[str],
-        typer.Option(metavar="PATTERN", help="Folders of one training, such as 'DIR/*'; may be repeated to compare."),
-    ] = [],  # noqa: B006
-    text: TextOption = "default",
-    pages: PagesOption = None,
-    max_length: Annotated[int, typer.Option("--max-length", metavar="N", help="Evaluation window in tokens.")] = 512,
-    calibration: CalibrationOption = "default",
-    batches: BatchesOption = 8,
-    heat_tokens: Annotated[int, typer.Option("--heat-tokens", metavar="N", help="Tokens in the heat map.")] = 128,
-    dtype: DtypeOption = "fp32",
-    json: JsonOption = None,
-) -> None:
-    """See how sparse feed-forward networks are, of one model or over a training (Sparsing Law, arXiv 2411.02335)."""
-    from actsparse.report import print_table, write_json
-    from actsparse.studies.inspection import InspectJob, run_inspect, run_series
-
-    job = InspectJob(
-        out=out,
-        model=model,
-        checkpoints=tuple(checkpoints),
-        method=method,
-        value=value,
-        thresholds=thresholds,
-        calibration=calibration,
-        num_batches=batches,
-        text=text,
-        num_pages=pages,
-        max_length=max_length,
-        heat_tokens=heat_tokens,
-        dtype=dtype,
-    )
-    result = {}
-    if model is not None:
-        inspection, settings = run_inspect(job, _say)
-        print_table(inspection.to_table(settings))
-        if inspection.line is not None:
-            print(f"--thresholds {inspection.line}")
-        result |= inspection.to_dict()
-    if checkpoints:
-        series = run_series(job, _say)
-        print_table(series.to_table())
-        result |= series.to_dict()
-    if json is not None:
-        write_json(json, result)
-    _say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
-
-
-@app.command()
-def tasks(
-    model: Annotated[str, typer.Argument(metavar="MODEL_OR_DIR", help="A folder that sparsify wrote, or a model.")],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            "--tasks",
-            metavar="NAME[,NAME…]",
-            help="Tasks of lm-evaluation-harness, or groups: [bold]sparsing-law-choice[/], "
-            "[bold]sparsing-law-generation[/], [bold]truthfulqa-choice[/]. Their data comes from the hub.",
-        ),
-    ],
-    include: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A folder with task files of your own (YAML).")
-    ] = None,
-    limit: Annotated[
-        float | None, typer.Option(metavar="N", help="The first N examples of each task only; below 1, that share.")
-    ] = None,
-    fewshot: Annotated[
-        int | None, typer.Option(metavar="K", help="Solved examples in the prompt; each task's own number if left out.")
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Run N examples at a time.")] = 8,
-    thresholds: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Mask the model with this thresholds file.")
-    ] = None,
-    int8: Int8Option = None,
-    dtype: DtypeOption = "fp32",
-    chat_template: Annotated[bool, typer.Option("--chat-template", help="Ask in the model's chat format.")] = False,
-    run_generated_code: Annotated[
-        bool,
-        typer.Option("--run-generated-code", help="Allow tasks that run the code a model writes (humaneval, mbpp)."),
-    ] = False,
-    json: JsonOption = None,
-) -> None:
-    """Score a masked model on downstream tasks, beside itself without masks, with lm-evaluation-harness."""
-    from actsparse.report import print_table, write_json
-    from actsparse.studies.tasks import TasksJob, run_tasks
-
-    job = TasksJob(
-        model=model,
-        tasks=_split(tasks),
-        include=include,
-        limit=limit,
-        num_fewshot=fewshot,
-        batch=batch,
-        thresholds=thresholds,
-        int8=int8,
-        dtype=dtype,
-        uses_chat_template=chat_template,
-        runs_generated_code=run_generated_code,
-    )
-    report = run_tasks(job, _say)
-    print_table(report.to_table())
-    if json is not None:
-        write_json(json, report.to_dict())
+for study in (attribution, inspect, tasks):
+    app.command()(study)
 
 
 @app.command()
@@ -528,7 +305,7 @@ def bench(
         json=json,
         plot=plot,
     )
-    report = run_bench(job, _say)
+    report = run_bench(job, say)
     for table in make_tables(report):
         print_table(table)
     if target_speedup is not None:
@@ -581,14 +358,6 @@ def _describe_mistake(error: Exception) -> str | None:
     return str(error) if isinstance(error, ActsparseError) else None
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 def _fail(message: str, code: int) -> int:
-    _say("error: " + " ".join(message.split()))
+    say("error: " + " ".join(message.split()))
     return code

@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
-from actsparse import load_thresholds, measure_sparsity
+from actsparse import load_thresholds, measure_sparsity, save_thresholds
 from actsparse.bisection import next_guess
 from actsparse.cli import app
+from actsparse.compression import compress_int8
 from actsparse.errors import ActsparseError, ScopeError
 from actsparse.insertion import named_sparsifiers, placed_sparsifiers, remove_sparsifiers
+from actsparse.openvino import deploy_model
 from actsparse.studies.inspection import InspectJob, run_inspect, run_series
 from actsparse.studies.inspection.cett import TailErrors
-from actsparse.studies.inspection.inspect import Inspection, Line, inspect_model
+from actsparse.studies.inspection.inspect import inspect_model
 from actsparse.studies.inspection.law import FALLING, RISING, fit_law
-from actsparse.studies.inspection.networks import FAT, TOPK, TopKSparsifier, find_networks, mask_gates
+from actsparse.studies.inspection.networks import FAT, TOPK, TopKSparsifier, find_networks, mask_gates, mask_outputs
+from actsparse.studies.inspection.result import Inspection, Line
 from actsparse.studies.inspection.series import ORDER, STEPS, TOKENS, read_tokens
 from actsparse.texts import load_pages
 
@@ -261,7 +264,7 @@ def test_thresholds_go_into_a_file_that_masks_the_same_model(job: InspectJob) ->
     assert {path.name for path in job.out.iterdir()} == names
     assert len(found.heat[0]) == 2
     assert len(found.heat[0][0]) == len(found.heat[1]) == 20
-    model = AutoModelForCausalLM.from_pretrained(job.model).eval()
+    model = AutoModelForCausalLM.from_pretrained(str(job.model)).eval()
     load_thresholds(model, job.out / "thresholds.safetensors")
     report = json.loads((job.out / "inspection.json").read_bytes())
     tokenizer = AutoTokenizer.from_pretrained(job.model)
@@ -344,3 +347,24 @@ def test_perplexity_of_the_default_model_grows_by_one_percent(tmp_path: Path) ->
     assert 1.009 <= found.calibration_ratio <= 1.01
     assert found.largest_fall == pytest.approx(0, abs=0.01)
     assert 0.2 < found.mean_activation < 0.8
+
+
+@pytest.mark.parametrize(("method", "value"), [("cett", 0.3), ("fat", 0.3)])
+def test_thresholds_go_into_a_deployed_model(
+    make_model: Callable[..., PreTrainedModel], batches: list[Any], tmp_path: Path, method: str, value: float
+) -> None:
+    model = make_model("llama")
+    networks = find_networks(model, batches[0], needs_gates=method == "fat")
+    if method == "fat":
+        mask_gates(model, networks, FAT, [value] * len(networks))
+    else:
+        errors = TailErrors(model, networks, batches)
+        mask_outputs(model, errors.entry_thresholds(list(errors.find(value).values())))
+    save_thresholds(model, tmp_path / "thresholds.safetensors")
+    masked = {name for name, _ in named_sparsifiers(model)}
+    remove_sparsifiers(model)
+    model = compress_int8(model, "asym", batches[0])
+    load_thresholds(model, tmp_path / "thresholds.safetensors")
+    deployed = deploy_model(model, tmp_path / "deployed")
+    assert not deployed.kept
+    assert masked <= {name for site in deployed.accelerated for name in site.layers}

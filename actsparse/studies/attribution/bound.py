@@ -106,10 +106,8 @@ def drop_units(
                 ]
                 advance(1)
             decoding = decoding.go_on(labels)
-    return {
-        kind: Drops(*(np.concatenate(parts) for parts in zip(*rows, strict=True)), _mean(ranks[kind]))
-        for kind, rows in found.items()
-    }
+    joined = {kind: [np.concatenate(parts) for parts in zip(*rows, strict=True)] for kind, rows in found.items()}
+    return {kind: Drops(true, first, bound, _mean(ranks[kind])) for kind, (true, first, bound) in joined.items()}
 
 
 def _losses_without(before: Decoding, layer: UnitLayer, chosen: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -126,7 +124,7 @@ def _losses_without(before: Decoding, layer: UnitLayer, chosen: torch.Tensor, la
 
 def _rank(true: np.ndarray, o: torch.Tensor, g: torch.Tensor) -> dict[str, float]:
     metrics = {name: metric for name, metric in METRICS.items() if name != INTEGRATED}
-    return {name: float(spearmanr(true, metric(o, g).cpu().numpy()).statistic) for name, metric in metrics.items()}
+    return {name: float(spearmanr(true, metric(o, g).cpu().numpy())[0]) for name, metric in metrics.items()}  # type: ignore[arg-type]
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:

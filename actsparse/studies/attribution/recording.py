@@ -82,8 +82,11 @@ def record(
         advance(1)
         if not is_going.any():
             break
-    by_layer = ({name: torch.stack([x[name] for x in part]) for name in part[0]} for part in zip(*seen, strict=True))
-    return Recording(*(torch.stack(part) for part in zip(*steps, strict=True)), *by_layer)
+    labels, is_label, log_probabilities = (torch.stack(part) for part in zip(*steps, strict=True))
+    outputs, gradients, integrated = (
+        {name: torch.stack([x[name] for x in part]) for name in part[0]} for part in zip(*seen, strict=True)
+    )
+    return Recording(labels, is_label, log_probabilities, outputs, gradients, integrated)
 
 
 def see_outputs(

@@ -15,8 +15,9 @@ from actsparse.jobs import DTYPES, validate_precision
 from actsparse.models import load_model
 from actsparse.plot import plot_heat_map
 from actsparse.report import write_json
-from actsparse.studies.inspection.inspect import METHODS, PPLP, Inspection, Line, inspect_model
+from actsparse.studies.inspection.inspect import METHODS, PPLP, inspect_model
 from actsparse.studies.inspection.networks import CETT, FAT, TOPK
+from actsparse.studies.inspection.result import Inspection, Line
 from actsparse.studies.inspection.series import Checkpoint, Series, describe_checkpoint, read_tokens
 from actsparse.texts import Text, load_pages, token_batches
 from actsparse.thresholds import save_thresholds

@@ -1,0 +1,66 @@
+"""What the commands share: options, and how they talk."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A hub id, a local folder, a GGUF file, or [bold]default[/].")
+]
+TextOption = Annotated[
+    str,
+    typer.Option(
+        "--text",
+        metavar="SOURCE",
+        help="Evaluation text: [bold]wikitext[/] (hub), a .txt/.raw/.tokens/.jsonl/.parquet file, or [bold]default[/].",
+    ),
+]
+CalibrationOption = Annotated[
+    str, typer.Option("--calibration", metavar="SOURCE", help="Calibration text, named as the evaluation text is.")
+]
+PagesOption = Annotated[
+    int | None, typer.Option("--pages", metavar="N", help="Evaluate on the first N pages only; all if left out.")
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length", metavar="N", help="Evaluation window in tokens; 2048 or the model's limit by default."
+    ),
+]
+BatchesOption = Annotated[int, typer.Option("--batches", metavar="N", help="Calibration batches of 256 tokens.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write every figure to this JSON file too.")
+]
+Int8Option = Annotated[
+    str | None,
+    typer.Option("--int8", metavar="asym|sym", help="Compress the weights with nncf.compress_weights first."),
+]
+TargetOption = Annotated[
+    list[str],
+    typer.Option(metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated."),
+]
+RoleOption = Annotated[
+    list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16.")]
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """
+    Read names between commas.
+
+    :param text: What the user wrote.
+    :return: The names.
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def say(message: str) -> None:
+    """
+    Tell what happens, on standard error.
+
+    :param message: A line.
+    """
+    print(message, file=sys.stderr, flush=True)
