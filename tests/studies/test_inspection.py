@@ -65,7 +65,7 @@ def test_errors_are_those_computed_by_hand(small_language_model: Small) -> None:
     assert not list(placed_sparsifiers(model))
     for name, a in down_inputs(model, batches).items():
         weight = model.get_submodule(name).weight.detach()
-        for level in (0, 5, 17, 32):
+        for level in (0, 5, 17, -1):
             expected = cett_by_hand(a, weight, errors.thresholds[name][level])
             assert errors.errors[name][level] == pytest.approx(expected, abs=1e-4)
         assert errors.errors[name][0] == 0
@@ -79,6 +79,20 @@ def test_the_threshold_found_makes_the_error_asked_for(small_language_model: Sma
     found = errors.find(error)
     for name, a in down_inputs(model, batches).items():
         assert cett_by_hand(a, model.get_submodule(name).weight.detach(), found[name]) == pytest.approx(error, abs=0.02)
+
+
+def test_one_loud_token_does_not_hide_the_others(small_language_model: Small) -> None:
+    model, _, _, batches = small_language_model
+    # Its entries are a thousand times as large: it has nearly all of the layer's energy, and is one of 32 tokens.
+    scale = torch.ones(32, 1)
+    scale[5] = 1000
+    down = model.model.layers[0].mlp.down_proj
+    handle = down.register_forward_pre_hook(lambda _module, args: (args[0] * scale,))
+    errors = TailErrors(model, find_networks(model, batches[0], needs_gates=False), batches[:1])
+    handle.remove()
+    a = next(iter(down_inputs(model, batches[:1]).values())) * scale
+    found = next(iter(errors.find(0.3).values()))
+    assert cett_by_hand(a, down.weight.detach(), found) == pytest.approx(0.3, abs=0.03)
 
 
 def test_a_larger_error_allows_larger_thresholds(small_language_model: Small) -> None:

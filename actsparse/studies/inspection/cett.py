@@ -15,10 +15,13 @@ from actsparse.measurements.sketches import measure_sketches
 from actsparse.measurements.weights import measure_weight_squares
 from actsparse.scopes.sites import group_sites
 from actsparse.sparsifier import ActivationSparsifier
+from actsparse.statistics import MagnitudeSketch
 from actsparse.studies.inspection.networks import Network, remove_masks
 
-# At so many thresholds of every layer its error is measured; in between it is taken for linear.
-LEVELS = 32
+# A layer's error is measured at so many thresholds; in between it is taken for linear. Most are spaced by how many
+# contributions they leave out: a single token may have most of a layer's energy. Some are spaced by energy: of a layer
+# whose contributions are nearly all zero, the largest are left to tell apart.
+QUANTILES, TAILS = 24, 8
 
 
 class TailErrors:
@@ -39,11 +42,7 @@ class TailErrors:
             squares = measure_weight_squares(probe)
             self._norms = {network.down.name: squares[network.down.name].sqrt().float() for network in networks}
             sketches = measure_sketches(probe, self._norms)
-            # Were contributions orthogonal, these thresholds would leave out evenly growing errors.
-            self.thresholds = {
-                name: [0.0, *(sketch.tail((k / LEVELS) ** 2) for k in range(1, LEVELS + 1))]
-                for name, sketch in sketches.items()
-            }
+            self.thresholds = {name: _space_thresholds(sketch) for name, sketch in sketches.items()}
             found = measure_output_errors(probe, self._norms, self.thresholds, {}, batches=batches)
         finally:
             remove_masks(model)
@@ -90,6 +89,13 @@ class TailErrors:
     def largest_fall(self) -> float:
         """By how much an error falls, at most, from one threshold to the next: 0 where CETT is monotone."""
         return max(float(np.max(-np.diff(errors), initial=0.0)) for errors in self.errors.values())
+
+
+def _space_thresholds(sketch: MagnitudeSketch) -> list[float]:
+    zeros = sketch.share(0.0)
+    quantiles = [sketch.quantile(zeros + (1 - zeros) * k / QUANTILES) for k in range(1, QUANTILES)]
+    tails = [sketch.tail((k / TAILS) ** 2) for k in range(1, TAILS + 1)]
+    return sorted({0.0, *quantiles, *tails})
 
 
 def _strictly(errors: np.ndarray, thresholds: list[float]) -> tuple[np.ndarray, np.ndarray]:
