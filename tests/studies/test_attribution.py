@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from actsparse.cli import app
 from actsparse.errors import ActsparseError, ScopeError
-from actsparse.studies.attribution import METRICS, AttributionJob, parse_ratios, run_attribution
-from actsparse.studies.attribution import job as job_module
+from actsparse.studies.attribution import METRICS, AttributionJob, parse_ratios, run_attribution, study
 from actsparse.studies.attribution.bound import drop_units
 from actsparse.studies.attribution.decoding import Decoding
 from actsparse.studies.attribution.masks import oracle_masks, static_masks
@@ -301,7 +300,7 @@ def test_a_study_writes_curves_and_asks_nothing_twice(job: AttributionJob, monke
         assert len(list(csv.DictReader(file))) == 8
     report = json.loads((job.out / "attribution.json").read_bytes())
     assert len(report["points"]) == 8
-    monkeypatch.setattr(job_module, "load_model", lambda *_args, **_kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(study, "load_model", lambda *_args, **_kwargs: pytest.fail("the model was loaded"))
     assert run_attribution(job, said.append).points == curves.points
     assert any("measured before" in line for line in said)
 
@@ -312,11 +311,20 @@ def test_an_interrupted_study_goes_on(job: AttributionJob, monkeypatch: pytest.M
     paths[0].unlink()
     paths[1].write_text('{"rows": [{"rat')
     written: list[Path] = []
-    real = job_module.write_json
-    monkeypatch.setattr(job_module, "write_json", lambda path, rows: (written.append(path), real(path, rows)))
+    real = study.write_json
+    monkeypatch.setattr(study, "write_json", lambda path, rows: (written.append(path), real(path, rows)))
     again = run_attribution(job, lambda _line: None)
     assert sorted(written) == paths[:2]
     assert again.points == whole.points
+
+
+def test_more_ratios_are_added_to_those_that_are_there(job: AttributionJob) -> None:
+    first = run_attribution(job, lambda _line: None)
+    more = run_attribution(AttributionJob(**{**job.__dict__, "ratios": (0.8,)}), lambda _line: None)
+    assert {point.ratio for point in more.points} == {0.8}
+    said: list[str] = []
+    assert run_attribution(job, said.append).points == first.points
+    assert any("measured before" in line for line in said)
 
 
 def test_a_metric_without_a_static_form_is_left_out_there(job: AttributionJob) -> None:

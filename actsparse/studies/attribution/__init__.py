@@ -11,5 +11,5 @@ as are deployed. To add a metric, write a function from outputs and gradients to
 
 from actsparse.studies.attribution.job import AttributionJob as AttributionJob
 from actsparse.studies.attribution.job import parse_ratios as parse_ratios
-from actsparse.studies.attribution.job import run_attribution as run_attribution
 from actsparse.studies.attribution.metrics import METRICS as METRICS
+from actsparse.studies.attribution.study import run_attribution as run_attribution
