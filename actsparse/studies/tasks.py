@@ -4,8 +4,8 @@ import io
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def run_tasks(job: TasksJob, say: Say) -> TaskReport:
 
     def run() -> Mapping[str, Any]:
         # Its progress bars are for terminals.
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        with _without_git(), nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             harness_model = make_model(pretrained=model, tokenizer=loaded.tokenizer, batch_size=job.batch, device="cpu")
             return evaluate(model=harness_model, **options)
 
@@ -248,6 +248,19 @@ def _load_harness(include: Path | None) -> tuple[Any, Any, Any]:
         msg = f"the task files in {include} cannot be read: {shorten_message(error)}"
         raise ActsparseError(msg) from None
     return lm_eval.simple_evaluate, HFLM, manager
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep the harness from asking git for a commit, which complains where a user's folder is no repository."""
+    from lm_eval import evaluator
+
+    ask = evaluator.get_git_commit_hash
+    try:
+        evaluator.get_git_commit_hash = lambda: None
+        yield
+    finally:
+        evaluator.get_git_commit_hash = ask
 
 
 def _require_known(names: Iterable[str], manager: Any) -> None:

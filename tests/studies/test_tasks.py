@@ -43,11 +43,15 @@ def masked(files: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_local_tasks_are_scored_on_both_sides(masked: Path, folder: Path, tmp_path: Path) -> None:
+def test_local_tasks_are_scored_on_both_sides(
+    masked: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     json_file = tmp_path / "tasks.json"
     arguments = ["tasks", str(masked), "--tasks", "truthfulqa_mc1_local,truthfulqa_mc2_local", "--include", str(folder)]
     result = CliRunner().invoke(app, [*arguments, "--limit", "2", "--json", str(json_file)])
     assert result.exit_code == 0, result.output
+    assert "fatal" not in capfd.readouterr().err
     report = json.loads(json_file.read_bytes())
     scores = {score["task"]: score for score in report["scores"]}
     assert scores.keys() == {"truthfulqa_mc1_local", "truthfulqa_mc2_local"}

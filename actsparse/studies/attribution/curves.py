@@ -66,7 +66,7 @@ class Curves:
 
     @classmethod
     def of(
-        cls, lines: Mapping[tuple[str, ...], list[dict[str, Any]]], ratios: Sequence[float], settings: dict[str, Any]
+        cls, lines: Mapping[Any, list[dict[str, Any]]], ratios: Sequence[float], settings: dict[str, Any]
     ) -> "Curves":
         """
         Sum up.
@@ -80,7 +80,7 @@ class Curves:
         for line, chunks in lines.items():
             for ratio in ratios:
                 rows = [row for chunk in chunks for row in chunk["rows"] if row["ratio"] == ratio]
-                points.append(_sum_up(line, ratio, rows))
+                points.append(_sum_up(tuple(line), ratio, rows))
         environments = [chunk["environment"] for chunks in lines.values() for chunk in chunks]
         different = tuple(x for i, x in enumerate(environments) if x not in environments[:i])
         return cls(tuple(points), settings, different)
