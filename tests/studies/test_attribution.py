@@ -115,21 +115,37 @@ def test_what_is_recorded_is_what_the_model_generates(
         assert recording.labels[:, number].tolist() == generated[0, len(prompt) :].tolist()
 
 
-def test_gradients_are_those_of_the_very_token_by_its_own_position(llama: PreTrainedModel) -> None:
-    layers, _, recording = record_texts(llama)
-    name = next(name for name, layer in layers.items() if layer.kind == NEURONS)
-    prompt, step = PROMPTS[0], 2
-    ids = torch.tensor([prompt + recording.labels[:step, 0].tolist()])
+def read_last(model: Any, ids: torch.Tensor, label: torch.Tensor, layer: str, share: float = 1.0) -> Any:
+    """Run a whole text; o of a layer at the last token, scaled, and the gradient of the loss of what follows."""
     seen: list[torch.Tensor] = []
-    layer = llama.get_submodule(name)
-    handle = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    logits = llama(ids).logits[0, -1]
+
+    def scale(_module: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        seen.append(args[0].detach()[:, -1:].requires_grad_())
+        return (torch.cat([args[0][:, :-1], share * seen[0]], dim=1),)
+
+    handle = model.get_submodule(layer).register_forward_pre_hook(scale)
+    loss = F.cross_entropy(model(ids).logits[0, -1], label)
     handle.remove()
-    loss = F.cross_entropy(logits, recording.labels[step, 0])
-    # In one pass over the whole text, the gradient at the last position is that of the last token alone.
     (gradient,) = torch.autograd.grad(loss, seen)
-    torch.testing.assert_close(recording.gradients[name][step, 0], gradient[0, -1], rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(recording.outputs[name][step, 0], seen[0].detach()[0, -1], rtol=1e-4, atol=1e-6)
+    return seen[0].detach()[0, 0], gradient[0, 0] / share
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_scores_are_those_of_autograd_on_the_whole_text(llama: PreTrainedModel, metric: str) -> None:
+    steps = 4
+    layers, _, recording = record_texts(llama, ig_steps=steps)
+    assert {layer.kind for layer in layers.values()} == {HEADS, NEURONS}
+    for name, layer in layers.items():
+        for text, prompt in enumerate(PROMPTS):
+            for token in (0, 3):
+                ids = torch.tensor([prompt + recording.labels[:token, text].tolist()])
+                label = recording.labels[token, text]
+                # In one pass over the whole text, without cache or padding, the last position's gradient is its own.
+                shares = [(k + 1) / steps for k in range(steps)] if metric == "ig" else [1.0]
+                found = [read_last(llama, ids, label, name, share) for share in shares]
+                o, g = layer.split(found[0][0]), layer.split(torch.stack([g for _, g in found]).mean(0))
+                expected = METRICS[metric](o, g)
+                torch.testing.assert_close(recording.score(metric, layer)[token, text], expected, rtol=5e-3, atol=1e-5)
 
 
 def test_integrated_gradients_are_complete(llama: PreTrainedModel) -> None:
