@@ -371,12 +371,20 @@ def validate_precision(int8: Any, dtype: str) -> None:
     :param dtype: What `--dtype` says.
     :raises ActsparseError: If one of them is not a choice.
     """
-    _require_choice("--dtype", dtype, DTYPES)
+    require_choice("--dtype", dtype, DTYPES)
     if int8 is not None:
-        _require_choice("--int8", int8, INT8_MODES)
+        require_choice("--int8", int8, INT8_MODES)
 
 
-def _require_choice(option: str, value: Any, choices: Any) -> None:
+def require_choice(option: str, value: Any, choices: Any) -> None:
+    """
+    Check what an option says.
+
+    :param option: Its name.
+    :param value: What it says.
+    :param choices: What it may say.
+    :raises ActsparseError: If that is not among them.
+    """
     if value not in choices:
         msg = f"{option} is {value!r}; it is one of {', '.join(choices)} (nearest: {nearest(str(value), choices, 1)})"
         raise ActsparseError(msg)

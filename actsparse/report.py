@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,7 @@ class Report:
 
         :return: A rich table, its settings below.
         """
-        settings = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
-        table = Table(title=self.title, caption=settings, caption_justify="left")
+        table = Table(title=self.title, caption=make_caption(self.settings), caption_justify="left")
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "model" else "right")
         for row in self.rows:
@@ -152,6 +152,29 @@ def acceleration_table(acceleration: Any) -> Table:
         sites = [site for site in acceleration.kept if site.reason == reason]
         table.add_row(f"not accelerated: {reason}", str(len(sites)), str(sum(len(site.layers) for site in sites)))
     return table
+
+
+def make_caption(settings: Mapping[str, Any]) -> str:
+    """
+    Write settings below a table.
+
+    :param settings: What they are, by name.
+    :return: A line for each.
+    """
+    return "\n".join(f"{name}: {value}" for name, value in settings.items())
+
+
+def read_json(path: Path) -> Any:
+    """
+    Read a JSON file that an earlier run may have written.
+
+    :param path: The file.
+    :return: What it holds; None where it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from actsparse.files import prepare_folder
 from actsparse.jobs import DTYPES, validate_precision
 from actsparse.models import load_model
 from actsparse.plot import plot_frontier
-from actsparse.report import percent, write_json
+from actsparse.report import make_caption, percent, read_json, write_json
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import Settings, sparsify_torch
 from actsparse.texts import Text, load_pages, token_batches
@@ -141,7 +141,7 @@ class Sweep:
 
         :return: A rich table.
         """
-        caption = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
+        caption = make_caption(self.settings)
         table = Table(title="Algorithms at equal measured sparsity", caption=caption, caption_justify="left")
         for name in ("sparsity", "algorithm", "measured", "word ppl", "token ppl", "Δ loss", "KL", "top-1", "minutes"):
             table.add_column(name, justify="left" if name == "algorithm" else "right")
@@ -290,10 +290,7 @@ def _point_path(out: Path, settings: dict[str, Any], algorithm: str, sparsity: f
 
 
 def _read_point(path: Path) -> Point | None:
-    try:
-        point = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+    point = read_json(path)
     return point if isinstance(point, dict) and "loss_increase" in point else None
 
 

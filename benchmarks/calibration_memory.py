@@ -25,6 +25,7 @@ from report import Bar, Measurement
 from workload import SETTINGS, Batch, load_workload
 
 from actsparse import sparsify_activations
+from actsparse.environment import peak_memory
 from actsparse.errors import ActsparseError
 
 BAR_MB = 150.0
@@ -146,7 +147,7 @@ def measure_side(options: argparse.Namespace) -> dict[str, Any]:
     # Linux counts in kilobytes, macOS in bytes.
     unit = 1e6 if sys.platform == "darwin" else 1e3 / 1.024
     whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {WHOLE: whole, SINCE_LOADING: _peak() if can_reset else None, "settings": work.settings}
+    return {WHOLE: whole, SINCE_LOADING: peak_memory() / 1e6 if can_reset else None, "settings": work.settings}
 
 
 def stream(batches: list[Batch]) -> Iterator[Batch]:
@@ -166,12 +167,6 @@ def _forget_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def _peak() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    kilobytes = next(line for line in lines if line.startswith("VmHWM:")).split()[1]
-    return int(kilobytes) * 1.024 / 1e3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from actsparse.evaluation.sparsity import SparsityReport, count_zeros
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.jobs import EvaluateJob, load_for_evaluation
 from actsparse.openvino.detect import find_openvino_model
-from actsparse.report import percent
+from actsparse.report import make_caption, percent
 
 # The tasks of two papers' tables, by the harness's names; the data comes from the hub.
 GROUPS = {
@@ -115,7 +115,7 @@ class TaskReport:
 
         :return: A rich table.
         """
-        caption = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
+        caption = make_caption(self.settings)
         caption += f"\nsparsity on these texts: {percent(self.sparsity.sparsity)}"
         table = Table(title="Tasks, dense and sparse", caption=caption, caption_justify="left")
         for column in ("task", "metric", "examples", "dense", "sparse", "difference", "± (standard error)"):

@@ -14,7 +14,7 @@ from actsparse.scopes.layers import Layer, find_layers, in_features, name_blocks
 
 HEADS, NEURONS = "heads", "neurons"
 # The layer that reads the units' outputs, and the layers whose parameters they share.
-_READERS = {HEADS: "attention.out", NEURONS: "ffn.down"}
+READERS = {HEADS: "attention.out", NEURONS: "ffn.down"}
 _FAMILIES = {HEADS: "attention.", NEURONS: "ffn."}
 
 
@@ -75,14 +75,14 @@ def find_units(model: nn.Module, example: Mapping[str, Any]) -> dict[str, UnitLa
     by_name = {layer.name: layer for layer in layers}
     for names in name_blocks(model, by_name).values():
         block = [by_name[name] for name in names]
-        for kind, role in _READERS.items():
+        for kind, role in READERS.items():
             for layer in block:
                 if role in layer.roles:
                     count = heads if kind == HEADS else in_features(model.get_submodule(layer.name))
                     found[layer.name] = _make_layer(model, layer, kind, count, block)
-    missing = next((kind for kind in _READERS if all(x.kind != kind for x in found.values())), None)
+    missing = next((kind for kind in READERS if all(x.kind != kind for x in found.values())), None)
     if missing is not None:
-        msg = f"no {missing} were found in {type(model).__name__}: no layer has the role {_READERS[missing]}"
+        msg = f"no {missing} were found in {type(model).__name__}: no layer has the role {READERS[missing]}"
         raise ScopeError(msg)
     return {name: found[name] for name in by_name if name in found}
 

@@ -22,26 +22,23 @@ def load_hub_wikitext(split: str) -> Text:
     :return: The text.
     :raises SourceError: If it cannot be had, soon and in one line where there is no network.
     """
-    problem: SourceError | None = None
-    for repository in _HUB_DATASETS:
-        try:
-            rows = load_hub_rows(repository, "wikitext-2-raw-v1", split)
-        except SourceError as error:
-            problem = problem or error
-            continue
-        texts = [row[find_column(list(row), repository)] for row in rows]
-        return Text(f"wikitext-2-raw {split} (hub)", tuple(split_rows(texts)[0]), is_wikitext=True)
-    msg = f"`wikitext` cannot be had from the hub: {problem}; give a .raw file of WikiText-2, or `default`"
-    raise SourceError(msg)
+    name = "wikitext-2-raw-v1"
+    try:
+        rows = load_hub_rows(name, split, *_HUB_DATASETS)
+    except SourceError as error:
+        msg = f"`wikitext` cannot be had from the hub: {error}; give a .raw file of WikiText-2, or `default`"
+        raise SourceError(msg) from error
+    texts = [row[find_column(list(row), name)] for row in rows]
+    return Text(f"wikitext-2-raw {split} (hub)", tuple(split_rows(texts)[0]), is_wikitext=True)
 
 
-def load_hub_rows(repository: str, name: str, split: str) -> list[dict[str, Any]]:
+def load_hub_rows(name: str, split: str, *repositories: str) -> list[dict[str, Any]]:
     """
     Load a dataset from the hub, or from what its library has cached.
 
-    :param repository: The dataset.
-    :param name: Which of its configurations.
+    :param name: Which of the dataset's configurations.
     :param split: Which part.
+    :param repositories: Where it may be; the first that has it is taken.
     :return: Its rows.
     :raises SourceError: If it cannot be had, soon and in one line where there is no network.
     """
@@ -52,13 +49,14 @@ def load_hub_rows(repository: str, name: str, split: str) -> list[dict[str, Any]
     except ImportError as error:
         msg = "datasets is not installed: pip install 'actsparse[hub]'"
         raise SourceError(msg) from error
-    with _quiet_hub(repository) as is_answering:
-        try:
-            return [dict(row) for row in datasets.load_dataset(repository, name, split=split)]
-        except (OSError, ValueError, RuntimeError, httpx.HTTPError, DatasetsError) as error:
-            message = shorten_message(error)
-            msg = message if is_answering else "it does not answer, and there is no copy in the cache"
-            raise SourceError(msg) from None
+    problem = ""
+    with _quiet_hub(repositories[0]) as is_answering:
+        for repository in repositories:
+            try:
+                return [dict(row) for row in datasets.load_dataset(repository, name, split=split)]
+            except (OSError, ValueError, RuntimeError, httpx.HTTPError, DatasetsError) as error:
+                problem = problem or shorten_message(error)
+    raise SourceError(problem if is_answering else "it does not answer, and there is no copy in the cache")
 
 
 @contextmanager

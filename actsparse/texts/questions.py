@@ -50,7 +50,7 @@ def load_questions(source: str | Path, *, number: int | None = None) -> tuple[st
 
 def _load_truthfulqa() -> list[dict[str, Any]]:
     try:
-        return load_hub_rows("truthfulqa/truthful_qa", "generation", "validation")
+        return load_hub_rows("generation", "validation", "truthfulqa/truthful_qa")
     except SourceError as error:
         msg = f"`{TRUTHFULQA}` cannot be had from the hub: {error}; give a .csv or .jsonl file of questions"
         raise SourceError(msg) from None

@@ -14,7 +14,7 @@ from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.files import write_bytes
 from actsparse.plot import plot_attribution
-from actsparse.report import write_json
+from actsparse.report import make_caption, write_json
 
 _PLOTS = ("attribution.png", "attribution.pdf")
 
@@ -91,7 +91,7 @@ class Curves:
 
         :return: A table of BLEU and one of divergence, a line for each metric.
         """
-        caption = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
+        caption = make_caption(self.settings)
         bleu = self._draw("BLEU against the dense model's own texts", lambda p: f"{p.bleu:.1f}")
         divergence = self._draw("KL to the dense model on its texts, nats a token", lambda p: f"{p.kl_divergence:.3f}")
         divergence.caption, divergence.caption_justify = caption, "left"

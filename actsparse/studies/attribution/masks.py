@@ -12,12 +12,11 @@ from actsparse.insertion import remove_sparsifiers
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import Settings, sparsify_torch
 from actsparse.studies.attribution.recording import Recording
-from actsparse.studies.units import HEADS, NEURONS, UnitLayer
+from actsparse.studies.units import HEADS, NEURONS, READERS, UnitLayer
 from actsparse.thresholds import read_thresholds, save_thresholds
 
 ORACLE, STATIC = "oracle", "static"
 WHERE = {HEADS: (HEADS,), NEURONS: (NEURONS,), "both": (HEADS, NEURONS)}
-_ROLES = {HEADS: "attention.out", NEURONS: "ffn.down"}
 
 # Called with the number of the generated token, a layer's name and what it reads, [texts, 1, channels]; tells which
 # entries stay, or None where all do.
@@ -85,7 +84,7 @@ def calibrate_static(
     if path.is_file():
         return read_thresholds(path).thresholds
     settings = Settings(get_algorithm(f"{metric}+uniform"), tokens="decode", known=known)
-    targets = {TargetScope(roles=(_ROLES[kind],)): ratio for kind in WHERE[where]}
+    targets = {TargetScope(roles=(READERS[kind],)): ratio for kind in WHERE[where]}
     sparsify_torch(model, batches, targets, None, settings)
     try:
         save_thresholds(model, path)

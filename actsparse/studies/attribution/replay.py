@@ -45,7 +45,8 @@ def replay(
     :return: What came of it.
     """
     decoding = decoding.repeat(2)
-    off = torch.zeros(2, dtype=torch.float64)
+    off = total = 0.0
+    all_parameters = sum(layer.parameters for layer in layers.values())
     free_tokens = []
     divergence = torch.zeros_like(recording.labels[0], dtype=torch.float64)
     agreement = torch.zeros_like(divergence)
@@ -53,14 +54,14 @@ def replay(
         counts = is_label.repeat_interleave(2)
 
         def leave_out(name: str, x: torch.Tensor, step: int = step, counts: torch.Tensor = counts) -> torch.Tensor:
+            nonlocal off
             keep = masks(step, name, x)
-            parameters = layers[name].parameters
-            off[1] += parameters * int(counts.sum())
             if keep is None:
                 return x
-            off[0] += parameters * float((~keep[counts]).float().mean(-1).sum())
+            off += layers[name].parameters * float((~keep[counts]).float().mean(-1).sum())
             return x * keep
 
+        total += all_parameters * int(counts.sum())
         with torch.no_grad():
             logits, decoding = decoding.step(leave_out)
         free, fed = logits.unflatten(0, (-1, 2)).unbind(1)
@@ -71,4 +72,4 @@ def replay(
         free_tokens.append(free.argmax(-1))
         decoding = decoding.go_on(torch.stack([free_tokens[-1], labels], dim=1).flatten())
         advance(1)
-    return Replay(torch.stack(free_tokens), divergence, agreement, float(off[0] / off[1]))
+    return Replay(torch.stack(free_tokens), divergence, agreement, off / total)

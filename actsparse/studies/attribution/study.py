@@ -19,7 +19,7 @@ from actsparse.jobs import DTYPES
 from actsparse.measurements.probe import without_parameter_gradients
 from actsparse.models import load_model
 from actsparse.progress import progress_bar
-from actsparse.report import write_json
+from actsparse.report import read_json, write_json
 from actsparse.studies.attribution.curves import Curves, require_sacrebleu
 from actsparse.studies.attribution.decoding import Decoding
 from actsparse.studies.attribution.job import AttributionJob, Line
@@ -150,11 +150,15 @@ class Study:
                 recording = record(decoding, ends=self._ends, most=job.max_tokens, ig_steps=ig_steps, advance=advance)
                 # Texts that ended early took fewer steps than were counted.
                 advance(self._count_steps(todo) // job.max_tokens * (job.max_tokens - len(recording.labels)))
+                dense = {
+                    "references": self._decode(recording.labels, recording),
+                    "tokens": recording.is_label.sum(0).tolist(),
+                }
                 for line, ratios in todo.items():
                     rows = read_figures(self.path(questions, line))["rows"]
                     for ratio in ratios:
                         masks = self._mask(recording, line, ratio, thresholds.get((line, ratio), {}))
-                        rows.append({"ratio": ratio, **self._replay(decoding, recording, masks, advance)})
+                        rows.append({"ratio": ratio, **dense, **self._replay(decoding, recording, masks, advance)})
                     environment = describe_environment() | {"device": job.device}
                     write_json(self.path(questions, line), {"rows": rows, "environment": environment})
 
@@ -172,8 +176,6 @@ class Study:
         return {
             "sparsity": found.sparsity,
             "answers": self._decode(found.tokens, recording),
-            "references": self._decode(recording.labels, recording),
-            "tokens": recording.is_label.sum(0).tolist(),
             "divergence": found.divergence.tolist(),
             "agreement": found.agreement.tolist(),
         }
@@ -187,7 +189,7 @@ class Study:
             self._say(f"calibrating {line.metric} at {ratio:g}")
         return calibrate_static(self._loaded.model, self._batches, line.metric, line.where, ratio, self._known, path)
 
-    @property
+    @cached_property
     def _ends(self) -> list[int]:
         ends = getattr(self._loaded.model.generation_config, "eos_token_id", None)
         ends = self._loaded.tokenizer.eos_token_id if ends is None else ends
@@ -211,10 +213,10 @@ def read_figures(path: Path) -> Figures:
     :return: Its contents; no rows where it is missing or damaged.
     """
     nothing: Figures = {"rows": [], "environment": {}}
+    found = read_json(path)
     try:
-        found = json.loads(path.read_bytes())
         is_whole = all(isinstance(row["ratio"], float | int) and row["answers"] for row in found["rows"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return nothing
     return nothing | found if is_whole else nothing
 

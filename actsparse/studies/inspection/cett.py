@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from actsparse.errors import DatasetError
-from actsparse.insertion import insert_sparsifier
+from actsparse.insertion import insert_sparsifier, remove_sparsifiers
 from actsparse.measurements.output_errors import measure_output_errors
 from actsparse.measurements.probe import Probe
 from actsparse.measurements.sketches import measure_sketches
@@ -16,7 +16,7 @@ from actsparse.measurements.weights import measure_weight_squares
 from actsparse.scopes.sites import group_sites
 from actsparse.sparsifier import ActivationSparsifier
 from actsparse.statistics import MagnitudeSketch
-from actsparse.studies.inspection.networks import Network, remove_masks
+from actsparse.studies.inspection.networks import Network
 
 # A layer's error is measured at so many thresholds; in between it is taken for linear. Most are spaced by how many
 # contributions they leave out: a single token may have most of a layer's energy. Some are spaced by energy: of a layer
@@ -45,7 +45,7 @@ class TailErrors:
             self.thresholds = {name: _space_thresholds(sketch) for name, sketch in sketches.items()}
             found = measure_output_errors(probe, self._norms, self.thresholds, {}, batches=batches)
         finally:
-            remove_masks(model)
+            remove_sparsifiers(model)
         self.errors = found
 
     def entry_thresholds(self, thresholds: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -108,7 +108,7 @@ def _make_probe(model: nn.Module, networks: list[Network], batches: list[Any]) -
     if not batches:
         msg = "there is no data to measure errors on"
         raise DatasetError(msg)
-    remove_masks(model)
+    remove_sparsifiers(model)
     sites = group_sites(network.down for network in networks)
     sparsifiers = {}
     for site in sites:

@@ -9,12 +9,12 @@ from typing import Any
 
 from actsparse.demo import CALIBRATION_LENGTH
 from actsparse.environment import describe_environment
-from actsparse.errors import ActsparseError, SourceError, nearest
+from actsparse.errors import ActsparseError, SourceError
 from actsparse.files import prepare_folder
-from actsparse.jobs import DTYPES, validate_precision
+from actsparse.jobs import DTYPES, require_choice, validate_precision
 from actsparse.models import load_model
 from actsparse.plot import plot_heat_map
-from actsparse.report import write_json
+from actsparse.report import read_json, write_json
 from actsparse.studies.inspection.inspect import METHODS, PPLP, inspect_model
 from actsparse.studies.inspection.networks import CETT, FAT, TOPK
 from actsparse.studies.inspection.result import Inspection, Line
@@ -48,10 +48,7 @@ class InspectJob:
         if self.model is None and not self.checkpoints:
             msg = "give a MODEL, or --checkpoints 'DIR/*', or both"
             raise ActsparseError(msg)
-        if self.method not in METHODS:
-            close = nearest(self.method, METHODS, 1)
-            msg = f"--method is {self.method!r}; it is one of {', '.join(METHODS)} (nearest: {close})"
-            raise ActsparseError(msg)
+        require_choice("--method", self.method, METHODS)
         if self.thresholds is not None:
             Line.parse(self.thresholds)
             return
@@ -125,14 +122,15 @@ def run_series(job: InspectJob, say: Say) -> Series:
     for number, (pattern, folder) in enumerate(found, start=1):
         described = json.dumps([describe_checkpoint(folder), settings, calibration.sha256, text.sha256])
         path = job.out / "points" / f"{folder.name}-{hashlib.sha256(described.encode()).hexdigest()[:12]}.json"
-        if _read(path) is None:
+        figures = _read(path)
+        if figures is None:
             say(f"{folder} ({number} of {len(found)})")
-            inspection, _ = _inspect(job, str(folder), calibration, text, say)
-            write_json(path, inspection.to_dict())
+            figures = _inspect(job, str(folder), calibration, text, say)[0].to_dict()
+            write_json(path, figures)
         else:
             say(f"{folder} has been inspected before")
         tokens, unit = read_tokens(folder, number)
-        checkpoints.append(Checkpoint(_name_series(pattern), str(folder), tokens, unit, _read(path) or {}))
+        checkpoints.append(Checkpoint(_name_series(pattern), str(folder), tokens, unit, figures))
     series = Series(tuple(checkpoints), settings | {"method": job.title})
     write_json(job.out / "series.json", series.to_dict() | {"environment": describe_environment()})
     series.draw(f"{job.title}: active entries while training", job.out / "series.png")
@@ -211,8 +209,5 @@ def _name_series(pattern: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        point = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+    point = read_json(path)
     return point if isinstance(point, dict) and "mean_activation" in point else None

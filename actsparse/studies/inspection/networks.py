@@ -9,7 +9,7 @@ from torch import nn
 
 from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, ScopeError
-from actsparse.insertion import insert_sparsifier, placed_sparsifiers, remove_sparsifier
+from actsparse.insertion import insert_sparsifier, remove_sparsifiers
 from actsparse.scopes.gates import find_gate_functions
 from actsparse.scopes.graph import trace_graph
 from actsparse.scopes.layers import Layer, find_layers, name_blocks
@@ -99,7 +99,7 @@ def mask_outputs(model: nn.Module, thresholds: Mapping[str, torch.Tensor]) -> No
     :param model: The model.
     :param thresholds: By layer, [in_features].
     """
-    remove_masks(model)
+    remove_sparsifiers(model)
     for name, threshold in thresholds.items():
         sparsifier = ActivationSparsifier(0.0, roles=("ffn.down",), site=name, algorithm=CETT)
         sparsifier.set_threshold(threshold)
@@ -115,7 +115,7 @@ def mask_gates(model: nn.Module, networks: list[Network], method: str, values: S
     :param method: `TOPK` or `FAT`.
     :param values: The share to keep, or the threshold, of each network.
     """
-    remove_masks(model)
+    remove_sparsifiers(model)
     for network, value in zip(networks, values, strict=True):
         name = network.down.name
         site = network.up or name
@@ -131,13 +131,3 @@ def mask_gates(model: nn.Module, networks: list[Network], method: str, values: S
             zeros = ActivationSparsifier(0.0, roles=("ffn.down",), site=name, algorithm=method)
             zeros.set_threshold(torch.tensor(0.0))
             insert_sparsifier(model, name, zeros)
-
-
-def remove_masks(model: nn.Module) -> None:
-    """
-    Take all masks off.
-
-    :param model: The model.
-    """
-    for place, _ in list(placed_sparsifiers(model)):
-        remove_sparsifier(model.get_submodule(place))

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from actsparse.errors import ActsparseError
-from actsparse.report import percent
+from actsparse.report import make_caption, percent
 from actsparse.studies.inspection.networks import CETT, FAT
 
 
@@ -94,7 +94,7 @@ class Inspection:
         :param settings: How it was made.
         :return: A rich table.
         """
-        caption = "\n".join(f"{name}: {value}" for name, value in settings.items())
+        caption = make_caption(settings)
         table = Table(title="Active entries of feed-forward networks", caption=caption, caption_justify="left")
         for column in ("layer", "threshold", "CETT", "active, calibration", "active, evaluation"):
             table.add_column(column, justify="left" if column == "layer" else "right")

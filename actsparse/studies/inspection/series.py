@@ -1,15 +1,15 @@
 """Activation over the checkpoints of a training."""
 
-import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from actsparse.plot import plot_series
-from actsparse.report import percent
+from actsparse.report import make_caption, percent, read_json
 from actsparse.studies.inspection.law import Law, fit_law
 
 TOKENS, STEPS, ORDER = "tokens", "steps", "order"
@@ -54,15 +54,16 @@ class Series:
             found.setdefault(checkpoint.series, []).append(checkpoint)
         return found
 
-    def law(self, name: str) -> Law | None:
-        """
-        Fit the sparsing law to a training.
-
-        :param name: The training.
-        :return: The law; None where nothing was counted, or there are too few checkpoints.
-        """
-        checkpoints = [c for c in self.by_name[name] if c.unit != ORDER and c.seen > 0]
-        return fit_law([c.seen for c in checkpoints], [c.figures["mean_activation"] for c in checkpoints])
+    @cached_property
+    def laws(self) -> dict[str, Law]:
+        """The sparsing law fitted to each training that counts what it has seen and has checkpoints enough."""
+        found = {}
+        for name, checkpoints in self.by_name.items():
+            counted = [c for c in checkpoints if c.unit != ORDER and c.seen > 0]
+            law = fit_law([c.seen for c in counted], [c.figures["mean_activation"] for c in counted])
+            if law is not None:
+                found[name] = law
+        return found
 
     def to_table(self) -> Table:
         """
@@ -70,9 +71,9 @@ class Series:
 
         :return: A rich table.
         """
-        caption = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
+        caption = make_caption(self.settings)
         for name in self.by_name:
-            law = self.law(name)
+            law = self.laws.get(name)
             if law is not None:
                 parameters = ", ".join(f"{key} = {value:.4g}" for key, value in law.parameters.items())
                 caption += f"\n{name}: {law.form} with {parameters}; D in millions; R² {law.r_squared:.3f}"
@@ -104,8 +105,7 @@ class Series:
         :raises OutputError: If matplotlib is missing or the file cannot be written.
         """
         points = {name: [(c.seen, c.figures["mean_activation"]) for c in group] for name, group in self.by_name.items()}
-        laws = {name: law for name in points if (law := self.law(name)) is not None}
-        plot_series(points, laws, ", ".join(dict.fromkeys(c.unit for c in self.checkpoints)), title, path)
+        plot_series(points, self.laws, ", ".join(dict.fromkeys(c.unit for c in self.checkpoints)), title, path)
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -115,7 +115,7 @@ class Series:
         """
         series = {}
         for name, checkpoints in self.by_name.items():
-            law = self.law(name)
+            law = self.laws.get(name)
             points = [{"folder": c.folder, "seen": c.seen, "unit": c.unit, **c.figures} for c in checkpoints]
             series[name] = {"checkpoints": points, "law": law.to_dict() if law else None}
         return {"settings": self.settings, "series": series}
@@ -130,13 +130,11 @@ def read_tokens(folder: Path, number: int) -> tuple[float, str]:
     :return: A count and what it counts: tokens as trainer_state.json has them, steps as that or the folder's name has
         them, or the place.
     """
-    try:
-        state = json.loads((folder / "trainer_state.json").read_bytes())
-        for key, unit in (("num_input_tokens_seen", TOKENS), ("global_step", STEPS)):
-            if isinstance(state.get(key), int | float) and state[key] > 0:
-                return float(state[key]), unit
-    except (OSError, ValueError, AttributeError):
-        pass
+    state = read_json(folder / "trainer_state.json")
+    for key, unit in (("num_input_tokens_seen", TOKENS), ("global_step", STEPS)):
+        count = state.get(key) if isinstance(state, dict) else None
+        if isinstance(count, int | float) and count > 0:
+            return float(count), unit
     digits = re.findall(r"\d+", folder.name)
     return (float(digits[-1]), STEPS) if digits else (float(number), ORDER)
 
