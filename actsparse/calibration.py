@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from actsparse import distributed
 from actsparse.algorithms import Algorithm, LayerSize, Measurements, Plan, gather_parts
 from actsparse.errors import DatasetError
 from actsparse.progress import progress_bar
@@ -40,6 +41,26 @@ class CalibrationBatches:
     def __iter__(self) -> Iterator[Any]:
         yield self.first
         yield from self._batches
+
+    def share(self) -> Iterator[Any]:
+        """
+        Go through this process's share of the batches; through all of them where it works alone.
+
+        :return: The batches.
+        :raises ProcessError: At the end, if the processes have different batches.
+        """
+        digest = distributed.Digest()
+        for number, batch in enumerate(self):
+            if distributed.count_processes() > 1:
+                digest.add(batch)
+            if distributed.is_own(number):
+                yield batch
+        distributed.require_same(digest.finish(), "calibration data")
+
+    @property
+    def share_length(self) -> int | None:
+        """How many batches are this process's share, where that is known."""
+        return None if self.length is None else len(distributed.share(range(self.length)))
 
 
 class SiteEstimates:
@@ -88,6 +109,12 @@ class SiteEstimates:
         """
         return self._estimators[site].mask_batch(x, target) if target > 0 else x
 
+    def add_up(self) -> None:
+        """Add what the other processes have taken in."""
+        seen = torch.tensor([int(site in self._seen) for site in self._estimators])
+        distributed.add_up(seen, *(x for estimator in self._estimators.values() for x in estimator.sums()))
+        self._seen = {site for site, count in zip(self._estimators, seen.tolist(), strict=True) if count}
+
     def threshold(self, site: str, target: float) -> torch.Tensor:
         """
         Give the threshold of some of a site's layers.
@@ -127,14 +154,16 @@ def make_estimates(
     :param sizes: The size of each layer.
     :param batches: The data.
     :param measure: Makes what measures the model on the data, for an algorithm that asks for it.
-    :return: What was decided, the data to calibrate on, and estimates that have seen none of it.
+    :return: What was decided, this process's share of the data to calibrate on, and estimates that have seen none of it.
     """
-    data: Iterable[Any] = batches
     if algorithm.is_one_pass:
+        data = batches.share()
         wanted = {name: target.sparsity for name, target in targets.items()}
         plan = Plan(wanted, {}, wanted, {})
     else:
-        data = kept = list(batches)
+        kept = list(batches)
+        distributed.require_same(distributed.digest_of(kept), "calibration data")
+        data = distributed.share(kept)
         plan = algorithm.plan(gather_parts(sites, targets, sizes), measure(kept))
     zeros = {site.name: {plan.zeros[layer.name] for layer in site.layers} for site in sites}
     return plan, data, SiteEstimates(zeros, algorithm, plan.importance)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from actsparse.distributed import is_first
+
 
 @contextmanager
 def progress_bar(
@@ -30,7 +32,7 @@ def progress_bar(
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not (is_wanted and console.is_terminal),
+        disable=not (is_wanted and console.is_terminal and is_first()),
     )
     with progress:
         task = progress.add_task(description, total=total)

@@ -63,15 +63,14 @@ class GradientSums:
         product = x * g
         norm = g.norm(dim=-1, keepdim=True)
         self.tokens += len(x)
-        for total, value in (
-            (self.square, g.square()),
-            (self.absolute, g.abs()),
-            (self.magnitude, x.abs()),
-            (self.attribution, -product),
-            (self.saliency, product.abs()),
-            (self.correction, x.abs() * norm / 2),
-        ):
+        values = (g.square(), g.abs(), x.abs(), -product, product.abs(), x.abs() * norm / 2)
+        for total, value in zip(self.vectors, values, strict=True):
             total += value.sum(0).double().cpu()
+
+    @property
+    def vectors(self) -> tuple[torch.Tensor, ...]:
+        """All sums by channel, in the order above."""
+        return self.square, self.absolute, self.magnitude, self.attribution, self.saliency, self.correction
 
 
 class Known:

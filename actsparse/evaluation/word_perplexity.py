@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from actsparse import distributed
 from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.wikitext import detokenize
@@ -138,19 +140,25 @@ def _score_pages(
     :return: The sum, in nats.
     :raises ActsparseError: If it is not a number.
     """
-    total = 0.0
-    bar = progress_bar("word perplexity", total=sum(map(len, page_tokens)), unit="tokens", is_wanted=progress)
+    places = [(page, window) for page, x in enumerate(page_tokens) for window in rolling_windows(len(x), max_length)]
+    losses = np.zeros(len(places))
+    own = distributed.share(range(len(places)))
+    num_tokens = sum(places[number][1].num_scored for number in own)
+    bar = progress_bar("word perplexity", total=num_tokens, unit="tokens", is_wanted=progress)
     with evaluation_mode(model), torch.no_grad(), bar as advance:
-        for number, (page, tokens) in enumerate(zip(pages, page_tokens, strict=True), start=1):
-            ids = torch.tensor([prefix, *tokens])
-            for window in rolling_windows(len(tokens), max_length):
-                loss = _sum_losses(*score_window(model, ids, window))
-                if math.isnan(loss):
-                    msg = f"the model's logits contain NaN on page {number} of {len(pages)}, {_first_words(page)!r}"
-                    raise ActsparseError(msg)
-                total += loss
-                advance(window.num_scored)
-    return total
+        for number in own:
+            page, window = places[number]
+            ids = torch.tensor([prefix, *page_tokens[page]])
+            losses[number] = _sum_losses(*score_window(model, ids, window))
+            if math.isnan(losses[number]):
+                break
+            advance(window.num_scored)
+    distributed.add_up_array(losses)
+    if np.isnan(losses).any():
+        page = places[int(np.isnan(losses).argmax())][0]
+        msg = f"the model's logits contain NaN on page {page + 1} of {len(pages)}, {_first_words(pages[page])!r}"
+        raise ActsparseError(msg)
+    return math.fsum(losses)
 
 
 def score_window(model: Any, ids: torch.Tensor, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
