@@ -85,9 +85,6 @@ def sparsify_activations(
     if isinstance(model, GraphModelWrapper):  # what `nncf.torch.wrap_model` returns, which NNCF's call takes too
         model = model.model
     chosen = _validate(target_sparsity_by_scope, ignored_scope, algorithm, tokens)
-    if chosen.allocation == NNCF_EMA and distributed.count_processes() > 1:
-        msg = f"{NNCF_EMA} averages batch after batch, in their order: it cannot be shared among processes"
-        raise ActsparseError(msg)
     if isinstance(skip_first, bool) or not isinstance(skip_first, int) or skip_first < 0:
         msg = f"skip_first is {skip_first!r}; it must be a whole number of tokens, 0 or more"
         raise ActsparseError(msg)
@@ -138,6 +135,9 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
     :raises ScopeError: As `sparsify_activations`.
     :raises DatasetError: As `sparsify_activations`.
     """
+    if settings.algorithm.allocation == NNCF_EMA and distributed.count_processes() > 1:
+        msg = f"{NNCF_EMA} averages batch after batch, in their order: it cannot be shared among processes"
+        raise ActsparseError(msg)
     _require_module(model)
     batches = CalibrationBatches(dataset)
     with with_split_experts(model):
