@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import nncf
@@ -14,6 +15,7 @@ from torch import nn
 from actsparse import distributed
 from actsparse.algorithms import Algorithm, LayerSize, Measurements, Plan, gather_parts
 from actsparse.errors import DatasetError
+from actsparse.offload import is_offloaded, run_side_by_side
 from actsparse.progress import progress_bar
 from actsparse.scopes import Site
 from actsparse.scopes.matching import Target
@@ -154,7 +156,8 @@ def make_estimates(
     :param sizes: The size of each layer.
     :param batches: The data.
     :param measure: Makes what measures the model on the data, for an algorithm that asks for it.
-    :return: What was decided, this process's share of the data to calibrate on, and estimates that have seen none of it.
+    :return: What was decided, this process's share of the data to calibrate on, and estimates that have seen none of
+        it.
     """
     if algorithm.is_one_pass:
         data = batches.share()
@@ -217,12 +220,16 @@ def run_batches(
         run_model(model, batch if reads_logits else _keep_last_logits(model, batch))
 
     with evaluation_mode(model), torch.no_grad():
-        return run_each(run, batches, total=total, description=description)
+        if not is_offloaded(model):
+            return run_each(run, batches, total=total, description=description)
+        with progress_bar(description, total=total, unit="batches") as advance:
+            jobs = [partial(_run_one, run, batch, number, advance) for number, batch in enumerate(batches)]
+            return len(run_side_by_side(model, jobs))
 
 
 def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int | None, description: str) -> int:
     """
-    Run every batch, with a progress bar.
+    Run every batch, one after the other, with a progress bar.
 
     :param run: Runs a model on one batch.
     :param batches: Model inputs.
@@ -233,18 +240,22 @@ def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int
     """
     count = 0
     with progress_bar(description, total=total, unit="batches") as advance:
-        for batch in batches:
-            try:
-                run(batch)
-            except DatasetError:
-                raise
-            except Exception as error:
-                _logger.debug("batch %d failed", count, exc_info=True)
-                msg = f"the model cannot take batch {count} of the dataset ({describe_batch(batch)}): {one_line(error)}"
-                raise DatasetError(msg) from error
+        for number, batch in enumerate(batches):
+            _run_one(run, batch, number, advance)
             count += 1
-            advance(1)
     return count
+
+
+def _run_one(run: Callable[[Any], object], batch: Any, number: int, advance: Callable[[int], None]) -> None:
+    try:
+        run(batch)
+    except DatasetError:
+        raise
+    except Exception as error:
+        _logger.debug("batch %d failed", number, exc_info=True)
+        msg = f"the model cannot take batch {number} of the dataset ({describe_batch(batch)}): {one_line(error)}"
+        raise DatasetError(msg) from error
+    advance(1)
 
 
 @contextmanager

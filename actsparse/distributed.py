@@ -226,5 +226,6 @@ def _explain_failures() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ActsparseError):
             raise
-        msg = f"another process of this job has stopped or cannot be reached ({shorten_message(error, 120)}): run the job again"
+        reason = shorten_message(error, 120)
+        msg = f"another process of this job has stopped or cannot be reached ({reason}): run the job again"
         raise ProcessError(msg) from error

@@ -13,7 +13,17 @@ from actsparse.evaluation.comparison import compare_with_dense
 from actsparse.models import load_model
 from actsparse.texts import load_pages, token_batches
 
-ALGORITHMS = ("magnitude", "auto", "fisher", "corrected-gxo+global", "teal", "cett", "scap", "r-sparse", "measured+global")
+ALGORITHMS = (
+    "magnitude",
+    "auto",
+    "fisher",
+    "corrected-gxo+global",
+    "teal",
+    "cett",
+    "scap",
+    "r-sparse",
+    "measured+global",
+)
 
 
 def run(files: Path, out: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from actsparse import distributed
 from actsparse.thresholds import read_thresholds
+
 from .distributed_job import ALGORITHMS
 
 JOB = Path(__file__).with_name("distributed_job.py")

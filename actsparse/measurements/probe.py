@@ -15,6 +15,7 @@ from actsparse.calibration import evaluation_mode, run_batches, run_each, run_mo
 from actsparse.errors import ActsparseError, DatasetError
 from actsparse.insertion import intercept_outputs, suspend_sparsifiers
 from actsparse.measurements.checkpoints import checkpoint_blocks, is_large
+from actsparse.offload import is_offloaded
 from actsparse.scopes import Site
 from actsparse.scopes.layers import in_features, name_blocks, out_features
 from actsparse.sparsifier import ActivationSparsifier
@@ -106,8 +107,11 @@ class Probe:
         # A compressed model decompresses its weights around its own forward, which a second run of a block is not in.
         can_run_twice = not hasattr(self.model, ATR_HOOK_STORAGE)
 
+        # What a backward pass keeps of a layer includes its weights, which are dropped otherwise.
+        needs_checkpoints = is_offloaded(self.model)
+
         def run_large(batch: Any) -> None:
-            if not (can_run_twice and is_large(batch)):
+            if not (can_run_twice and (needs_checkpoints or is_large(batch))):
                 run(batch)
                 return
             with checkpoint_blocks(modules):
