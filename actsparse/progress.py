@@ -1,12 +1,55 @@
-"""The progress bar of everything that takes long."""
+"""Progress bars and spinners of everything that takes long."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from actsparse.distributed import is_first
+from actsparse.launcher import launched_rank
+
+# What tqdm and the hub's library read when they are imported.
+_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
+_is_hidden = ContextVar("is_hidden", default=False)
+
+
+@contextmanager
+def hide_progress() -> Iterator[None]:
+    """Show no progress bars and spinners: neither these, nor those of libraries that are imported from now on."""
+    token = _is_hidden.set(True)
+    before = {name: os.environ.get(name) for name in _SWITCHES}
+    os.environ.update(dict.fromkeys(_SWITCHES, "1"))
+    try:
+        yield
+    finally:
+        _is_hidden.reset(token)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def status_console() -> Console:
+    """
+    Make the console of progress bars and spinners.
+
+    :return: Standard error, or nothing within `hide_progress`.
+    """
+    return Console(stderr=True, quiet=_is_hidden.get())
+
+
+def shows_progress() -> bool:
+    """
+    Tell whether progress is shown.
+
+    :return: Whether standard error is a terminal, this is the first of a launcher's processes, and progress is not
+        hidden.
+    """
+    console = status_console()
+    return console.is_terminal and not console.quiet and launched_rank() == 0
 
 
 @contextmanager
@@ -22,7 +65,6 @@ def progress_bar(
     :param is_wanted: Whether to show it; it is never shown where stderr is not a terminal.
     :return: A context with the function to call with the number of steps just done.
     """
-    console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -30,9 +72,9 @@ def progress_bar(
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
+        console=status_console(),
         transient=True,
-        disable=not (is_wanted and console.is_terminal and is_first()),
+        disable=not (is_wanted and shows_progress()),
     )
     with progress:
         task = progress.add_task(description, total=total)

@@ -1,11 +1,12 @@
 """Reports: the same rows as a table, as Markdown and as JSON."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -177,25 +178,40 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_json(path: Path, contents: dict[str, Any]) -> None:
+def to_json(contents: Mapping[str, Any]) -> str:
+    """
+    Write as JSON, which has no NaN and no infinity: they become null.
+
+    :param contents: What it shall hold.
+    :return: Lines.
+    """
+    return json.dumps(_finite(contents), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, contents: Mapping[str, Any]) -> None:
     """
     Write a JSON file, whole or not at all.
 
     :param path: The file.
-    :param contents: What it shall hold.
+    :param contents: What it shall hold; NaN and infinity become null.
     :raises OutputError: If it cannot be written.
     """
-    write_bytes(path, (json.dumps(contents, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, to_json(contents).encode())
 
 
-def print_table(table: Table) -> None:
+def print_result(result: Table | str, file: TextIO | None = None) -> None:
     """
-    Print a table on standard output, as wide as it needs to be where that is not a terminal.
+    Print a table, as wide as it needs to be where it does not go to a terminal, or a line.
 
-    :param table: The table.
+    :param result: The table or line.
+    :param file: Where to; standard output by default.
     """
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
+    file = file or sys.stdout
+    if isinstance(result, str):
+        print(result, file=file, flush=True)
+        return
+    console = Console(file=file) if file.isatty() else Console(file=file, width=140)
+    console.print(result)
 
 
 def percent(share: float) -> str:
@@ -206,3 +222,11 @@ def percent(share: float) -> str:
     :return: Such as ``37.5%``.
     """
     return f"{100 * share:.1f}%"
+
+
+def _finite(contents: Any) -> Any:
+    if isinstance(contents, Mapping):
+        return {key: _finite(value) for key, value in contents.items()}
+    if isinstance(contents, list | tuple):
+        return [_finite(value) for value in contents]
+    return None if isinstance(contents, float) and not math.isfinite(contents) else contents

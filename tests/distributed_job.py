@@ -10,6 +10,7 @@ import torch
 from actsparse import distributed, measure_sparsity, save_thresholds, sparsify_activations, word_perplexity
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import compare_with_dense
+from actsparse.launcher import is_launched
 from actsparse.models import load_model
 from actsparse.texts import load_pages, token_batches
 
@@ -64,5 +65,5 @@ def _mistake(call) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.together() if distributed.is_launched() else nullcontext():
+    with distributed.together() if is_launched() else nullcontext():
         run(Path(sys.argv[1]), Path(sys.argv[2]))

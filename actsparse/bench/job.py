@@ -30,7 +30,6 @@ from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.masks import count_masks
 from actsparse.plot import plot_speedup
-from actsparse.report import write_json
 from actsparse.scopes.matching import validate_targets
 from actsparse.texts import load_pages
 from actsparse.thresholds import read_thresholds
@@ -65,7 +64,6 @@ class BenchJob:
     text: str = "default"
     calibration: str = "default"
     num_batches: int = 4
-    json: Path | None = None
     plot: Path | None = None
 
     def __post_init__(self) -> None:
@@ -159,25 +157,35 @@ def run_bench(job: BenchJob, say: Say) -> BenchReport:
     return BenchReport(_describe(bench), seeds, points, copy_bandwidth, _environment(bench.core))
 
 
-def write_outputs(job: BenchJob, report: BenchReport) -> None:
+def describe_report(job: BenchJob, report: BenchReport) -> dict[str, Any]:
     """
-    Write the JSON and the plot that were asked for.
+    Turn what was measured into what JSON can hold.
 
     :param job: What was asked for.
     :param report: What was measured.
-    :raises OutputError: If one cannot be written.
+    :return: Every figure, with the answer to `--target-speedup`.
     """
-    if job.json is not None:
-        contents = report.to_dict()
-        if job.target_speedup is not None:
-            sparsity = report.sparsity_for(job.target_speedup)
-            contents["target_speedup"] = {"speedup": job.target_speedup, "sparsity": sparsity}
-        write_json(job.json, contents)
-    if job.plot is not None:
-        points = [(point.reads.measured_sparsity, point.decode_speedup) for point in report.points]
-        share = max(point.reads.accelerated_share for point in report.points)
-        title = f"{Path(job.model).name}, weights {report.settings['weights']}, {report.settings['threads']} threads"
-        plot_speedup(points, share, title, job.plot)
+    contents = report.to_dict()
+    if job.target_speedup is not None:
+        sparsity = report.sparsity_for(job.target_speedup)
+        contents["target_speedup"] = {"speedup": job.target_speedup, "sparsity": sparsity}
+    return contents
+
+
+def draw_plot(job: BenchJob, report: BenchReport) -> None:
+    """
+    Write the plot, where one was asked for.
+
+    :param job: What was asked for.
+    :param report: What was measured.
+    :raises OutputError: If it cannot be written.
+    """
+    if job.plot is None:
+        return
+    points = [(point.reads.measured_sparsity, point.decode_speedup) for point in report.points]
+    share = max(point.reads.accelerated_share for point in report.points)
+    title = f"{Path(job.model).name}, weights {report.settings['weights']}, {report.settings['threads']} threads"
+    plot_speedup(points, share, title, job.plot)
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -291,13 +299,13 @@ def _require_memory(job: BenchJob, weight_bytes: float, vocabulary: int) -> None
 
 
 def _require_outputs(job: BenchJob) -> None:
-    for path in (job.json, job.plot):
-        if path is not None:
-            if path.is_dir():
-                msg = f"{path} is a folder; give a file"
-                raise OutputError(msg)
-            prepare_folder(path.parent)
-    if job.plot is not None and importlib.util.find_spec("matplotlib") is None:
+    if job.plot is None:
+        return
+    if job.plot.is_dir():
+        msg = f"{job.plot} is a folder; give a file"
+        raise OutputError(msg)
+    prepare_folder(job.plot.parent)
+    if importlib.util.find_spec("matplotlib") is None:
         msg = f"cannot draw {job.plot}: matplotlib is not installed; pip install 'actsparse[plot]'"
         raise OutputError(msg)
 

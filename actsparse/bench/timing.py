@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from actsparse.bench.decoder import Decoder
+from actsparse.progress import shows_progress, status_console
 
 Key = TypeVar("Key")
 
@@ -83,8 +83,7 @@ def _undisturbed(description: str, total: int) -> Iterator[Callable[[], None]]:
     :param total: How many steps there are.
     :return: A context with the function to call after each step.
     """
-    console = Console(stderr=True)
-    progress = Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
+    progress = Progress(console=status_console(), transient=True, auto_refresh=False, disable=not shows_progress())
     task = progress.add_task(description, total=total)
 
     def advance() -> None:

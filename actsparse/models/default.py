@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +15,7 @@ from actsparse.errors import SourceError
 from actsparse.models.folder import load_folder
 from actsparse.models.gguf import load_gguf
 from actsparse.models.quiet import quiet_libraries
+from actsparse.progress import status_console
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel,
             _logger.warning("the converted default model is damaged and is made anew: %s", error)
             shutil.rmtree(folder, ignore_errors=True)
     _logger.info("converting the default model")
-    with Console(stderr=True).status("converting the default model (once, about 20 s) …"):
+    with status_console().status("converting the default model (once, about 20 s) …"):
         model, tokenizer = load_gguf(source, "default", torch.float32)
         try:
             _keep_conversion(model, tokenizer, folder)

@@ -19,11 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from actsparse.assets import PARTIAL_PREFIX, cache_dir, file_sha256
 from actsparse.errors import SourceError
 from actsparse.openvino.toolchain import BuildError, Compiler, OpenVino, find_compiler, find_openvino, run_command
+from actsparse.progress import status_console
 
 SOURCES = Path(__file__).parent / "extension"
 # No -march: the cache may travel to another processor. The kernels choose their instructions when they are loaded.
@@ -235,7 +234,7 @@ def _build(plan: _Plan, compiler: Compiler, root: Path) -> None:
     target = root / _FOLDER / plan.name
     with (
         tempfile.TemporaryDirectory(dir=root, prefix=PARTIAL_PREFIX, ignore_cleanup_errors=True) as name,
-        Console(stderr=True).status(f"building {what} …"),
+        status_console().status(f"building {what} …"),
     ):
         folder = Path(name)
         finished = folder / "finished"

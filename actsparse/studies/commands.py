@@ -1,7 +1,7 @@
 """The studies' command lines: parse, call, print."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,13 +13,15 @@ from actsparse.options import (
     JsonOption,
     ModelArgument,
     PagesOption,
+    QuietOption,
     TextOption,
-    say,
     split_list,
 )
+from actsparse.output import Output
 
 
 def attribution(
+    context: typer.Context,
     model: ModelArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for points, curves and plots.")],
     questions: Annotated[
@@ -58,12 +60,13 @@ def attribution(
     dtype: DtypeOption = "fp32",
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to run: cpu, or cuda if torch has it.")] = "cpu",
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Switch off what matters least by several metrics, and compare what is generated (arXiv 2406.06562).
 
     Questions that the folder has figures of are not asked again.
     """
-    from actsparse.report import print_table, write_json
+    output = context.with_resource(Output(json, quiet))
     from actsparse.studies.attribution import AttributionJob, parse_ratios, run_attribution
 
     job = AttributionJob(
@@ -84,17 +87,15 @@ def attribution(
         dtype=dtype,
         device=device,
     )
-    curves = run_attribution(job, say)
-    for table in curves.to_tables():
-        print_table(table)
-    if json is not None:
-        write_json(json, curves.to_dict())
-    say(
+    curves = run_attribution(job, output.say)
+    output.finish(*curves.to_tables(), figures=curves.to_dict())
+    output.say(
         f"written to {out}: attribution.json, .csv, .png, .pdf, points/" + (", thresholds/" if "static" in mode else "")
     )
 
 
 def inspect(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for figures, heat map and thresholds.")],
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As for sparsify; may be left out with --checkpoints.")
@@ -128,9 +129,10 @@ def inspect(
     heat_tokens: Annotated[int, typer.Option("--heat-tokens", metavar="N", help="Tokens in the heat map.")] = 128,
     dtype: DtypeOption = "fp32",
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """See how sparse feed-forward networks are, of one model or over a training (Sparsing Law, arXiv 2411.02335)."""
-    from actsparse.report import print_table, write_json
+    output = context.with_resource(Output(json, quiet))
     from actsparse.studies.inspection import InspectJob, run_inspect, run_series
 
     job = InspectJob(
@@ -148,23 +150,24 @@ def inspect(
         heat_tokens=heat_tokens,
         dtype=dtype,
     )
-    result = {}
+    figures: dict[str, Any] = {}
+    results: list[Any] = []
     if model is not None:
-        inspection, settings = run_inspect(job, say)
-        print_table(inspection.to_table(settings))
+        inspection, settings = run_inspect(job, output.say)
+        results.append(inspection.to_table(settings))
         if inspection.line is not None:
-            print(f"--thresholds {inspection.line}")
-        result |= inspection.to_dict()
+            results.append(f"--thresholds {inspection.line}")
+        figures |= inspection.to_dict()
     if checkpoints:
-        series = run_series(job, say)
-        print_table(series.to_table())
-        result |= series.to_dict()
-    if json is not None:
-        write_json(json, result)
-    say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+        series = run_series(job, output.say)
+        results.append(series.to_table())
+        figures |= series.to_dict()
+    output.finish(*results, figures=figures)
+    output.say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 
 def tasks(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_DIR", help="A folder that sparsify wrote, or a model.")],
     tasks: Annotated[
         str,
@@ -196,9 +199,10 @@ def tasks(
         typer.Option("--run-generated-code", help="Allow tasks that run the code a model writes (humaneval, mbpp)."),
     ] = False,
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Score a masked model on downstream tasks, beside itself without masks, with lm-evaluation-harness."""
-    from actsparse.report import print_table, write_json
+    output = context.with_resource(Output(json, quiet))
     from actsparse.studies.tasks import TasksJob, run_tasks
 
     job = TasksJob(
@@ -214,7 +218,5 @@ def tasks(
         uses_chat_template=chat_template,
         runs_generated_code=run_generated_code,
     )
-    report = run_tasks(job, say)
-    print_table(report.to_table())
-    if json is not None:
-        write_json(json, report.to_dict())
+    report = run_tasks(job, output.say)
+    output.finish(report.to_table(), figures=report.to_dict())

@@ -3,7 +3,6 @@
 import io
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from actsparse.evaluation.sparsity import SparsityReport, count_zeros
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.jobs import EvaluateJob, load_for_evaluation
 from actsparse.openvino.detect import find_openvino_model
+from actsparse.progress import shows_progress
 from actsparse.report import make_caption, percent
 
 # The tasks of two papers' tables, by the harness's names; the data comes from the hub.
@@ -176,7 +176,7 @@ def run_tasks(job: TasksJob, say: Say) -> TaskReport:
 
     def run() -> Mapping[str, Any]:
         # Its progress bars are for terminals.
-        with _without_git(), nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        with _without_git(), nullcontext() if shows_progress() else redirect_stderr(io.StringIO()):
             harness_model = make_model(pretrained=model, tokenizer=loaded.tokenizer, batch_size=job.batch, device="cpu")
             return evaluate(model=harness_model, **options)
 

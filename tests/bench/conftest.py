@@ -10,8 +10,9 @@ from transformers import LlamaConfig
 
 from actsparse import assets
 from actsparse.bench import shapes
-from actsparse.bench.job import BenchJob, run_bench, write_outputs
+from actsparse.bench.job import BenchJob, describe_report, draw_plot, run_bench
 from actsparse.bench.results import BenchReport
+from actsparse.report import to_json
 
 TINY = LlamaConfig(
     hidden_size=128,
@@ -58,12 +59,11 @@ def measured(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
         num_tokens=10,
         prompt_lengths=(8, 32),
         num_batches=2,
-        json=folder / "new" / "bench.json",
         plot=folder / "bench.png",
     )
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_shape(patch, cache)
         report = run_bench(job, said.append)
-    write_outputs(job, report)
-    result = json.loads((folder / "new" / "bench.json").read_text())
+    draw_plot(job, report)
+    result = json.loads(to_json(describe_report(job, report)))
     return Measured(report, result, tuple(said), folder / "bench.png")

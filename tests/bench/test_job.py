@@ -143,7 +143,7 @@ def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pyt
 
 def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ActsparseError, match="is a folder"):
-        run_bench(BenchJob("tiny", json=tmp_path), ignore)
+        run_bench(BenchJob("tiny", plot=tmp_path), ignore)
 
 
 def test_unknown_shapes_are_told_from_hub_models() -> None:
