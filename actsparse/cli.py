@@ -14,10 +14,12 @@ from actsparse.launcher import explain_termination, is_launched, launched_rank
 from actsparse.options import (
     BatchesOption,
     CalibrationOption,
+    DeviceOption,
     DtypeOption,
     Int8Option,
     JsonOption,
     LengthOption,
+    MemoryOption,
     ModelArgument,
     PagesOption,
     QuietOption,
@@ -154,6 +156,8 @@ def sparsify(
     pages: PagesOption = None,
     max_length: LengthOption = None,
     dtype: DtypeOption = "fp32",
+    device: DeviceOption = "cpu",
+    max_memory: MemoryOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -183,6 +187,8 @@ def sparsify(
         num_pages=pages,
         max_length=max_length,
         dtype=dtype,
+        device=device,
+        max_memory=max_memory,
     )
     result, tables = run_sparsify(job, output.say)
     output.finish(*tables, figures=result)
@@ -201,6 +207,8 @@ def evaluate(
     ] = None,
     int8: Int8Option = None,
     dtype: DtypeOption = "fp32",
+    device: DeviceOption = "cpu",
+    max_memory: MemoryOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -208,7 +216,7 @@ def evaluate(
     output = context.with_resource(Output(json, quiet))
     from actsparse.jobs import EvaluateJob, run_evaluate
 
-    job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype)
+    job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype, device, max_memory)
     result, tables = run_evaluate(job, output.say)
     output.finish(*tables, figures=result)
 
@@ -234,6 +242,8 @@ def sweep(
     text: TextOption = "default",
     pages: PagesOption = None,
     max_length: Annotated[int, typer.Option("--max-length", metavar="N", help="Evaluation window in tokens.")] = 512,
+    device: DeviceOption = "cpu",
+    max_memory: MemoryOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -254,6 +264,8 @@ def sweep(
         text=text,
         num_pages=pages,
         max_length=max_length,
+        device=device,
+        max_memory=max_memory,
     )
     result = run_sweep(job, output.say)
     output.finish(result.to_table(), figures=result.to_dict())

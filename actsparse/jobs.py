@@ -25,6 +25,7 @@ from actsparse.files import prepare_folder
 from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
 from actsparse.models.quiet import quiet_libraries
+from actsparse.offload import parse_memory
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
@@ -74,6 +75,8 @@ class SparsifyJob:
     num_pages: int | None = None
     max_length: int | None = None
     dtype: str = "fp32"
+    device: str = "cpu"
+    max_memory: str | None = None
 
     def __post_init__(self) -> None:
         get_algorithm(self.algorithm)
@@ -110,6 +113,8 @@ class EvaluateJob:
     thresholds: Path | None = None
     int8: str | None = None
     dtype: str = "fp32"
+    device: str = "cpu"
+    max_memory: str | None = None
 
     def __post_init__(self) -> None:
         validate_precision(self.int8, self.dtype)
@@ -134,8 +139,9 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     text = load_pages(job.text, num_pages=job.num_pages) if job.text is not None else None
     prepare_folder(job.out)
     say(f"loading {job.model}")
-    loaded = load_model(job.model, dtype=DTYPES[job.dtype])
+    loaded = load_for_job(job.model, job)
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
+    batches = move_batches(batches, loaded.model)
     # Compressed weights cannot be trained.
     model = loaded.model if training else _compress(loaded.model, job, batches, say)
     result: dict[str, Any] = {}
@@ -199,6 +205,33 @@ def _compress(model: Any, job: SparsifyJob, batches: list[Any], say: Say) -> Any
         return model
     say(f"compressing the weights to INT8_{job.int8.upper()}")
     return compress_int8(model, job.int8, batches[0])
+
+
+def load_for_job(name: str, job: Any) -> LoadedModel:
+    """
+    Load a model of the type and in the place that a job says.
+
+    :param name: The model.
+    :param job: What to do; its `dtype`, `device` and `max_memory` count.
+    :return: The model.
+    :raises ActsparseError: If it cannot be loaded so.
+    """
+    max_memory = None if job.max_memory is None else parse_memory(job.max_memory)
+    return load_model(name, dtype=DTYPES[job.dtype], device=job.device, max_memory=max_memory)
+
+
+def move_batches(batches: list[dict[str, torch.Tensor]], model: Any) -> list[dict[str, torch.Tensor]]:
+    """
+    Move model inputs to a model that is as a whole on an accelerator; hooks move them for any other.
+
+    :param batches: Model inputs.
+    :param model: The model.
+    :return: The inputs there.
+    """
+    device = next(model.parameters()).device
+    if device.type in ("cpu", "meta"):
+        return batches
+    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
 
 
 def _name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
@@ -360,7 +393,7 @@ def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | 
     elif thresholds is not None:
         read_thresholds(thresholds)
     say(f"loading {name}")
-    loaded = load_model(name, dtype=DTYPES[job.dtype])
+    loaded = load_for_job(name, job)
     model = loaded.model
     if int8 is not None:
         say(f"compressing the weights to INT8_{int8.upper()}")
