@@ -178,6 +178,21 @@ def test_each_kind_of_failure_has_its_exit_code_and_is_told_even_where_quiet(
     assert not shows_progress.__globals__["_is_hidden"].get()
 
 
+def test_an_interruption_while_python_makes_a_class_has_its_exit_code_too():
+    # Where Ctrl-C comes while a dataclass is made, CPython remembers it and ends with the signal, whoever has caught it.
+    program = """
+import sys
+from actsparse import cli
+from actsparse.openvino import doctor
+doctor.diagnose = lambda: exec("raise KeyboardInterrupt")
+sys.argv = ["actsparse", "doctor"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("error: interrupted")
+    assert done.returncode == ExitCode.INTERRUPTED
+
+
 def test_a_failed_check_ends_with_1_and_says_which(monkeypatch, capsys):
     with pytest.raises(Exception) as stop, Output(is_quiet=True) as output:
         output.fail("perplexity grew by 9%")
