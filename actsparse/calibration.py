@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import nncf
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from actsparse import distributed
 from actsparse.algorithms import Algorithm, LayerSize, Measurements, Plan, gather_parts
 from actsparse.errors import DatasetError
+from actsparse.offload import is_offloaded, run_side_by_side
 from actsparse.progress import progress_bar
 from actsparse.scopes import Site
 from actsparse.scopes.matching import Target
@@ -40,6 +43,26 @@ class CalibrationBatches:
     def __iter__(self) -> Iterator[Any]:
         yield self.first
         yield from self._batches
+
+    def share(self) -> Iterator[Any]:
+        """
+        Go through this process's share of the batches; through all of them where it works alone.
+
+        :return: The batches.
+        :raises ProcessError: At the end, if the processes have different batches.
+        """
+        digest = distributed.Digest()
+        for number, batch in enumerate(self):
+            if distributed.count_processes() > 1:
+                digest.add(batch)
+            if distributed.is_own(number):
+                yield batch
+        distributed.require_same(digest.finish(), "calibration data")
+
+    @property
+    def share_length(self) -> int | None:
+        """How many batches are this process's share, where that is known."""
+        return None if self.length is None else len(distributed.share(range(self.length)))
 
 
 class SiteEstimates:
@@ -88,6 +111,12 @@ class SiteEstimates:
         """
         return self._estimators[site].mask_batch(x, target) if target > 0 else x
 
+    def add_up(self) -> None:
+        """Add what the other processes have taken in."""
+        seen = torch.tensor([int(site in self._seen) for site in self._estimators])
+        distributed.add_up(seen, *(x for estimator in self._estimators.values() for x in estimator.sums()))
+        self._seen = {site for site, count in zip(self._estimators, seen.tolist(), strict=True) if count}
+
     def threshold(self, site: str, target: float) -> torch.Tensor:
         """
         Give the threshold of some of a site's layers.
@@ -127,14 +156,17 @@ def make_estimates(
     :param sizes: The size of each layer.
     :param batches: The data.
     :param measure: Makes what measures the model on the data, for an algorithm that asks for it.
-    :return: What was decided, the data to calibrate on, and estimates that have seen none of it.
+    :return: What was decided, this process's share of the data to calibrate on, and estimates that have seen none of
+        it.
     """
-    data: Iterable[Any] = batches
     if algorithm.is_one_pass:
+        data = batches.share()
         wanted = {name: target.sparsity for name, target in targets.items()}
         plan = Plan(wanted, {}, wanted, {})
     else:
-        data = kept = list(batches)
+        kept = list(batches)
+        distributed.require_same(distributed.digest_of(kept), "calibration data")
+        data = distributed.share(kept)
         plan = algorithm.plan(gather_parts(sites, targets, sizes), measure(kept))
     zeros = {site.name: {plan.zeros[layer.name] for layer in site.layers} for site in sites}
     return plan, data, SiteEstimates(zeros, algorithm, plan.importance)
@@ -188,12 +220,16 @@ def run_batches(
         run_model(model, batch if reads_logits else _keep_last_logits(model, batch))
 
     with evaluation_mode(model), torch.no_grad():
-        return run_each(run, batches, total=total, description=description)
+        if not is_offloaded(model):
+            return run_each(run, batches, total=total, description=description)
+        with progress_bar(description, total=total, unit="batches") as advance:
+            jobs = [partial(_run_one, run, batch, number, advance) for number, batch in enumerate(batches)]
+            return len(run_side_by_side(model, jobs))
 
 
 def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int | None, description: str) -> int:
     """
-    Run every batch, with a progress bar.
+    Run every batch, one after the other, with a progress bar.
 
     :param run: Runs a model on one batch.
     :param batches: Model inputs.
@@ -204,18 +240,22 @@ def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int
     """
     count = 0
     with progress_bar(description, total=total, unit="batches") as advance:
-        for batch in batches:
-            try:
-                run(batch)
-            except DatasetError:
-                raise
-            except Exception as error:
-                _logger.debug("batch %d failed", count, exc_info=True)
-                msg = f"the model cannot take batch {count} of the dataset ({describe_batch(batch)}): {one_line(error)}"
-                raise DatasetError(msg) from error
+        for number, batch in enumerate(batches):
+            _run_one(run, batch, number, advance)
             count += 1
-            advance(1)
     return count
+
+
+def _run_one(run: Callable[[Any], object], batch: Any, number: int, advance: Callable[[int], None]) -> None:
+    try:
+        run(batch)
+    except DatasetError:
+        raise
+    except Exception as error:
+        _logger.debug("batch %d failed", number, exc_info=True)
+        msg = f"the model cannot take batch {number} of the dataset ({describe_batch(batch)}): {one_line(error)}"
+        raise DatasetError(msg) from error
+    advance(1)
 
 
 @contextmanager

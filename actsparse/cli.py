@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from actsparse.exit_codes import EXIT_CODES_HELP, ExitCode
+from actsparse.launcher import explain_termination, is_launched, launched_rank
 from actsparse.options import (
     BatchesOption,
     CalibrationOption,
@@ -43,13 +44,27 @@ def _print_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
+# What is shared among the processes of a launcher; any other command is for one process.
+SHARED_COMMANDS = ("demo", "evaluate", "sparsify", "sweep")
+
+
 @app.callback()
 def main_options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Take the options before the command."""
+    """Take the options before the command, and join the other processes of a launcher."""
+    if is_launched():
+        from actsparse.distributed import together
+        from actsparse.errors import ActsparseError
+
+        if context.invoked_subcommand not in SHARED_COMMANDS:
+            msg = f"actsparse {context.invoked_subcommand} works in one process: run it without a launcher"
+            raise ActsparseError(msg)
+        explain_termination()
+        context.with_resource(together())
 
 
 @app.command()
@@ -380,4 +395,5 @@ def _describe_mistake(error: Exception) -> str | None:
 
 
 def _complain(message: str) -> None:
-    tell("error: " + " ".join(message.split()))
+    process = f"process {launched_rank()}: " if is_launched() else ""
+    tell(f"error: {process}" + " ".join(message.split()))

@@ -11,6 +11,7 @@ from nncf.common.logging import nncf_logger
 from torch import nn
 
 from actsparse.errors import ActsparseError, nearest
+from actsparse.offload import require_weights
 
 INT8_MODES = {"asym": nncf.CompressWeightsMode.INT8_ASYM, "sym": nncf.CompressWeightsMode.INT8_SYM}
 
@@ -23,11 +24,12 @@ def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
     :param mode: ``asym`` or ``sym``.
     :param example_input: One model input, for NNCF to trace the model with.
     :return: The compressed model.
-    :raises ActsparseError: If there is no such mode.
+    :raises ActsparseError: If there is no such mode, or weights are offloaded.
     """
     if mode not in INT8_MODES:
         msg = f"unknown INT8 mode {mode!r}; nearest: {nearest(mode, INT8_MODES)}"
         raise ActsparseError(msg)
+    require_weights(model, "compressing weights")
     with quiet_nncf():
         return nncf.compress_weights(model, mode=INT8_MODES[mode], dataset=nncf.Dataset([example_input]))
 

@@ -11,10 +11,11 @@ class ExitCode(IntEnum):
     MISTAKE = 2
     UNEXPECTED = 70
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 EXIT_CODES_HELP = (
     f"Exit codes: {ExitCode.DONE} done; {ExitCode.CHECK_FAILED} a check failed (doctor, --fail-above); "
     f"{ExitCode.MISTAKE} a mistake in what was given, told in one line; {ExitCode.UNEXPECTED} an unexpected error, "
-    f"with its traceback; {ExitCode.INTERRUPTED} interrupted."
+    f"with its traceback; {ExitCode.INTERRUPTED} interrupted; {ExitCode.TERMINATED} ended by a launcher."
 )

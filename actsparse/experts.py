@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from actsparse.offload import require_weights
+
 
 class Expert(nn.Module):
     """
@@ -94,8 +96,11 @@ def split_experts(model: nn.Module) -> list[str]:
 
     :param model: Any model.
     :return: The names of the modules that were replaced.
+    :raises ActsparseError: If weights are offloaded.
     """
     names = [name for name, module in model.named_modules() if _can_be_split(module)]
+    if names:
+        require_weights(model, "splitting experts into layers")
     for name in names:
         _replace(model, name, SplitExperts(model.get_submodule(name)))
     return names

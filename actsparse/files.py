@@ -4,17 +4,20 @@ import os
 import tempfile
 from pathlib import Path
 
+from actsparse.distributed import is_first
 from actsparse.errors import OutputError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """
-    Write a file so that nobody ever sees it half-written.
+    Write a file so that nobody ever sees it half-written; of several processes that work together, the first does.
 
     :param path: The file; replaced if it exists.
     :param data: What it shall hold.
     :raises OutputError: If it cannot be written; what was there before is then still there.
     """
+    if not is_first():
+        return
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

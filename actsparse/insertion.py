@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from actsparse.experts import join_experts
+from actsparse.offload import computing_device
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.sparsifier import ActivationSparsifier
 
@@ -53,9 +54,9 @@ def insert_sparsifier(model: nn.Module, name: str, sparsifier: ActivationSparsif
     :param sparsifier: The mask; moved to the device of the layer and put in the mode of the module.
     """
     module = model.get_submodule(name)
-    layer = model.get_submodule(sparsifier.rows_of or name)
+    device = computing_device(model.get_submodule(sparsifier.rows_of or name))
     had_mask = CHILD in module._modules
-    module.add_module(CHILD, sparsifier.to(layer.weight.device).train(module.training))  # type: ignore[arg-type]
+    module.add_module(CHILD, sparsifier.to(device).train(module.training))
     if had_mask:
         return
     if sparsifier.rows_of:

@@ -1,5 +1,6 @@
 """The jobs behind `actsparse sparsify` and `actsparse evaluate`."""
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -11,10 +12,12 @@ import torch
 from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
+from actsparse.algorithms.kept import KeptMeasurements
 from actsparse.budget import BudgetResult, sparsify_to_perplexity
 from actsparse.compression import INT8_MODES, compress_int8
 from actsparse.demo import CALIBRATION_LENGTH, write_report
-from actsparse.environment import describe_environment
+from actsparse.distributed import count_processes, digest_of, is_first, wait_for_all
+from actsparse.environment import describe_environment, library_versions, peak_memory
 from actsparse.errors import ActsparseError, ScopeError, SourceError, nearest
 from actsparse.evaluation.cost import Cost, evaluate_cost
 from actsparse.evaluation.sparsity import measure_sparsity
@@ -27,16 +30,18 @@ from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
 from actsparse.recovery import Recovery, recover
 from actsparse.report import Report, Row, acceleration_table, sparsity_table, write_json
+from actsparse.scopes.matching import validate_targets
 from actsparse.scopes.target_scope import TargetScope
-from actsparse.sparsify import sparsify_activations
+from actsparse.sparsify import Settings, sparsify_torch
 from actsparse.texts import Text, load_pages, take_batches, token_batches
-from actsparse.thresholds import load_thresholds, read_thresholds, save_thresholds
+from actsparse.thresholds import fingerprint, load_thresholds, read_thresholds, save_thresholds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 THRESHOLDS_NAME = "thresholds.safetensors"
 # Enough to see whether the targets are met; the evaluation text is where sparsity is measured properly.
 MEASURED_BATCHES = 8
 CHECKPOINT_NAME = "recovery.checkpoint"
+UNFINISHED_NAME = "calibration.unfinished"
 # Windows that make a step at once, and how many such batches are held out.
 RECOVERY_BATCH = 4
 RECOVERY_HELD_OUT = 3
@@ -79,6 +84,9 @@ class SparsifyJob:
         if self.recover < 0:
             msg = f"--recover takes a number of steps, not {self.recover}"
             raise ActsparseError(msg)
+        if self.recover and count_processes() > 1:
+            msg = "--recover trains in one process: calibrate with several first, or run it without a launcher"
+            raise ActsparseError(msg)
         if self.exact and not self.accelerate:
             msg = "--exact is about the accelerated model: give --accelerate too"
             raise ActsparseError(msg)
@@ -118,6 +126,8 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     """
     is_search = job.max_perplexity_increase is not None
     targets: Any = None if is_search else parse_targets(job.targets, job.roles, job.sparsity)
+    if not is_search:
+        validate_targets(targets, job.ignored_scope)
     calibration = load_pages(job.calibration, purpose="calibration")
     training = load_pages(job.training, purpose="training") if job.recover else None
     held_out = load_pages(job.held_out) if is_search else None
@@ -136,8 +146,10 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         result["budget"] = found.to_dict()
         tables.append(found.to_table(held_out.name))
     else:
-        options = {"algorithm": job.algorithm, "skip_first": job.skip_first}
-        model = sparsify_activations(model, batches, targets, job.ignored_scope, **options)
+        kept = KeptMeasurements(job.out / UNFINISHED_NAME, _name_calibration(job, model, batches))
+        how = Settings(get_algorithm(job.algorithm), skip_first=job.skip_first, known=kept)
+        sparsify_torch(model, batches, targets, job.ignored_scope, how)
+        kept.forget()
     seconds = time.perf_counter() - start
     if training is not None:
         recovery = _recover(model, loaded.tokenizer, job, training, say)
@@ -162,13 +174,16 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     result |= {
         "settings": settings,
         "calibration_seconds": round(seconds, 2),
+        "processes": count_processes(),
+        "peak_memory": peak_memory(),
         "calibration_sparsity": measured.to_dict(),
         "environment": describe_environment(),
     }
-    if job.accelerate:
+    if job.accelerate and is_first():
         acceleration = _deploy(model, loaded.tokenizer, job, say)
         result["acceleration"] = asdict(acceleration)
         tables.append(acceleration_table(acceleration))
+    wait_for_all()
     if text is None:
         write_json(job.out / "report.json", result)
         plot_sparsity_by_layer({"calibration batches": measured}, job.out / "sparsity_by_layer.png")
@@ -184,6 +199,14 @@ def _compress(model: Any, job: SparsifyJob, batches: list[Any], say: Say) -> Any
         return model
     say(f"compressing the weights to INT8_{job.int8.upper()}")
     return compress_int8(model, job.int8, batches[0])
+
+
+def _name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
+    """Identify model, data and settings, so that what was measured for others is not taken for this calibration's."""
+    wanted = [job.targets, job.roles, job.sparsity, job.ignored, job.algorithm, job.skip_first, job.dtype, job.int8]
+    # Shapes alone do not tell two trainings of one model apart; some of each parameter's entries do.
+    weights = [p.detach().flatten()[:: max(1, p.numel() // 64)] for p in model.parameters() if not p.is_meta]
+    return digest_of([fingerprint(model), repr(wanted), json.dumps(library_versions()), weights, batches]).hex()
 
 
 def _search(model: Any, tokenizer: Any, job: SparsifyJob, batches: list[Any], held_out: Text, say: Say) -> BudgetResult:

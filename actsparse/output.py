@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from actsparse.exit_codes import ExitCode
+from actsparse.launcher import launched_rank
 from actsparse.progress import hide_progress
 
 STANDARD_OUTPUT = Path("-")
@@ -20,6 +21,8 @@ STANDARD_OUTPUT = Path("-")
 class Output:
     """
     What one command says.
+
+    Of several processes that a launcher has started, the first one speaks.
 
     While a command works, standard output is kept free of what libraries print; then it holds the command's tables, or
     its JSON and nothing else.
@@ -30,8 +33,9 @@ class Output:
     """
 
     def __init__(self, json: Path | None = None, is_quiet: bool = False) -> None:
-        self.json = json
-        self.is_quiet = is_quiet
+        is_first = launched_rank() == 0
+        self.json = json if is_first else None
+        self.is_quiet = is_quiet or not is_first
         if json not in (None, STANDARD_OUTPUT):
             _require_writable(json)
         self._working = ExitStack()

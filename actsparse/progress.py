@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from actsparse.launcher import launched_rank
+
 # What tqdm and the hub's library read when they are imported.
 _SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 _is_hidden = ContextVar("is_hidden", default=False)
@@ -43,10 +45,11 @@ def shows_progress() -> bool:
     """
     Tell whether progress is shown.
 
-    :return: Whether standard error is a terminal and progress is not hidden.
+    :return: Whether standard error is a terminal, this is the first of a launcher's processes, and progress is not
+        hidden.
     """
     console = status_console()
-    return console.is_terminal and not console.quiet
+    return console.is_terminal and not console.quiet and launched_rank() == 0
 
 
 @contextmanager

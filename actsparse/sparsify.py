@@ -9,7 +9,8 @@ import torch
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 from torch import nn
 
-from actsparse.algorithms import Algorithm, Known, LayerSize, get_algorithm
+from actsparse import distributed
+from actsparse.algorithms import NNCF_EMA, Algorithm, Known, LayerSize, get_algorithm
 from actsparse.calibration import (
     CalibrationBatches,
     describe_batch,
@@ -89,6 +90,9 @@ def sparsify_activations(
         raise ActsparseError(msg)
     settings = Settings(chosen, tokens, keep_existing, loss, skip_first)
     if (openvino_model := find_openvino_model(model)) is not None:
+        if distributed.count_processes() > 1:
+            msg = "an OpenVINO model is calibrated by one process: calibrate the torch model, and load its thresholds"
+            raise ActsparseError(msg)
         from actsparse.openvino.sparsify import sparsify_openvino
 
         sparsify_openvino(openvino_model, dataset, target_sparsity_by_scope, ignored_scope, settings)
@@ -131,6 +135,9 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
     :raises ScopeError: As `sparsify_activations`.
     :raises DatasetError: As `sparsify_activations`.
     """
+    if settings.algorithm.allocation == NNCF_EMA and distributed.count_processes() > 1:
+        msg = f"{NNCF_EMA} averages batch after batch, in their order: it cannot be shared among processes"
+        raise ActsparseError(msg)
     _require_module(model)
     batches = CalibrationBatches(dataset)
     with with_split_experts(model):
@@ -251,7 +258,8 @@ def _calibrate(
     reads_logits = len(block_layers(model, layers)) < len(layers)
     # The estimators mask during calibration; the masks themselves have no thresholds yet.
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, calibrate_layer):
-        run_batches(model, data, total=batches.length, description="calibrating", reads_logits=reads_logits)
+        run_batches(model, data, total=batches.share_length, description="calibrating", reads_logits=reads_logits)
+    estimates.add_up()
     estimates.require_all_seen()
     for name, sparsifier in sparsifiers.items():
         sparsifier.set_threshold(estimates.threshold(sparsifier.site, plan.zeros[name]))

@@ -21,13 +21,13 @@ from actsparse.algorithms.algorithm import Algorithm as Algorithm
 from actsparse.algorithms.algorithm import Plan as Plan
 from actsparse.algorithms.allocations import ALLOCATIONS as ALLOCATIONS
 from actsparse.algorithms.estimator import ThresholdEstimator as ThresholdEstimator
+from actsparse.algorithms.known import Known as Known
+from actsparse.algorithms.known import name_sketches as name_sketches
 from actsparse.algorithms.measurements import Attribution as Attribution
 from actsparse.algorithms.measurements import Block as Block
 from actsparse.algorithms.measurements import GradientSums as GradientSums
-from actsparse.algorithms.measurements import Known as Known
 from actsparse.algorithms.measurements import Measurements as Measurements
 from actsparse.algorithms.measurements import Trial as Trial
-from actsparse.algorithms.measurements import name_sketches as name_sketches
 from actsparse.algorithms.parts import LayerSize as LayerSize
 from actsparse.algorithms.parts import Part as Part
 from actsparse.algorithms.parts import gather_parts as gather_parts

@@ -33,6 +33,14 @@ class ThresholdEstimator(Protocol):
         """
         ...
 
+    def sums(self) -> list[torch.Tensor]:
+        """
+        Give what is added up where several processes calibrate, each on a share of the data.
+
+        :return: The tensors themselves; none for an estimator whose result depends on the order of the data.
+        """
+        ...
+
     def threshold(self, target: float) -> torch.Tensor:
         """
         Give the estimate.

@@ -1,6 +1,5 @@
 """What an algorithm may ask of a model before thresholds are calibrated."""
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,48 +62,14 @@ class GradientSums:
         product = x * g
         norm = g.norm(dim=-1, keepdim=True)
         self.tokens += len(x)
-        for total, value in (
-            (self.square, g.square()),
-            (self.absolute, g.abs()),
-            (self.magnitude, x.abs()),
-            (self.attribution, -product),
-            (self.saliency, product.abs()),
-            (self.correction, x.abs() * norm / 2),
-        ):
+        values = (g.square(), g.abs(), x.abs(), -product, product.abs(), x.abs() * norm / 2)
+        for total, value in zip(self.vectors, values, strict=True):
             total += value.sum(0).double().cpu()
 
-
-class Known:
-    """What has been measured of a model, its sites and its data, and how many seconds that took."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._found: dict[Any, Any] = {}
-
-    def once(self, what: Any, measure: Callable[[], Any]) -> Any:
-        """
-        Measure what is not known yet.
-
-        :param what: Its name.
-        :param measure: Measures it.
-        :return: What was measured, now or earlier.
-        """
-        if what not in self._found:
-            before, start = self.seconds, time.perf_counter()
-            self._found[what] = measure()
-            # One measurement may need another, whose time is part of its own.
-            self.seconds = before + time.perf_counter() - start
-        return self._found[what]
-
-
-def name_sketches(importance: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-    """
-    Name the sketches of scores, for `Known`.
-
-    :param importance: a of each site.
-    :return: A name that other importances do not have.
-    """
-    return ("sketches", *((site, *a.flatten().tolist()) for site, a in sorted(importance.items())))
+    @property
+    def vectors(self) -> tuple[torch.Tensor, ...]:
+        """All sums by channel, in the order above."""
+        return self.square, self.absolute, self.magnitude, self.attribution, self.saliency, self.correction
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,14 @@ class NncfMovingAverage:
         """
         return mask_small(x, self._thresholds[target])
 
+    def sums(self) -> list[torch.Tensor]:
+        """
+        Give what is added up over processes.
+
+        :return: Nothing: an average of batch after batch has no parts.
+        """
+        return []
+
     def threshold(self, target: float) -> torch.Tensor:
         """
         Give the present average.

@@ -51,6 +51,14 @@ class PooledQuantile:
         masked = [mask_small(sequence, t) for sequence, t in zip(_sequences(x), thresholds, strict=True)]
         return torch.stack(masked).reshape(x.shape)
 
+    def sums(self) -> list[torch.Tensor]:
+        """
+        Give what is added up over processes.
+
+        :return: The counts.
+        """
+        return [self._pooled.counts]
+
     def threshold(self, target: float) -> torch.Tensor:
         """
         Give the pooled quantile, as a threshold for |x|.

@@ -1,7 +1,7 @@
 """A masked model beside itself without masks, on the same windows of text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from actsparse import distributed
 from actsparse.calibration import evaluation_mode
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.sparsity import SparsityReport, count_zeros
@@ -109,15 +110,16 @@ def compare_with_dense(model: Any, tokenizer: Any, pages: Sequence[str], *, max_
     :return: The comparison.
     """
     sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
-    rows = []
-    with _scoring(model, tokenizer, pages, max_length) as (counter, windows):
-        for ids, window in windows:
+    with _scoring(model, tokenizer, pages, max_length) as scoring:
+        rows = np.zeros((len(scoring.windows), 5))
+        for number, ids, window in scoring.go_through():
             sparse, targets = score_window(model, ids, window)
-            with suspend_sparsifiers(sparsifiers), counter.pause():
+            with suspend_sparsifiers(sparsifiers), scoring.counter.pause():
                 dense, _ = score_window(model, ids, window)
-            rows.append((len(targets), *_compare(dense, sparse, targets)))
-        report = counter.report()
-    tokens, dense, sparse, divergence, agreement = (np.array(x, dtype=np.float64) for x in zip(*rows, strict=True))
+            rows[number] = (len(targets), *_compare(dense, sparse, targets))
+        distributed.add_up_array(rows)
+        report = scoring.counter.report()
+    tokens, dense, sparse, divergence, agreement = rows.T.copy()
     return Comparison(tokens, dense, sparse, report, divergence, agreement, count_words(pages))
 
 
@@ -135,39 +137,48 @@ def compare_losses(
     :return: The comparison.
     """
     sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
-    rows = []
-    with _scoring(model, tokenizer, pages, max_length) as (counter, windows):
-        for number, (ids, window) in enumerate(windows):
+    with _scoring(model, tokenizer, pages, max_length) as scoring:
+        rows = np.zeros((len(scoring.windows), 3))
+        for number, ids, window in scoring.go_through():
             loss, count = _window_loss(model, ids, window)
             if dense is None:
-                with suspend_sparsifiers(sparsifiers), counter.pause():
+                with suspend_sparsifiers(sparsifiers), scoring.counter.pause():
                     without, _ = _window_loss(model, ids, window)
             else:
                 without = float(dense[number])
-            rows.append((count, without, loss))
-        report = counter.report()
-    tokens, without, losses = (np.array(x, dtype=np.float64) for x in zip(*rows, strict=True))
+            rows[number] = (count, without, loss)
+        distributed.add_up_array(rows)
+        report = scoring.counter.report()
+    tokens, without, losses = rows.T.copy()
     return LossComparison(tokens, without, losses, report)
 
 
+@dataclass(frozen=True)
+class _Scoring:
+    """The windows of a text, and the counter of zeros that watches while they are scored."""
+
+    windows: list[tuple[torch.Tensor, Any]]
+    counter: Any
+    advance: Callable[[int], None]
+
+    def go_through(self) -> Iterator[tuple[int, torch.Tensor, Any]]:
+        """Go through this process's share: number, tokens and window."""
+        for number in distributed.share(range(len(self.windows))):
+            yield number, *self.windows[number]
+            self.advance(1)
+
+
 @contextmanager
-def _scoring(
-    model: Any, tokenizer: Any, pages: Sequence[str], max_length: int
-) -> Iterator[tuple[Any, Iterator[tuple[torch.Tensor, Any]]]]:
+def _scoring(model: Any, tokenizer: Any, pages: Sequence[str], max_length: int) -> Iterator[_Scoring]:
     """Cut pages into windows, and count zeros while they are gone through."""
     window_length = resolve_max_length(model, tokenizer, max_length)
     prefix = prefix_token(tokenizer)
     page_ids = [torch.tensor([prefix, *encode_page(tokenizer, detokenize(page), prefix)]) for page in pages]
     windows = [(ids, window) for ids in page_ids for window in rolling_windows(len(ids) - 1, window_length)]
-    bar = progress_bar("comparing with dense", total=len(windows), unit="windows")
-
-    def go_through(advance: Any) -> Iterator[tuple[torch.Tensor, Any]]:
-        for window in windows:
-            yield window
-            advance(1)
-
+    total = len(distributed.share(windows))
+    bar = progress_bar("comparing with dense", total=total, unit="windows")
     with evaluation_mode(model), torch.no_grad(), bar as advance, count_zeros(model) as counter:
-        yield counter, go_through(advance)
+        yield _Scoring(windows, counter, advance)
 
 
 def _window_loss(model: Any, ids: torch.Tensor, window: Any) -> tuple[float, int]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from actsparse import distributed
 from actsparse.calibration import CalibrationBatches, run_batches, run_each
 from actsparse.errors import ActsparseError
 from actsparse.insertion import named_sparsifiers, record_calls
@@ -137,7 +139,10 @@ class SparsityCounter:
         :raises ActsparseError: If a masked layer was never run.
         """
         sparsifiers = dict(named_sparsifiers(self.model))
-        missing = next((name for name in sparsifiers if not self._entries.get(name)), None)
+        counts = torch.tensor([[x.get(name, 0) for name in sparsifiers] for x in (self._zeros, self._entries)])
+        distributed.add_up(counts)
+        zeros, entries = (dict(zip(sparsifiers, x, strict=True)) for x in counts.tolist())
+        missing = next((name for name in sparsifiers if not entries[name]), None)
         if missing is not None:
             msg = f"the sparsity of layer {missing} cannot be measured: no data went through it"
             raise ActsparseError(msg)
@@ -148,7 +153,7 @@ class SparsityCounter:
                 s.site,
                 s.roles,
                 s.target_sparsity,
-                self._zeros[name] / self._entries[name] - extra[s.site],
+                zeros[name] / entries[name] - extra[s.site],
                 weight_bytes(self.model.get_submodule(name)),
             )
             for name, s in sparsifiers.items()
@@ -204,9 +209,9 @@ def measure_sparsity(model: Any, dataset: Iterable[Any]) -> SparsityReport:
     batches = CalibrationBatches(dataset)
     with count_zeros(model) as counter:
         if isinstance(counter, SparsityCounter):
-            run_batches(model, batches, total=batches.length, description="measuring sparsity")
+            run_batches(model, batches.share(), total=batches.share_length, description="measuring sparsity")
         else:
-            run_each(counter.run, batches, total=batches.length, description="measuring sparsity")
+            run_each(counter.run, batches.share(), total=batches.share_length, description="measuring sparsity")
     return counter.report()
 
 

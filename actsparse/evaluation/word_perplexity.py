@@ -5,15 +5,19 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from actsparse import distributed
 from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.wikitext import detokenize
+from actsparse.offload import run_side_by_side
 from actsparse.openvino.detect import find_openvino_model
 from actsparse.progress import progress_bar
 
@@ -138,19 +142,28 @@ def _score_pages(
     :return: The sum, in nats.
     :raises ActsparseError: If it is not a number.
     """
-    total = 0.0
-    bar = progress_bar("word perplexity", total=sum(map(len, page_tokens)), unit="tokens", is_wanted=progress)
+    places = [(page, window) for page, x in enumerate(page_tokens) for window in rolling_windows(len(x), max_length)]
+    losses = np.zeros(len(places))
+    own = distributed.share(range(len(places)))
+    num_tokens = sum(places[number][1].num_scored for number in own)
+    bar = progress_bar("word perplexity", total=num_tokens, unit="tokens", is_wanted=progress)
     with evaluation_mode(model), torch.no_grad(), bar as advance:
-        for number, (page, tokens) in enumerate(zip(pages, page_tokens, strict=True), start=1):
-            ids = torch.tensor([prefix, *tokens])
-            for window in rolling_windows(len(tokens), max_length):
-                loss = _sum_losses(*score_window(model, ids, window))
-                if math.isnan(loss):
-                    msg = f"the model's logits contain NaN on page {number} of {len(pages)}, {_first_words(page)!r}"
-                    raise ActsparseError(msg)
-                total += loss
-                advance(window.num_scored)
-    return total
+
+        def score(number: int) -> None:
+            if np.isnan(losses).any():
+                return  # the result is lost already
+            page, window = places[number]
+            ids = torch.tensor([prefix, *page_tokens[page]])
+            losses[number] = _sum_losses(*score_window(model, ids, window))
+            advance(window.num_scored)
+
+        run_side_by_side(model, [partial(score, number) for number in own])
+    distributed.add_up_array(losses)
+    if np.isnan(losses).any():
+        page = places[int(np.isnan(losses).argmax())][0]
+        msg = f"the model's logits contain NaN on page {page + 1} of {len(pages)}, {_first_words(pages[page])!r}"
+        raise ActsparseError(msg)
+    return math.fsum(losses)
 
 
 def score_window(model: Any, ids: torch.Tensor, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
@@ -300,7 +313,8 @@ def _validate_tokens(model: Any, prefix: int, page_tokens: list[list[int]], num_
 def _device(model: Any) -> torch.device:
     if isinstance(model, nn.Module):
         parameter = next(model.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        # Offloaded weights have no device of their own; accelerate's hooks move what the model reads.
+        return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
     device = getattr(model, "device", "cpu")
     return device if isinstance(device, torch.device) else torch.device("cpu")
 

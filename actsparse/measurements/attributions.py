@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from actsparse import distributed
 from actsparse.algorithms import Attribution
 from actsparse.algorithms.pooled_quantile import PooledQuantile
 from actsparse.calibration import blame_layer
@@ -52,7 +53,8 @@ def measure_attributions(
                 loss = F.kl_div(probe.log_probabilities(batch), dense, reduction="sum", log_target=True)
             loss.backward()
 
-    probe.run_backwards(run, batches, "attributing")
+    probe.run_backwards(run, distributed.share(batches), "attributing")
+    distributed.add_up(*sums.values())
     return {name: Attribution(*totals.tolist()) for name, totals in sums.items()}
 
 

@@ -12,6 +12,7 @@ from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError
 from actsparse.insertion import record_calls
 from actsparse.measurements.probe import Probe, watch
+from actsparse.offload import hold_weights
 from actsparse.progress import progress_bar
 from actsparse.scopes.layers import name_blocks
 from actsparse.sparsifier import ActivationSparsifier, mask_small
@@ -102,7 +103,8 @@ class TorchBlock:
             return mask_small(x, thresholds[name]) if name in thresholds else x
 
         calls = self._calls
-        with evaluation_mode(self._module), torch.no_grad(), watch(self._sparsifiers, leave_out):
+        watching = watch(self._sparsifiers, leave_out)
+        with evaluation_mode(self._module), torch.no_grad(), hold_weights(self._module), watching:
             for args, kwargs, dense in calls:
                 output = _first_tensor(self._module(*args, **kwargs))
                 moved += float((output - dense).float().square().sum())

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from actsparse import distributed
 from actsparse.algorithms import GradientSums
 from actsparse.errors import DatasetError
 from actsparse.insertion import watch_gradient
@@ -20,17 +21,16 @@ def measure_gradients(probe: Probe) -> dict[str, GradientSums]:
     :raises ActsparseError: If there is no loss to take gradients of.
     :raises DatasetError: If a gradient is NaN or infinite; names the layer.
     """
-    sums: dict[str, GradientSums] = {}
+    sums = {site: GradientSums(probe.channels(site)) for site in probe.sites}
     shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def take_gradient(name: str, x: torch.Tensor) -> torch.Tensor:
         site = probe.sparsifiers[name].site
         known = shared.get(site)
         if known is None or known[0] is not x:
-            totals = sums.setdefault(site, GradientSums(x.shape[-1]))
             # The layers of a site are called one after the other: earlier sites' tensors need not be kept.
             shared.clear()
-            shared[site] = known = (x, watch_gradient(x, partial(_add_gradient, totals, site, x.detach())))
+            shared[site] = known = (x, watch_gradient(x, partial(_add_gradient, sums[site], site, x.detach())))
         return known[1]
 
     def run(batch: Any) -> None:
@@ -39,8 +39,12 @@ def measure_gradients(probe: Probe) -> dict[str, GradientSums]:
         shared.clear()
 
     with probe.watch(take_gradient):
-        probe.run_backwards(run, probe.batches, "gradients")
-    require_seen(probe.sites, sums)
+        probe.run_backwards(run, distributed.share(probe.batches), "gradients")
+    tokens = torch.tensor([totals.tokens for totals in sums.values()])
+    distributed.add_up(tokens, *(vector for totals in sums.values() for vector in totals.vectors))
+    for totals, count in zip(sums.values(), tokens.tolist(), strict=True):
+        totals.tokens = count
+    require_seen(probe.sites, (site for site, totals in sums.items() if totals.tokens))
     return sums
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from actsparse import distributed
 from actsparse.insertion import record_calls
 from actsparse.measurements.probe import Probe, require_seen
 
@@ -19,16 +20,20 @@ def measure_multipliers(probe: Probe) -> dict[str, torch.Tensor]:
     :raises DatasetError: If no data went through one.
     """
     names = [name for name, site in probe.sites.items() if site.gate_function]
-    totals: dict[str, tuple[torch.Tensor, int]] = {}
+    totals = {name: torch.zeros(probe.channels(name), dtype=torch.float64) for name in names}
+    tokens = dict.fromkeys(names, 0)
 
     def add(name: str, _args: Any, _kwargs: Any, output: torch.Tensor) -> None:
-        total, tokens = totals.get(name, (torch.zeros((), dtype=torch.float64), 0))
         rows = output.detach().float().flatten(0, -2)
-        totals[name] = total + rows.square().sum(0, dtype=torch.float64).cpu(), tokens + len(rows)
+        totals[name] += rows.square().sum(0, dtype=torch.float64).cpu()
+        tokens[name] += len(rows)
 
     with probe.suspend(), ExitStack() as stack:
         for name in names:
             stack.enter_context(record_calls(probe.model.get_submodule(name), partial(add, name)))
-        probe.run(probe.batches, "measuring")
-    require_seen(names, (name for name, (_, tokens) in totals.items() if tokens))
-    return {name: (total / tokens).sqrt().float() for name, (total, tokens) in totals.items()}
+        probe.run(distributed.share(probe.batches), "measuring")
+    counts = torch.tensor(list(tokens.values()))
+    distributed.add_up(counts, *totals.values())
+    tokens = dict(zip(names, counts.tolist(), strict=True))
+    require_seen(names, (name for name, count in tokens.items() if count))
+    return {name: (total / tokens[name]).sqrt().float() for name, total in totals.items()}

@@ -15,8 +15,9 @@ from actsparse.calibration import evaluation_mode, run_batches, run_each, run_mo
 from actsparse.errors import ActsparseError, DatasetError
 from actsparse.insertion import intercept_outputs, suspend_sparsifiers
 from actsparse.measurements.checkpoints import checkpoint_blocks, is_large
+from actsparse.offload import is_offloaded
 from actsparse.scopes import Site
-from actsparse.scopes.layers import name_blocks
+from actsparse.scopes.layers import in_features, name_blocks, out_features
 from actsparse.sparsifier import ActivationSparsifier
 
 # On how many tokens it is measured what would take too long on all of them.
@@ -32,7 +33,7 @@ class Probe:
     A model and its calibration data.
 
     :param model: The model, with a mask on all that is to be measured; the masks pass everything.
-    :param batches: The data.
+    :param batches: The data, all of it in every process of a job; each runs its share.
     :param sites: What the layers read, by name.
     :param sparsifiers: The masks by layer name.
     :param loss: What gradients are of: a function of the model's output and its input; None for the model's own.
@@ -73,6 +74,16 @@ class Probe:
         """
         return watch(self.sparsifiers, intercept)
 
+    def channels(self, site: str) -> int:
+        """
+        Tell how wide a masked tensor is.
+
+        :param site: The site.
+        :return: The entries of a token.
+        """
+        layer = self.model.get_submodule(self.sites[site].layers[0].name)
+        return out_features(layer) if self.sites[site].gate_function else in_features(layer)
+
     def run(self, batches: list[Any], description: str) -> None:
         """
         Run forwards of which nobody reads the logits.
@@ -96,8 +107,11 @@ class Probe:
         # A compressed model decompresses its weights around its own forward, which a second run of a block is not in.
         can_run_twice = not hasattr(self.model, ATR_HOOK_STORAGE)
 
+        # What a backward pass keeps of a layer includes its weights, which are dropped otherwise.
+        needs_checkpoints = is_offloaded(self.model)
+
         def run_large(batch: Any) -> None:
-            if not (can_run_twice and is_large(batch)):
+            if not (can_run_twice and (needs_checkpoints or is_large(batch))):
                 run(batch)
                 return
             with checkpoint_blocks(modules):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from actsparse import distributed
 from actsparse.calibration import blame_layer
 from actsparse.measurements.probe import Probe, require_seen
 from actsparse.statistics import MagnitudeSketch
@@ -27,6 +28,7 @@ def measure_sketches(probe: Probe, importance: Mapping[str, torch.Tensor]) -> di
         return x
 
     with probe.watch(count):
-        probe.run(probe.batches, "counting")
+        probe.run(distributed.share(probe.batches), "counting")
+    distributed.add_up(*(sketch.counts for sketch in found.values()))
     require_seen(found, (site for site, sketch in found.items() if sketch.counts.any()))
     return found

@@ -126,7 +126,8 @@ class TorchMeasurements:
         """
         number, count = part
         batches = self._probe.batches[number::count] or self._probe.batches
-        return measure_attributions(self._probe, sparsity, importance, batches)
+        what = ("attributions", part, *sorted(sparsity.items()), name_sketches(importance))
+        return self.once(what, lambda: measure_attributions(self._probe, sparsity, importance, batches))
 
     def output_errors(
         self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,11 +23,12 @@ _logger = logging.getLogger(__name__)
 _CONVERSION = 1
 
 
-def load_default(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load the default model from its converted copy in the cache, made on first use: seconds instead of half a minute.
 
     :param dtype: The type of the weights.
+    :param placement: Where weights go, as ``from_pretrained`` takes it; all to the CPU by default.
     :return: The model and its tokenizer.
     """
     source = assets.fetch_model()
@@ -34,7 +36,7 @@ def load_default(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokeniz
     folder = assets.cache_dir() / f"default-{key}"
     if folder.is_dir():
         try:
-            return load_folder(folder, "default", dtype)
+            return load_folder(folder, "default", dtype, **placement)
         except SourceError as error:
             _logger.warning("the converted default model is damaged and is made anew: %s", error)
             shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +48,7 @@ def load_default(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokeniz
         except SourceError as error:
             _logger.warning("the converted default model is not kept: %s", error)
             return load_gguf(source, "default", dtype)
-    return load_folder(folder, "default", dtype)
+    return load_folder(folder, "default", dtype, **placement)
 
 
 def _keep_conversion(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -16,13 +16,16 @@ _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 
 
-def load_folder(folder: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_folder(
+    folder: Path, name: str, dtype: torch.dtype, **placement: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a folder in the hub's layout.
 
     :param folder: The folder.
     :param name: What to call it in messages.
     :param dtype: The type of the weights.
+    :param placement: Where weights go, as ``from_pretrained`` takes it; all to the CPU by default.
     :return: The model and its tokenizer.
     :raises SourceError: If a file is absent or unreadable, or the model is no causal language model.
     """
@@ -32,7 +35,8 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> tuple[PreTrained
         config = AutoConfig.from_pretrained(folder, **options)
         _check_is_causal(config, name)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = load_weights(folder, name, config=config, dtype=dtype, use_safetensors=True, **options)
+        options |= {"use_safetensors": True, **placement}
+        model = load_weights(folder, name, config=config, dtype=dtype, **options)
     return model, tokenizer
 
 

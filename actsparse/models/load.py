@@ -2,7 +2,9 @@
 
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +16,8 @@ from actsparse.models.gguf import load_gguf
 from actsparse.models.hub import fetch_from_hub
 
 _logger = logging.getLogger(__name__)
+
+DEVICES = ("cpu", "auto")
 
 
 @dataclass(frozen=True)
@@ -31,24 +35,55 @@ class LoadedModel:
     name: str
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_model(
+    name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", max_memory: int | None = None
+) -> LoadedModel:
     """
     Load a causal language model and its tokenizer; no code and no pickle from the source is ever run.
 
     :param name: ``default``, a local folder, a ``.gguf`` file, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
     :param dtype: The type of the weights; GGUF weights are dequantised to it.
+    :param device: ``cpu``, or ``auto``: accelerators first, then memory, then what is left stays on disk and is loaded
+        block by block while the model runs.
+    :param max_memory: With ``auto``, how much of this machine's memory weights may take, in bytes; None takes what is
+        free.
     :return: The model in eval mode, and its tokenizer.
     :raises SourceError: If the model cannot be found, reached or read, or is no causal language model.
     """
+    placement = _place(name, device, max_memory)
     if name == "default":
-        model, tokenizer = load_default(dtype)
+        model, tokenizer = load_default(dtype, **placement)
     elif (path := _find_local(name)) is None:
-        model, tokenizer = load_folder(fetch_from_hub(name), name, dtype)
+        model, tokenizer = load_folder(fetch_from_hub(name), name, dtype, **placement)
     elif path.is_dir():
-        model, tokenizer = load_folder(path, name, dtype)
+        model, tokenizer = load_folder(path, name, dtype, **placement)
+    elif placement:
+        msg = f"{name} is a GGUF file, whose weights are all loaded at once: --device auto is for folders and hub ids"
+        raise SourceError(msg)
     else:
         model, tokenizer = load_gguf(path, name, dtype)
     return LoadedModel(model.eval(), tokenizer, name)
+
+
+def _place(name: str, device: str, max_memory: int | None) -> dict[str, Any]:
+    if device not in DEVICES:
+        msg = f"--device is {device!r}; it is one of {', '.join(DEVICES)}"
+        raise SourceError(msg)
+    if device == "cpu":
+        if max_memory is not None:
+            msg = "--max-memory says how much of the memory --device auto may take: give that too"
+            raise SourceError(msg)
+        return {}
+    if find_spec("accelerate") is None:
+        msg = f"--device auto needs accelerate to place {name}: install actsparse[hub]"
+        raise SourceError(msg)
+    return {"device_map": "auto"} | ({"max_memory": _limit_memory(max_memory)} if max_memory is not None else {})
+
+
+def _limit_memory(max_memory: int) -> dict[int | str, int]:
+    from accelerate.utils import get_max_memory
+
+    return {**get_max_memory(), "cpu": max_memory}
 
 
 def _find_local(name: str) -> Path | None:

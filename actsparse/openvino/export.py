@@ -14,6 +14,7 @@ from torch import nn
 from actsparse.calibration import one_line
 from actsparse.errors import ActsparseError, OutputError
 from actsparse.insertion import named_sparsifiers
+from actsparse.offload import require_weights
 from actsparse.openvino.detect import MODEL_FILE
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
@@ -57,6 +58,7 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     :raises ActsparseError: As `export_model`.
     """
     folder = Path(folder)
+    require_weights(model, "the export")
     masks = _active_masks(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)

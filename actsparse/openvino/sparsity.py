@@ -6,6 +6,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from actsparse import distributed
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.sparsity import LayerSparsity, SparsityReport
 from actsparse.openvino.layers import named_calls
@@ -58,12 +59,15 @@ class OpenVinoSparsityCounter:
         :return: The measured sparsity.
         :raises ActsparseError: If nothing was run.
         """
-        if not self._entries.all():
+        nonzeros, all_entries = self._nonzero.copy(), self._entries.copy()
+        for counts in (nonzeros, all_entries):
+            distributed.add_up_array(counts)
+        if not all_entries.all():
             msg = "the sparsity of the OpenVINO model cannot be measured: no data went through it"
             raise ActsparseError(msg)
         names = {call.name: name for name, calls in named_calls(self._original).items() for call in calls}
         zeros: dict[str, list[int]] = {}
-        for mask, nonzero, entries in zip(self._masks, self._nonzero, self._entries, strict=True):
+        for mask, nonzero, entries in zip(self._masks, nonzeros, all_entries, strict=True):
             for linear in mask.linears:
                 counts = zeros.setdefault(names[linear.name], [0, 0])
                 counts[0] += int(entries - nonzero)

@@ -21,6 +21,7 @@ from actsparse.calibration import CalibrationBatches, describe_batch, evaluation
 from actsparse.errors import ActsparseError, DatasetError, OutputError
 from actsparse.files import prepare_folder
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.offload import require_weights
 from actsparse.progress import progress_bar
 from actsparse.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from actsparse.recovery.weights import LowRankWeights, TrainedWeights, WholeWeights
@@ -203,6 +204,7 @@ def recover(
     :raises OutputError: If the checkpoint cannot be written.
     """
     start = time.perf_counter()
+    require_weights(model, "recovery")
     settings = Settings(
         steps, learning_rate, batches_per_step, rank, evaluate_every, patience, seed, dtype
     )  # fmt: skip

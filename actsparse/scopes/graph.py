@@ -9,6 +9,8 @@ from nncf.common.graph.graph import NNCFGraph
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 from torch import nn
 
+from actsparse.offload import placeholder_weights
+
 CONSTANT = "nncf_model_const"
 INPUT = "nncf_model_input"
 SHAPE = "shape"
@@ -111,5 +113,5 @@ def trace_graph(model: nn.Module, example_input: Any) -> NNCFGraph:
     :param example_input: One model input: a tensor, a tuple of arguments or a dict of keyword arguments.
     :return: The graph that `nncf.build_graph` gives for the same model.
     """
-    with torch.no_grad():
+    with torch.no_grad(), placeholder_weights(model):
         return build_nncf_graph(model, example_input)

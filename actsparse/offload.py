@@ -1,0 +1,196 @@
+"""Models larger than memory: weights that accelerate keeps elsewhere, and loads for each forward of their layer."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from actsparse.errors import ActsparseError
+
+T = TypeVar("T")
+
+# So many forwards are in flight side by side; each keeps what its next block reads.
+GROUP = 64
+
+
+def is_offloaded(model: Any) -> bool:
+    """
+    Tell whether some of a model's weights are loaded only while their layer runs.
+
+    :param model: A model.
+    :return: Whether accelerate's hooks do that for any of its layers.
+    """
+    return isinstance(model, nn.Module) and next(_offloading_hooks(model), None) is not None
+
+
+def require_weights(model: Any, what: str) -> None:
+    """
+    Check that a model's weights are in memory.
+
+    :param model: A model.
+    :param what: What needs them, for the message.
+    :raises ActsparseError: If some are not.
+    """
+    if is_offloaded(model):
+        msg = f"{what} needs all weights in memory, but some are offloaded: load the model with device cpu"
+        raise ActsparseError(msg)
+
+
+def computing_device(layer: nn.Module) -> torch.device:
+    """
+    Tell where a layer computes.
+
+    :param layer: A layer with a weight, loaded or not.
+    :return: The device.
+    """
+    device = layer.weight.device
+    if device.type != "meta":
+        return device  # type: ignore[return-value]
+    hook = next((hook for module, hook in _offloading_hooks(layer) if module is layer), None)
+    return torch.device("cpu" if hook is None else hook.execution_device)
+
+
+def run_side_by_side(model: nn.Module, jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """
+    Run a model several times, so that each block's weights are loaded once for many runs.
+
+    All runs wait in front of a block; it is loaded; one run after the other passes it and goes on to the next block,
+    where it waits again. A model that is not offloaded simply runs once for each job.
+
+    :param model: The model, which the jobs run forwards.
+    :param jobs: What to run, each independent of the others.
+    :return: What each job gave.
+    :raises ActsparseError: If the package that switches between runs is missing.
+    """
+    blocks = _blocks(model) if is_offloaded(model) else []
+    if not blocks or len(jobs) < 2:
+        return [job() for job in jobs]
+    return [found for i in range(0, len(jobs), GROUP) for found in _run_in_lockstep(blocks, jobs[i : i + GROUP])]
+
+
+@contextmanager
+def hold_weights(module: nn.Module) -> Iterator[None]:
+    """
+    Load a module's weights once, for all that runs meanwhile.
+
+    :param module: A block, some of whose layers are offloaded.
+    :return: A context in which its weights are in memory.
+    """
+    hooks = list(_offloading_hooks(module))
+    with ExitStack() as stack:
+        for layer, hook in hooks:
+            hook.pre_forward(layer)
+            # Without it, the hook neither loads before a forward nor drops after it.
+            hook.offload = False
+            stack.callback(_drop, layer, hook)
+        yield
+
+
+@contextmanager
+def placeholder_weights(model: nn.Module) -> Iterator[None]:
+    """
+    Put zeros in the place of the weights that are not in memory, as long as only the model's graph matters.
+
+    A graph is traced by running the model, and knows a weight by its identity, which loading it would change.
+
+    :param model: The model.
+    :return: A context in which its forwards load nothing.
+    """
+    hooks = list(_offloading_hooks(model))
+    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for layer, hook in hooks:
+            hook.offload = False
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                if parameter.is_meta:
+                    # One number, whatever the shape.
+                    zeros = torch.zeros((), dtype=parameter.dtype, device=hook.execution_device).expand(parameter.shape)
+                    replaced.append((layer, name, parameter))
+                    layer._parameters[name] = nn.Parameter(zeros, requires_grad=False)
+        yield
+    finally:
+        for layer, name, parameter in replaced:
+            layer._parameters[name] = parameter
+        for _, hook in hooks:
+            hook.offload = True
+
+
+def _drop(layer: nn.Module, hook: Any) -> None:
+    hook.offload = True
+    hook.post_forward(layer, None)
+
+
+def _offloading_hooks(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            if getattr(part, "offload", False):
+                yield module, part
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outermost = [m for name, m in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    return [block for blocks in outermost for block in blocks if is_offloaded(block)]
+
+
+def _run_in_lockstep(blocks: Iterable[nn.Module], jobs: Sequence[Callable[[], T]]) -> list[T]:
+    greenlets = _import_greenlet()
+    scheduler = greenlets.getcurrent()
+
+    def wait(block: nn.Module, _args: Any) -> None:
+        if greenlets.getcurrent() is not scheduler:
+            scheduler.switch(block)
+
+    handles = [block.register_forward_pre_hook(wait) for block in blocks]
+    try:
+        runs = [greenlets.greenlet(job) for job in jobs]
+        # What a run hands over is the block it waits for or, at its end, its result.
+        handed: dict[Any, Any] = {run: run.switch() for run in runs}
+        while waiting := [run for run in runs if not run.dead]:
+            block = handed[waiting[0]]
+            with hold_weights(block):
+                for run in waiting:
+                    if handed[run] is block:
+                        handed[run] = run.switch()
+        return [handed[run] for run in runs]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _import_greenlet() -> Any:
+    try:
+        import greenlet
+    except ImportError:
+        msg = "models larger than memory need the package greenlet: install actsparse[hub]"
+        raise ActsparseError(msg) from None
+    return greenlet
+
+
+def parse_memory(text: str) -> int:
+    """
+    Read an amount of memory.
+
+    :param text: Such as ``6GB``, ``1.5 GiB`` or ``800MB``.
+    :return: Bytes.
+    :raises ActsparseError: If it is none.
+    """
+    number = text.strip().rstrip("KMGTiBb").strip()
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        amount = float(number) * _UNITS[unit]
+        if not 0 < amount < 2**63:
+            raise ValueError
+    except (ValueError, KeyError):
+        msg = f"{text!r} is no amount of memory; write such as 6GB or 800MB"
+        raise ActsparseError(msg) from None
+    return int(amount)
+
+
+_UNITS: Mapping[str, int] = {
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)},
+}
