@@ -391,6 +391,9 @@ def main() -> None:
         _complain(message)
     if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into this
         _complain("interrupted; no file was left half-written")
+        # An interruption inside `exec`, as dataclasses are made, stays noted, and CPython would end with the signal
+        # instead of the exit code; running anything that way takes the note back.
+        exec("")
     sys.exit(code or ExitCode.DONE)
 
 

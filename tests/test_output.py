@@ -178,6 +178,22 @@ def test_each_kind_of_failure_has_its_exit_code_and_is_told_even_where_quiet(
     assert not shows_progress.__globals__["_is_hidden"].get()
 
 
+def test_an_interruption_while_python_makes_a_class_has_its_exit_code_too(tmp_path):
+    # Where Ctrl-C comes while a dataclass is made, CPython notes it, and `python -m` ends with the signal.
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from actsparse import cli\n"
+        "from actsparse.openvino import doctor\n"
+        "doctor.diagnose = lambda: exec('raise KeyboardInterrupt')\n"
+        "sys.argv = ['actsparse', 'doctor']\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1].startswith("error: interrupted")
+    assert done.returncode == ExitCode.INTERRUPTED
+
+
 def test_a_failed_check_ends_with_1_and_says_which(monkeypatch, capsys):
     with pytest.raises(Exception) as stop, Output(is_quiet=True) as output:
         output.fail("perplexity grew by 9%")
