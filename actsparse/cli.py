@@ -22,6 +22,7 @@ from actsparse.options import (
     say,
     split_list,
 )
+from actsparse.regression.command import regress
 from actsparse.studies.commands import attribution, inspect, tasks
 
 INTERRUPTED = 130
@@ -231,6 +232,7 @@ def sweep(
 
 for study in (attribution, inspect, tasks):
     app.command()(study)
+app.command()(regress)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from report import Bar
+from bars import Bar
 from rich.console import Console
 
 FOLDER = Path(__file__).resolve().parent
