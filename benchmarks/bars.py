@@ -1,22 +1,22 @@
 """A benchmark's result: bars and whether they are met, as a table and as JSON with where the numbers come from."""
 
 import json
-import os
 import platform
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
+
+from actsparse.environment import describe_machine
+from actsparse.regression import git
 
 PACKAGES = ("actsparse", "torch", "nncf", "openvino", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
 # What the benchmarks write themselves does not make the code that they measure another one.
-_WRITTEN = (":(exclude)benchmarks/results", ":(exclude)benchmarks/README.md")
+_WRITTEN = ("benchmarks/results", "benchmarks/README.md")
 
 
 @dataclass(frozen=True)
@@ -125,45 +125,13 @@ def write_json(path: Path, contents: dict[str, Any]) -> None:
     path.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def describe_machine() -> dict[str, Any]:
-    """
-    Describe the machine that the benchmark runs on.
-
-    :return: Processor, cores, threads, memory, operating system and the load of the last minute.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.system(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
-
-
 def read_git_state() -> dict[str, Any]:
     """
-    Tell which code was measured.
+    Tell which code is measured.
 
-    :return: The commit, and whether the working tree differs from it; both None outside a checkout.
+    :return: As `actsparse.regression.git.read_git_state`; what the benchmarks write themselves is no change.
     """
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", *_WRITTEN)
-    return {"commit": commit, "is_dirty": None if changes is None else bool(changes)}
-
-
-def _git(*arguments: str) -> str | None:
-    # Without optional locks, so that asking never gets into the way of anyone who commits.
-    command = ["git", "--no-optional-locks", *arguments]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return git.read_git_state(ROOT, _WRITTEN)
 
 
 def _version(package: str) -> str | None:

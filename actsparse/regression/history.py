@@ -76,9 +76,10 @@ def _order(result: CaseResult, path: Path) -> tuple[datetime, bool, str]:
 
 
 def _point(result: CaseResult) -> dict[str, object]:
-    commit = str(result.git.get("commit") or result.measured_at[:10])[:8]
+    commit = result.git.get("commit")
+    name = result.measured_at[:10] if commit is None else str(commit)[:8]
     return {
-        "commit": commit + ("*" if result.git.get("is_dirty") else ""),
+        "commit": name + ("*" if result.git.get("is_dirty") else ""),
         "figures": {name: (f.value, f.low, f.high) for name, f in result.figures.items()},
         "seconds": {
             name.removesuffix("_seconds"): value

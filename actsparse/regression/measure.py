@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from actsparse.environment import describe_environment, peak_memory
+from actsparse.environment import describe_environment, describe_machine, peak_memory
 from actsparse.evaluation.sparsity import SparsityReport
 from actsparse.evaluation.word_perplexity import count_words
 from actsparse.regression.case import Case
@@ -53,7 +53,7 @@ def measure_case(case: Case, say: Say) -> CaseResult:
             **sides.details,
         },
         git,
-        describe_environment(),
+        {**describe_environment(), "machine": describe_machine()},
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -39,8 +39,7 @@ def differences_table(differences: Mapping[str, tuple[Difference, ...]]) -> Tabl
         for row in rows:
             kind = KINDS[row.name]
             before = "–" if row.reference is None else kind.show(row.reference.value)
-            tolerance = "–" if row.tolerance is None else str(row.tolerance)
-            cells = (before, kind.show(row.now.value), _show_change(row), tolerance, row.verdict)
+            cells = (before, kind.show(row.now.value), _show_change(row), _show_tolerance(row), row.verdict)
             table.add_row(name, kind.title, *cells, style=_STYLES.get(row.verdict, ""))
         table.add_section()
     return table
@@ -65,6 +64,18 @@ def _show_change(row: Difference) -> str:
     if KINDS[row.name].is_share:
         return ", ".join(f"{100 * change:+.2f} points" for change in row.change)
     return ", ".join(f"{change:+.3g}" for change in row.change) or "–"
+
+
+def _show_tolerance(row: Difference) -> str:
+    tolerance = row.tolerance
+    if tolerance is None:
+        return "–"
+    if tolerance.interval is not None:
+        return f"interval beyond {tolerance.interval:g} nats"
+    if tolerance.relative is not None:
+        return f"{100 * tolerance.relative:g}%"
+    scale, unit = (100, " points") if KINDS[row.name].is_share else (1, "")
+    return f"{scale * (tolerance.absolute or 0):g}{unit}"
 
 
 def _make_table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
