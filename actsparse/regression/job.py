@@ -120,7 +120,7 @@ def run_regress(job: RegressJob, say: Say) -> Outcome:
         append_result(job.history, result)  # type: ignore[arg-type]
     if job.update is not None and job.reference is not None:
         accepted = {name: (cases[name], result) for name, result in results.items()}
-        write_reference(job.reference, reference, accepted, job.update.strip(), commit)
+        write_reference(job.reference, reference, accepted, " ".join(job.update.split()), commit)
     return Outcome(results, differences)
 
 

@@ -183,10 +183,9 @@ def write_reference(
         file_name = f"{name}-{hashlib.sha256(data).hexdigest()[:12]}.json"
         # Under a new name: until the reference names it, the old one is what counts.
         write_bytes(folder / file_name, data)
-        bounds = cases[name].figures if name in cases else {}
-        figures = {figure: _bind(figure, value, bounds) for figure, value in result.figures.items()}
+        tolerances = DEFAULTS | (tolerances_of(cases[name]) if name in cases else {})
         relative = Path(os.path.relpath(case_path.resolve(), path.parent.resolve())).as_posix()
-        cases[name] = ReferenceCase(relative, file_name, figures)
+        cases[name] = ReferenceCase(relative, file_name, bind_figures(result.figures, tolerances))
     update = Update(datetime.now(UTC).date().isoformat(), reason, tuple(results), commit)
     reference = Reference(FORMAT, cases, (*(before.updates if before is not None else ()), update), path)
     write_yaml(path, make_mapping(reference), HEADING)
@@ -215,15 +214,35 @@ def read_result(path: Path) -> CaseResult:
     return CaseResult.from_dict(contents, str(path))
 
 
-def _bind(name: str, figure: Figure, bounds: Mapping[str, Bound]) -> Bound:
-    tolerance = bounds[name].tolerance if name in bounds else DEFAULTS.get(name)
-    ends = [None if end is None else _round(end) for end in (figure.low, figure.high)]
-    return Bound(_round(figure.value), ends[0], ends[1], tolerance)
+def tolerances_of(case: ReferenceCase) -> dict[str, Tolerance | None]:
+    """
+    List a case's tolerances.
+
+    :param case: The case.
+    :return: The tolerance of each figure; None where it is not judged.
+    """
+    return {name: bound.tolerance for name, bound in case.figures.items()}
+
+
+def bind_figures(figures: Mapping[str, Figure], tolerances: Mapping[str, Tolerance | None]) -> dict[str, Bound]:
+    """
+    Make figures into what later ones are compared with.
+
+    :param figures: The figures.
+    :param tolerances: How much worse each may become; figures that have none are not judged.
+    :return: The figures with their tolerances.
+    """
+    return {name: _bind(figure, tolerances.get(name)) for name, figure in figures.items()}
+
+
+def _bind(figure: Figure, tolerance: Tolerance | None) -> Bound:
+    low, high = (None if end is None else _round(end) for end in (figure.low, figure.high))
+    return Bound(_round(figure.value), low, high, tolerance)
 
 
 def _round(value: float) -> float:
-    # For people to read; a hundred times finer than any sensible tolerance.
-    return float(f"{value:.6g}")
+    # For people to read; what is rounded away is far below any tolerance.
+    return float(f"{value:.9g}")
 
 
 def _results_folder(path: Path) -> Path:
