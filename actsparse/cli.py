@@ -29,6 +29,7 @@ from actsparse.options import (
     split_list,
 )
 from actsparse.output import Output, tell
+from actsparse.regression.command import regress
 from actsparse.studies.commands import attribution, inspect, tasks
 
 app = typer.Typer(
@@ -274,6 +275,7 @@ def sweep(
 
 for study in (attribution, inspect, tasks):
     app.command()(study)
+app.command()(regress)
 
 
 @app.command()

@@ -19,14 +19,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from bars import Bar, Measurement
 from command import announce, make_parser, positive, run_benchmark
-from nncf_reference import sparsify_with_nncf, translate_targets
-from report import Bar, Measurement
 from workload import SETTINGS, Batch, load_workload
 
 from actsparse import sparsify_activations
 from actsparse.environment import peak_memory
 from actsparse.errors import ActsparseError
+from actsparse.regression.nncf_reference import sparsify_with_nncf, translate_targets
 
 BAR_MB = 150.0
 BARE, NNCF = "forward", "NNCF"
