@@ -52,6 +52,7 @@ def compress_weights(model: nn.Module, weights: str, example_input: Any, *, grou
     :return: The compressed model.
     :raises ActsparseError: If NNCF cannot compress them.
     """
+    require_weights(model, "compressing weights")
     options: dict[str, Any] = {"mode": WEIGHT_MODES[weights]}
     if weights.startswith("int4"):
         fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)

@@ -24,7 +24,7 @@ from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.files import prepare_folder
 from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
-from actsparse.models.quiet import quiet_libraries
+from actsparse.models.save import save_folder
 from actsparse.offload import parse_memory
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
@@ -282,9 +282,8 @@ def _recover(model: Any, tokenizer: Any, job: SparsifyJob, training: Text, say: 
     )
     # The masks have a file of their own.
     weights = {name: tensor for name, tensor in model.state_dict().items() if f".{CHILD}." not in name}
-    with quiet_libraries():
-        model.save_pretrained(job.out, state_dict=weights)
-        tokenizer.save_pretrained(job.out)
+    # An earlier run's thresholds would fit these weights by shape alone.
+    save_folder(model, tokenizer, job.out, weights=weights, outdated=[THRESHOLDS_NAME])
     (job.out / CHECKPOINT_NAME).unlink(missing_ok=True)
     return done
 

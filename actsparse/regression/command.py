@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 
-from actsparse.options import JsonOption, say
+from actsparse.exit_codes import ExitCode
+from actsparse.options import JsonOption, QuietOption
+from actsparse.output import Output
 
 
 def regress(
+    context: typer.Context,
     cases: Annotated[
         list[str],
         typer.Argument(
@@ -28,23 +31,22 @@ def regress(
         typer.Option(metavar="DIR", help="Keep the results here, by commit, and draw them; alone, only draw."),
     ] = None,
     json: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure regression cases and compare them with a reference. Exit code 1 if a figure got worse, 0 if none did."""
+    output = context.with_resource(Output(json, quiet))
     from actsparse.regression.job import RegressJob, draw, run_regress
     from actsparse.regression.tables import differences_table, results_table
-    from actsparse.report import print_table, write_json
 
     job = RegressJob(tuple(cases), reference, update, history)
-    outcome = run_regress(job, say)
-    if outcome.differences:
-        print_table(differences_table(outcome.differences))
-    elif outcome.results:
-        print_table(results_table(outcome.results))
-    if json is not None:
-        write_json(json, outcome.to_dict())
+    outcome = run_regress(job, output.say)
     plots = draw(job)
+    tables = [differences_table(outcome.differences)] if outcome.differences else []
+    if outcome.results and not tables:
+        tables = [results_table(outcome.results)]
+    output.finish(*tables, figures=outcome.to_dict())
     if plots:
-        say("drawn: " + ", ".join(map(str, plots)))
+        output.say("drawn: " + ", ".join(map(str, plots)))
     if update is not None:
-        say(f"accepted in {reference}: {', '.join(outcome.results)}")
-    raise typer.Exit(1 if outcome.is_regression else 0)
+        output.say(f"accepted in {reference}: {', '.join(outcome.results)}")
+    raise typer.Exit(ExitCode.CHECK_FAILED if outcome.is_regression else ExitCode.DONE)
