@@ -153,6 +153,15 @@ def sparsify(
     ] = None,
     pages: PagesOption = None,
     max_length: LengthOption = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-above",
+            metavar="P",
+            help="With --text: exit code 1, no thresholds and no OpenVINO model where token perplexity grows by more "
+            "than this share, as 0.05.",
+        ),
+    ] = None,
     dtype: DtypeOption = "fp32",
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -182,10 +191,13 @@ def sparsify(
         text=text,
         num_pages=pages,
         max_length=max_length,
+        fail_above=fail_above,
         dtype=dtype,
     )
     result, tables = run_sparsify(job, output.say)
     output.finish(*tables, figures=result)
+    if (gate := result.get("gate")) is not None and not gate["has_passed"]:
+        output.fail(f"{gate['message']}: thresholds and model are not written, {out / 'report.json'} is")
     output.say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 
