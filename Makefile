@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast lint format clean
+.PHONY: help setup demo docs test test-fast lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name text; do \
@@ -21,6 +21,10 @@ setup: $(STAMP) ## Install everything into .venv (the other targets do it by the
 
 demo: $(STAMP) ## Sparsify the default model, evaluate it, and write demo-report/
 	@$(BIN)/actsparse demo --out demo-report
+
+docs: $(STAMP) ## Build the documentation into site/, without the network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo 'written to site/index.html'
 
 test: lint ## Check style and types, and run every test
 	@echo 'testing …'
@@ -40,7 +44,7 @@ format: $(STAMP) ## Put the code into the house style
 	@$(BIN)/ruff format
 
 clean: ## Remove everything that make made here
-	@rm -rf $(VENV) demo-report build dist .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) demo-report site build dist .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
@@ -57,7 +61,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@rm -f $@ && touch $(UNFINISHED)
 	@echo 'installing the pinned packages into $(VENV) (a few minutes, once) …'
-	@$(PIP) install --quiet --quiet --progress-bar off -c constraints.txt -e '.[hub,plot,eval,dev]'
+	@$(PIP) install --quiet --quiet --progress-bar off -c constraints.txt -e '.[hub,plot,eval,docs,dev]'
 	@# optimum-intel asks for torchvision, which text models do not need and which would bring another torch.
 	@$(PIP) install --quiet --quiet --progress-bar off -c constraints.txt --no-deps \
 		optimum optimum-intel openvino-genai openvino-tokenizers

@@ -156,6 +156,15 @@ def sparsify(
     ] = None,
     pages: PagesOption = None,
     max_length: LengthOption = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-above",
+            metavar="P",
+            help="With --text: exit code 1, no thresholds and no OpenVINO model where token perplexity grows by more "
+            "than this share, as 0.05.",
+        ),
+    ] = None,
     dtype: DtypeOption = "fp32",
     device: DeviceOption = "cpu",
     max_memory: MemoryOption = None,
@@ -187,12 +196,15 @@ def sparsify(
         text=text,
         num_pages=pages,
         max_length=max_length,
+        fail_above=fail_above,
         dtype=dtype,
         device=device,
         max_memory=max_memory,
     )
     result, tables = run_sparsify(job, output.say)
     output.finish(*tables, figures=result)
+    if (gate := result.get("gate")) is not None and not gate["has_passed"]:
+        output.fail(f"{gate['message']}: thresholds and model are not written, {out / 'report.json'} is")
     output.say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 

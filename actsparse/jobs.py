@@ -22,6 +22,7 @@ from actsparse.errors import ActsparseError, ScopeError, SourceError, nearest
 from actsparse.evaluation.cost import Cost, evaluate_cost
 from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.files import prepare_folder
+from actsparse.gate import judge, require_limit
 from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
 from actsparse.models.save import save_folder
@@ -30,7 +31,7 @@ from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
 from actsparse.recovery import Recovery, recover
-from actsparse.report import Report, Row, acceleration_table, sparsity_table, write_json
+from actsparse.report import Report, Row, acceleration_table, read_json, sparsity_table, write_json
 from actsparse.scopes.matching import validate_targets
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import Settings, sparsify_torch
@@ -74,6 +75,7 @@ class SparsifyJob:
     text: str | None = None
     num_pages: int | None = None
     max_length: int | None = None
+    fail_above: float | None = None
     dtype: str = "fp32"
     device: str = "cpu"
     max_memory: str | None = None
@@ -90,11 +92,24 @@ class SparsifyJob:
         if self.recover and count_processes() > 1:
             msg = "--recover trains in one process: calibrate with several first, or run it without a launcher"
             raise ActsparseError(msg)
+        if self.fail_above is not None:
+            self._validate_gate(self.fail_above)
         if self.exact and not self.accelerate:
             msg = "--exact is about the accelerated model: give --accelerate too"
             raise ActsparseError(msg)
         if self.accelerate:
             require_optimum("--accelerate")
+
+    def _validate_gate(self, limit: float) -> None:
+        require_limit("--fail-above", limit)
+        if self.text is None:
+            msg = "--fail-above is about perplexity on an evaluation text: give --text SOURCE too"
+            raise ActsparseError(msg)
+        if self.recover:
+            msg = (
+                "--recover saves the weights that it trains: recover first, then sparsify that folder with --fail-above"
+            )
+            raise ActsparseError(msg)
 
     @property
     def ignored_scope(self) -> TargetScope | None:
@@ -123,6 +138,9 @@ class EvaluateJob:
 def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table]]:
     """
     Calibrate thresholds and write them with a report.
+
+    Where masks cost more than `fail_above` allows, the report is all that is written, and an earlier run's thresholds
+    and OpenVINO model are removed from the folder.
 
     :param job: What to do.
     :param say: Told what happens next.
@@ -172,9 +190,6 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     if training is not None:
         settings["recovered on"] = f"{training.name}: {result['recovery']['best_step']} steps"
     measured = measure_sparsity(model, batches[:MEASURED_BATCHES])
-    source = str(job.out.resolve()) if training is not None else _absolute(job.model)
-    notes = {"source": source, "int8": job.int8, "calibration": settings["calibration text"]}
-    save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
     title = f"Sparsity on {min(job.num_batches, MEASURED_BATCHES)} calibration batches, calibrated in {seconds:.1f} s"
     tables.append(sparsity_table(measured, title))
     result |= {
@@ -185,19 +200,42 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         "calibration_sparsity": measured.to_dict(),
         "environment": describe_environment(),
     }
+    report = None
+    if text is not None:
+        report = _report_cost(model, loaded.tokenizer, job, text, settings, seconds, say)
+        result |= report.to_dict()
+        if job.fail_above is not None:
+            verdict = judge(job.fail_above, *report.rows, text.name)
+            result["gate"] = verdict.to_dict()
+            if not verdict.has_passed:
+                _withdraw(job.out)
+                write_report(report, job.out, result)
+                return result, [*tables, report.to_table()]
+    source = str(job.out.resolve()) if training is not None else _absolute(job.model)
+    notes = {"source": source, "int8": job.int8, "calibration": settings["calibration text"]}
+    save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
     if job.accelerate and is_first():
         acceleration = _deploy(model, loaded.tokenizer, job, say)
         result["acceleration"] = asdict(acceleration)
         tables.append(acceleration_table(acceleration))
     wait_for_all()
-    if text is None:
+    if report is None:
         write_json(job.out / "report.json", result)
         plot_sparsity_by_layer({"calibration batches": measured}, job.out / "sparsity_by_layer.png")
         return result, tables
-    report = _report_cost(model, loaded.tokenizer, job, text, settings, seconds, say)
-    result |= report.to_dict()
     write_report(report, job.out, result)
     return result, [*tables, report.to_table()]
+
+
+def _withdraw(out: Path) -> None:
+    """Remove what an earlier run has left for others to use, of what is sure to be this command's."""
+    if not is_first():
+        return
+    (out / THRESHOLDS_NAME).unlink(missing_ok=True)
+    earlier = read_json(out / "report.json")
+    if isinstance(earlier, dict) and "acceleration" in earlier:
+        for file in (Path(MODEL_FILE), Path(MODEL_FILE).with_suffix(".bin")):
+            (out / file).unlink(missing_ok=True)
 
 
 def _compress(model: Any, job: SparsifyJob, batches: list[Any], say: Say) -> Any:

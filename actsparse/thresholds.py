@@ -120,7 +120,7 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
             if tensor is not None:
                 # Copied: layers of one site may share a tensor, which the format cannot say.
                 tensors[name + key] = tensor.detach().to("cpu", torch.float32).clone().contiguous()
-    write_bytes(Path(path), save(tensors, metadata))
+    write_bytes(Path(path), _in_order(save(tensors, metadata)))
 
 
 def load_thresholds(model: Any, path: str | Path) -> Any:
@@ -342,3 +342,12 @@ def _has_form(tensor: torch.Tensor | None, ndim: int) -> bool:
         return True
     has_type = tensor.dtype == torch.float32 and tensor.ndim == ndim and tensor.numel() > 0
     return has_type and bool(tensor.isfinite().all())
+
+
+def _in_order(file: bytes) -> bytes:
+    """Sort the header of a safetensors file, whose metadata comes in another order each time it is written."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    # As the format's own writer does, so that the numbers behind it are aligned.
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[8 + length :]

@@ -18,7 +18,7 @@ class TargetScope(nncf.IgnoredScope):
     Names and patterns are compared with NNCF graph node names (``model/mlp/up_proj/linear/0``) and with
     module names (``model.layers.0.mlp.up_proj``). Patterns are anchored at the start only (``re.match``), as in NNCF.
 
-    .. code-block:: python
+    For instance::
 
         TargetScope(patterns=[".*up_proj.*", ".*gate_proj.*"])
         TargetScope(patterns=[r"model\.layers\.(0|1)\.mlp\..*"])
