@@ -13,6 +13,7 @@ from actsparse.regression.measure import measure_case
 from actsparse.report import write_json
 
 _INTERRUPTED = 130
+_STDERR = 2
 
 
 def measure_apart(path: Path) -> CaseResult:
@@ -25,7 +26,8 @@ def measure_apart(path: Path) -> CaseResult:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        code = subprocess.run([sys.executable, "-m", __name__, str(path), str(answer)], stdout=sys.stderr).returncode
+        # Tables are for this process's standard output; whatever that one says goes where errors go.
+        code = subprocess.run([sys.executable, "-m", __name__, str(path), str(answer)], stdout=_STDERR).returncode
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
         if not answer.is_file():
