@@ -30,11 +30,14 @@ def regress(
     json: JsonOption = None,
 ) -> None:
     """Measure regression cases and compare them with a reference. Exit code 1 if a figure got worse, 0 if none did."""
+    from actsparse.files import prepare_folder
     from actsparse.regression.job import RegressJob, draw, run_regress
     from actsparse.regression.tables import differences_table, results_table
     from actsparse.report import print_table, write_json
 
     job = RegressJob(tuple(cases), reference, update, history)
+    if json is not None:
+        prepare_folder(json.parent)
     outcome = run_regress(job, say)
     if outcome.differences:
         print_table(differences_table(outcome.differences))

@@ -1,6 +1,9 @@
 """`actsparse regress`: exit codes, tables, files, and mistakes."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,6 +124,22 @@ def test_a_case_is_measured_in_a_process_of_its_own(
     )
     assert run(monkeypatch, write_case("apart", "sparsity: null\ntargets: [{names: [nothing], sparsity: 0.5}]")) == 2
     assert "error: " in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_interrupted_run_says_so_in_one_line(write_case: WriteCase, tmp_path: Path) -> None:
+    reference = tmp_path / "reference.yaml"
+    command = [sys.executable, "-m", "actsparse", "regress", str(write_case("long")), "--reference", str(reference)]
+    process = subprocess.Popen([*command, "--update", "why"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("loading"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("error: interrupted")
+    assert "Traceback" not in errors
+    assert not reference.exists()
 
 
 @pytest.mark.parametrize(
