@@ -33,13 +33,22 @@ class Inputs:
         :param case: The case.
         :return: Texts by name: the case's settings, and the checksums of model and texts.
         """
-        # The checksum that the case asks for is not another model than the one that it gets.
-        settings = {key: value for key, value in case.to_dict().items() if key != "checksum"}
-        return _flatten(settings) | {
+        return describe_settings(case) | {
             "checksum of the model": self.model_sha256,
             "checksum of the calibration text": self.calibration.sha256,
             "checksum of the evaluation text": self.evaluation.sha256,
         }
+
+
+def describe_settings(case: Case) -> dict[str, str]:
+    """
+    List a case's settings.
+
+    :param case: The case.
+    :return: Those that are not as by default, as texts by name.
+    """
+    # The checksum that a case asks for is not another model than the one that it gets.
+    return _flatten({key: value for key, value in case.to_dict().items() if key != "checksum"})
 
 
 def find_inputs(case: Case) -> Inputs:

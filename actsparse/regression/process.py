@@ -1,23 +1,21 @@
 """Measure a case in a process of its own, so that its peak memory is the case's."""
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from actsparse.errors import ActsparseError
-from actsparse.regression.case import read_case
 from actsparse.regression.figures import CaseResult
-from actsparse.regression.measure import measure_case
-from actsparse.report import write_json
 
-_INTERRUPTED = 130
+_STDERR = 2
 
 
 def measure_apart(path: Path) -> CaseResult:
     """
-    Measure a case in a process of its own.
+    Measure a case in a process of its own, which says what it does on standard error.
 
     :param path: The case's file.
     :return: Its figures.
@@ -25,8 +23,10 @@ def measure_apart(path: Path) -> CaseResult:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        code = subprocess.run([sys.executable, "-m", __name__, str(path), str(answer)], stdout=sys.stderr).returncode
-        if code == _INTERRUPTED:
+        command = [sys.executable, "-m", "actsparse.regression.child", str(path), str(answer)]
+        # Tables are for this process's standard output alone.
+        code = subprocess.run(command, stdout=_STDERR).returncode
+        if code == -signal.SIGINT:
             raise KeyboardInterrupt
         if not answer.is_file():
             msg = f"the process that measured {path} ended with code {code} and no figures"
@@ -35,20 +35,3 @@ def measure_apart(path: Path) -> CaseResult:
     if "mistake" in contents:
         raise ActsparseError(contents["mistake"])
     return CaseResult.from_dict(contents, "what the process wrote")
-
-
-def main() -> None:
-    """Measure the case that the first argument names, and write its figures where the second one says."""
-    from actsparse.options import say
-
-    path, answer = map(Path, sys.argv[1:])
-    try:
-        write_json(answer, measure_case(read_case(path), say).to_dict())
-    except ActsparseError as error:
-        write_json(answer, {"mistake": str(error)})
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-
-
-if __name__ == "__main__":
-    main()
