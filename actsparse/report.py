@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from actsparse.environment import describe_environment
 from actsparse.evaluation.cost import Cost
 from actsparse.evaluation.sparsity import SparsityReport
 from actsparse.files import write_bytes
+from actsparse.surroundings import explain_output_errors
 
 COLUMNS = (
     "model",
@@ -78,7 +80,7 @@ class Report:
 
         :return: A rich table, its settings below.
         """
-        table = Table(title=self.title, caption=make_caption(self.settings), caption_justify="left")
+        table = Table(title=escape(self.title), caption=make_caption(self.settings), caption_justify="left")
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "model" else "right")
         for row in self.rows:
@@ -159,9 +161,9 @@ def make_caption(settings: Mapping[str, Any]) -> str:
     Write settings below a table.
 
     :param settings: What they are, by name.
-    :return: A line for each.
+    :return: A line for each, as rich takes it: square brackets are brackets.
     """
-    return "\n".join(f"{name}: {value}" for name, value in settings.items())
+    return escape("\n".join(f"{name}: {value}" for name, value in settings.items()))
 
 
 def read_json(path: Path) -> Any:
@@ -195,7 +197,8 @@ def print_table(table: Table) -> None:
     :param table: The table.
     """
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
+    with explain_output_errors():
+        console.print(table)
 
 
 def percent(share: float) -> str:
