@@ -31,6 +31,7 @@ from actsparse.options import (
 from actsparse.output import Output, tell
 from actsparse.regression.command import regress
 from actsparse.studies.commands import attribution, inspect, tasks
+from actsparse.surroundings import accept_any_text, require_encodable, stand_in_for_home
 
 app = typer.Typer(
     help="Activation sparsity for language models: mask what does not matter, keep INT8, know what it costs.",
@@ -391,7 +392,10 @@ def main() -> None:
     """Run the command line: a user's mistake is one line and exit code 2, an interruption is 130."""
     # Libraries below must not talk over the tables; their errors are caught and shortened.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    stand_in_for_home()
+    accept_any_text()
     try:
+        require_encodable(sys.argv[1:])
         code = app(standalone_mode=False)
     except KeyboardInterrupt:  # where it comes while typer is at work on another error
         code = ExitCode.INTERRUPTED

@@ -25,6 +25,7 @@ from actsparse.files import prepare_folder
 from actsparse.gate import judge, require_limit
 from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
+from actsparse.models.explain import explain_errors
 from actsparse.models.save import save_folder
 from actsparse.offload import parse_memory
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
@@ -391,7 +392,7 @@ def parse_targets(targets: tuple[str, ...], roles: tuple[str, ...], sparsity: fl
                 raise ScopeError(msg)
             scope = TargetScope(patterns=[name]) if option == "--target" else TargetScope(roles=(name,))
             if scope in scopes:
-                msg = f"{option} {name} is given twice"
+                msg = f"{option} {name!r} is given twice"
                 raise ScopeError(msg)
             scopes[scope] = value
     return scopes
@@ -453,7 +454,9 @@ def _load_openvino(job: EvaluateJob, say: Say) -> LoadedModel:
         raise ActsparseError(msg)
     say(f"loading {job.model}")
     model = load_causal_lm(job.model, compile=False)
-    return LoadedModel(model, AutoTokenizer.from_pretrained(job.model), job.model)
+    with explain_errors(job.model):
+        tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True, trust_remote_code=False)
+    return LoadedModel(model, tokenizer, job.model)
 
 
 def validate_precision(int8: Any, dtype: str) -> None:

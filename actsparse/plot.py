@@ -143,7 +143,7 @@ def plot_heat_map(rows: Sequence[Sequence[float]], tokens: Sequence[str], title:
     panel = figure.subplots()
     image = panel.imshow([[100 * share for share in row] for row in rows], aspect="auto", cmap="viridis", vmin=0)
     figure.colorbar(image, ax=panel, label="active entries, %")
-    labels = [token.replace("\n", "↵").replace("$", r"\$").strip() or "·" for token in tokens]
+    labels = [token.replace("\n", "↵").strip() or "·" for token in tokens]
     panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
     panel.set(title=title, xlabel="token", ylabel="layer")
     _save(figure, path)
@@ -230,6 +230,11 @@ def _make_figure(path: Path, size: tuple[float, float]) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # A dollar sign in a model's name or a token begins no formula.
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=120)
     write_bytes(path, buffer.getvalue())

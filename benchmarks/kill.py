@@ -57,7 +57,7 @@ _TEXTS = "--calibration {text} --batches {batches}"
 CASES = {
     "sparsify": Case(f"sparsify {{model}} --out {{out}} --sparsity 0.5 --algorithm magnitude {_TEXTS}"),
     "sweep": Case(
-        "sweep {model} --out {out} --sparsity 0.4,0.5 --algorithms magnitude,wina --text {text} --pages 1 "
+        "sweep {model} --out {out} --sparsity 0.4,0.5 --algorithms magnitude --text {text} --pages 1 "
         f"--max-length 64 {_TEXTS}",
         is_resumable=True,
     ),
