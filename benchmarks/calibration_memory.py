@@ -133,7 +133,7 @@ def measure_side(options: argparse.Namespace) -> dict[str, Any]:
     options.batches = options.sizes[0]
     work = load_workload(options)
     targets = SETTINGS[options.setting].targets
-    can_reset = _forget_peak()
+    can_reset = forget_peak()
     if options.side == BARE:
         with torch.no_grad():
             for batch in stream(work.batches):
@@ -161,7 +161,12 @@ def stream(batches: list[Batch]) -> Iterator[Batch]:
         yield {name: tensor.clone() for name, tensor in batch.items()}
 
 
-def _forget_peak() -> bool:
+def forget_peak() -> bool:
+    """
+    Let this process's peak memory begin anew.
+
+    :return: Whether the system can do that.
+    """
     try:
         Path("/proc/self/clear_refs").write_text(_FORGET_PEAK, encoding="ascii")
     except OSError:
