@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
 from fuzz_targets import TARGETS, Target
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from report import Bar, Measurement
 
 from actsparse.errors import ActsparseError
 
