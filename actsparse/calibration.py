@@ -165,7 +165,8 @@ def make_estimates(
         plan = Plan(wanted, {}, wanted, {})
     else:
         kept = list(batches)
-        distributed.require_same(distributed.digest_of(kept), "calibration data")
+        if distributed.count_processes() > 1:
+            distributed.require_same(distributed.digest_of(kept), "calibration data")
         data = distributed.share(kept)
         plan = algorithm.plan(gather_parts(sites, targets, sizes), measure(kept))
     zeros = {site.name: {plan.zeros[layer.name] for layer in site.layers} for site in sites}

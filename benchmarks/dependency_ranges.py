@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bars import ROOT, Bar, Measurement
 from command import announce, make_plain_parser, run_benchmark
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from report import ROOT, Bar, Measurement
 from rich.console import Console
 from rich.table import Table
 
