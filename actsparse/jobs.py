@@ -191,7 +191,8 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     if training is not None:
         settings["recovered on"] = f"{training.name}: {result['recovery']['best_step']} steps"
     measured = measure_sparsity(model, batches[:MEASURED_BATCHES])
-    title = f"Sparsity on {min(job.num_batches, MEASURED_BATCHES)} calibration batches, calibrated in {seconds:.1f} s"
+    title = f"Sparsity on {min(job.num_batches, MEASURED_BATCHES)} calibration batches"
+    title += f", calibrated in {seconds:.1f} s, peak memory {peak_memory() / 1e6:.0f} MB"
     tables.append(sparsity_table(measured, title))
     result |= {
         "settings": settings,
