@@ -1,8 +1,9 @@
-"""The examples run as they stand, one after the other: the second applies what the first has saved."""
+"""The examples run as they stand, one after the other: the last applies what the first has saved."""
 
 import inspect
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,51 @@ from actsparse.regression.yaml_file import read_yaml
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@dataclass(frozen=True)
+class Example:
+    """
+    One example as it is run.
+
+    :param name: The file.
+    :param options: What it is given.
+    :param code: The exit code to expect.
+    :param said: What it then says, where it says it.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    code: int = 0
+    said: str = ""
+
+
+RUNS = [
+    Example("sparsify_and_measure.py", said="word perplexity"),
+    Example("deploy.py", said="sites accelerated"),
+    Example(
+        "deploy.py", ("--out", "kept-back", "--fail-above", "0", "--batches", "1", "--pages", "1"), 1, "0.0% allowed"
+    ),
+    Example("deploy_thresholds.py", ("--out", "elsewhere"), said="sites accelerated"),
+    Example("deploy_thresholds.py", ("--out", "kept-back", "--fail-above", "0.001", "--pages", "1"), 1, "0.1% allowed"),
+]
+
+
+def test_the_table_of_examples_has_all_of_them():
+    table = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.iterdir():
+        assert path.name == "README.md" or f"]({path.name})" in table
+
+
 @pytest.mark.real_model
-def test_examples_run_in_order(tmp_path):
-    names = ["sparsify_and_measure.py", "apply_thresholds.py", "accelerate_and_generate.py"]
-    assert sorted(names) == sorted(path.name for path in EXAMPLES.glob("*.py"))
-    for name in names:
-        done = subprocess.run(
-            [sys.executable, str(EXAMPLES / name)], cwd=tmp_path, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, done.stderr
-        assert "word perplexity" in done.stdout
+def test_examples_run_in_order_and_a_failed_gate_deploys_nothing(tmp_path):
+    assert {example.name for example in RUNS} == {path.name for path in EXAMPLES.glob("*.py")}
+    for example in RUNS:
+        command = [sys.executable, str(EXAMPLES / example.name), *example.options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == example.code, done.stderr
+        assert example.said in (done.stderr.splitlines()[-1] if example.code else done.stdout)
+    deployed = {path.parent.name for path in tmp_path.glob("*/openvino_model.xml")}
+    assert deployed == {"deployed", "elsewhere"}
+    assert not (tmp_path / "kept-back").exists()
 
 
 def test_the_regression_example_holds_together():
