@@ -177,9 +177,9 @@ def _require_comparable(case: Case, reference: Reference | None) -> None:
 
 def _tell_versions(before: CaseResult, now: CaseResult, say: Say) -> None:
     """Say which libraries are others than the reference's: they may be why a figure moved."""
-    versions = [result.environment.get("versions", {}) for result in (before, now)]
-    for library in versions[1]:
-        old, new = (found.get(library) for found in versions)
+    versions = before.environment.get("versions")
+    for library, new in now.environment["versions"].items():
+        old = versions.get(library) if isinstance(versions, dict) else None
         if old != new:
             say(f"{now.name}: the reference was measured with {library} {old}, this with {new}")
 
