@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actsparse.algorithms import get_algorithm
-from actsparse.errors import ActsparseError, SourceError, nearest
+from actsparse.errors import ActsparseError, SourceError, nearest, shorten_message
 from actsparse.jobs import DTYPES
 from actsparse.regression.schema import NOT_IN_FILE, make_mapping, make_record
 from actsparse.regression.yaml_file import read_yaml
@@ -151,14 +151,31 @@ class Case:
         """The layers to leave out."""
         return TargetScope(patterns=list(self.ignored)) if self.ignored else None
 
+    def locate(self, source: str) -> Path:
+        """
+        Find where a path of the case leads.
+
+        :param source: What the case says.
+        :return: The path, from the case's folder if it is a relative one; whether there is anything is not known.
+        :raises SourceError: If it can be no path.
+        """
+        try:
+            path = self.folder / Path(source).expanduser()
+            path.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            msg = f"{self.name}: {source[:60]!r} can be no path: {shorten_message(error)}"
+            raise SourceError(msg) from None
+        return path
+
     def locate_text(self, source: str) -> str:
         """
         Find a text that the case names.
 
         :param source: What it says.
-        :return: A named source as it is, a path relative to the case's folder as one that can be opened.
+        :return: A named source as it is, a path as one that can be opened.
+        :raises SourceError: If it can be neither.
         """
-        return source if source in NAMED_SOURCES else str(self.folder / Path(source).expanduser())
+        return source if source in NAMED_SOURCES else str(self.locate(source))
 
     def to_dict(self) -> dict[str, Any]:
         """

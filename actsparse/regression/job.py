@@ -111,11 +111,12 @@ def run_regress(job: RegressJob, say: Say) -> Outcome:
             prepare_folder(path)
     commit = read_git_state(Path.cwd())["commit"]
     results = {name: _measure(name, path, say) for name, path in cases.items()}
-    differences = {
-        name: compare_case(reference.find(name), reference.read_result(name), result)
-        for name, result in results.items()
-        if reference is not None and job.update is None
-    }
+    differences = {}
+    if reference is not None and job.update is None:
+        for name, result in results.items():
+            before = reference.read_result(name)
+            differences[name] = compare_case(reference.find(name), before, result)
+            _tell_versions(before, result, say)
     for result in results.values() if job.history is not None else ():
         append_result(job.history, result)  # type: ignore[arg-type]
     if job.update is not None and job.reference is not None:
@@ -172,6 +173,15 @@ def _require_comparable(case: Case, reference: Reference | None) -> None:
     if change is not None:
         msg = f"{case.name} is not what the reference was made of: {change}; --update REASON accepts it as it is now"
         raise SourceError(msg)
+
+
+def _tell_versions(before: CaseResult, now: CaseResult, say: Say) -> None:
+    """Say which libraries are others than the reference's: they may be why a figure moved."""
+    versions = before.environment.get("versions")
+    for library, new in now.environment["versions"].items():
+        old = versions.get(library) if isinstance(versions, dict) else None
+        if old != new:
+            say(f"{now.name}: the reference was measured with {library} {old}, this with {new}")
 
 
 def _measure(name: str, path: Path, say: Say) -> CaseResult:

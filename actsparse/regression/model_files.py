@@ -40,7 +40,7 @@ def find_model(case: Case) -> ModelFiles:
     :return: Where it lies.
     :raises SourceError: If there is none, or it does not go with the rest of the case.
     """
-    path = case.folder / Path(case.model).expanduser()
+    path = case.locate(case.model)
     is_local = case.model == "default" or path.exists()
     if is_local and case.revision is not None:
         msg = f"{case.name}: revision is for models of the hub; {case.model} is here, and checksum tells which it is"

@@ -84,7 +84,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             msg = f"{where} takes keys with values, not {_show(value)}"
             raise SourceError(msg)
-        return {key: _convert(arguments[1], item, f"{key[:60]} in {where}") for key, item in value.items()}
+        return {key: _convert(arguments[1], item, f"{_show(key)} in {where}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return make_record(typing.cast(Any, hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

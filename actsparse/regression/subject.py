@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from actsparse.calibration import run_batches, run_each
 from actsparse.compression import compress_weights
 from actsparse.evaluation.word_perplexity import resolve_max_length
+from actsparse.experts import join_experts, with_split_experts
 from actsparse.jobs import DTYPES
 from actsparse.models import load_model
 from actsparse.models.explain import explain_errors
@@ -22,6 +23,8 @@ from actsparse.regression.case import Case
 from actsparse.regression.draws import draw_batches
 from actsparse.regression.identity import Inputs
 from actsparse.regression.model_files import ModelFiles
+from actsparse.scopes import find_layers, match_targets
+from actsparse.scopes.graph import trace_graph
 from actsparse.sparsify import sparsify_activations
 
 Say = Callable[[str], None]
@@ -107,10 +110,20 @@ def prepare_subject(case: Case, inputs: Inputs, say: Say) -> Subject:
     max_length = resolve_max_length(SimpleNamespace(config=config), tokenizer, case.evaluation.max_length)
     size: dict[str, Any] = {"num_batches": case.calibration.batches, "length": case.calibration.length}
     batches = draw_batches(tokenizer, inputs.calibration, **size, seed=case.seed)
+    _require_match(case, model, batches[0])
     if case.weights is not None:
         say(f"compressing the weights to {case.weights.upper()}")
         model = compress_weights(model, case.weights, batches[0], group_size=case.group_size)
     return Subject(case, model, tokenizer, config, batches, inputs.evaluation.pages, max_length, say)
+
+
+def _require_match(case: Case, model: Any, example: Any) -> None:
+    """Find a scope that matches nothing before anything long is done."""
+    if case.targets and find_openvino_model(model) is None:
+        with with_split_experts(model):
+            graph = trace_graph(model, example)
+            match_targets(case.scopes, case.ignored_scope, graph, find_layers(model, graph))
+        join_experts(model)
 
 
 def _load(case: Case, files: ModelFiles) -> tuple[Any, Any, Any]:

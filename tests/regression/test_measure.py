@@ -127,6 +127,10 @@ def test_a_checksum_is_what_sha256sum_says(write_case: WriteCase, files: Path, t
     ("more", "message"),
     [
         ("model: ./nowhere", "there is no model at"),
+        ('model: "a\\0b"', "no hub id"),
+        ("model: ~nobody-of-that-name/x", "can be no path"),
+        ("model: " + "x" * 300, "can be no path"),
+        ('evaluation: {text: "a\\0b.txt"}', "no text source or file"),
         ("model: model\nrevision: main", "revision is for models of the hub"),
         ("evaluation: {text: evaluatoin.txt}", "evaluation.txt"),
         ("evaluation: {text: evaluation.txt, max_length: 9999}", "at most 512"),
