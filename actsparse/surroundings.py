@@ -22,9 +22,8 @@ def stand_in_for_home() -> None:
 
 def accept_any_text() -> None:
     """Let standard output show a question mark for a character that its encoding lacks, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def require_encodable(arguments: Iterable[str]) -> None:

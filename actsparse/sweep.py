@@ -31,6 +31,11 @@ from actsparse.texts import Text, load_pages, token_batches
 TOLERANCE = 0.003
 CORRECTIONS = 2
 
+# What is read of a point that an earlier run has written.
+_POINT_KEYS = {"algorithm", "sparsity", "target", "measured_sparsity", "word_perplexity", "token_perplexity"}
+_POINT_KEYS |= {"loss_increase", "loss_increase_interval", "kl_divergence", "top1_agreement", "calibration_seconds"}
+_POINT_KEYS |= {"window_losses", "window_tokens"}
+
 Say = Callable[[str], None]
 Point = dict[str, Any]
 
@@ -293,7 +298,7 @@ def _point_path(out: Path, settings: dict[str, Any], algorithm: str, sparsity: f
 
 def _read_point(path: Path) -> Point | None:
     point = read_json(path)
-    return point if isinstance(point, dict) and "loss_increase" in point else None
+    return point if isinstance(point, dict) and point.keys() >= _POINT_KEYS else None
 
 
 def _cells(point: Point) -> tuple[str, ...]:

@@ -107,7 +107,8 @@ class Outputs:
     def openvino_in_the_cache(self, _folder: Path) -> None:
         parameter = ov.opset13.parameter([1, 100], ov.Type.f32)
         constant = ov.opset13.constant(torch.rand(100, 200).numpy())
-        model = ov.Model([ov.opset13.matmul(parameter, constant, False, False)], [parameter])
+        product = ov.opset13.matmul(parameter, constant, False, False)
+        model = ov.Model([product], [parameter], "product")  # pyright: ignore[reportGeneralTypeIssues]
         with assets.partial_folder() as partial:
             ov.save_model(model, partial / "x.xml", compress_to_fp16=False)
 

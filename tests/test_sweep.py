@@ -63,6 +63,18 @@ def test_points_that_are_there_are_not_measured_again(job: SweepJob, monkeypatch
     assert complete.points == again.points
 
 
+@pytest.mark.parametrize("damage", ["{", '{"loss_increase": 1.0}'], ids=["half", "less"])
+def test_a_point_that_cannot_be_used_is_measured_again(job: SweepJob, damage: str) -> None:
+    before, _ = run(job)
+    points = sorted((job.out / "points").iterdir())
+    points[0].write_text(damage)
+    again, said = run(job)
+    assert sum("measured before" in line for line in said) == len(points) - 1
+    # Not the very same: where the search for a target begins depends on the points that there are.
+    expected = [point["loss_increase"] for point in before.points]
+    assert [point["loss_increase"] for point in again.points] == pytest.approx(expected, abs=1e-4)
+
+
 def test_other_settings_are_other_points(job: SweepJob) -> None:
     run(job)
     _, said = run(SweepJob(**{**job.__dict__, "max_length": 32, "algorithms": ("magnitude",)}))

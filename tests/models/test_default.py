@@ -1,8 +1,11 @@
 """The built-in default model and its converted copy."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +84,23 @@ def test_another_process_that_converts_faster_wins(conversion: FakeConversion, t
     default._keep_conversion(conversion.make_llama(), conversion.make_tokenizer(), folder)
     assert folder.stat().st_ino == before
     assert list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def test_two_that_convert_at_once_both_get_the_model(
+    conversion: FakeConversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def convert(path: Path, name: str, dtype: torch.dtype) -> Any:
+        both.wait()
+        return conversion(path, name, dtype)
+
+    monkeypatch.setattr(default, "load_gguf", convert)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: load_model("default").model.state_dict(), range(2))
+    assert conversion.calls == 2
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_default_model(

@@ -119,6 +119,18 @@ def test_two_processes_that_build_at_once_end_with_the_same_library(sources, tmp
     assert left_over(tmp_path / "cache") == []
 
 
+@pytest.mark.parametrize("name", ["with space", "quote's \"", "$HOME;#&", "ä–", "-leading", ".hidden", "%41[x]*?"])
+def test_sources_and_cache_may_lie_in_any_folder(sources, monkeypatch, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setattr(build, "SOURCES", sources.rename(folder / "sources"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("ACTSPARSE_CACHE", str(folder / "cache"))
+    library = extension_path()
+    assert library.is_relative_to(folder / "cache")
+    assert ctypes.CDLL(str(library)).answer() == 42
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Put another file in the place of one that this process may have loaded: changing that one would crash it."""
     copy = path.with_name("copy")
