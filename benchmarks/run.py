@@ -37,6 +37,8 @@ BENCHMARKS = (
     "frontier",
     "recovery",
     "planted_regression",
+    "larger_than_memory",
+    "cost_curves",
 )
 DEMO = "demo"
 
