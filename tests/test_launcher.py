@@ -14,6 +14,7 @@ import torch
 
 from actsparse import cli
 from actsparse.algorithms.kept import KeptMeasurements
+from actsparse.errors import OutputError
 from actsparse.thresholds import read_thresholds
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "actsparse"]
@@ -129,7 +130,7 @@ def test_measurements_of_another_calibration_are_not_taken(damage, tmp_path):
         path.mkdir()
     again = KeptMeasurements(tmp_path, "other" if damage == "other settings" else "one")
     if damage == "not a file":
-        with pytest.raises(OSError):
+        with pytest.raises(OutputError):
             again.once("x", measure)
         return
     assert again.once("x", measure)["a"].tolist() == [0, 1, 2]
