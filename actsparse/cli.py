@@ -14,10 +14,12 @@ from actsparse.launcher import explain_termination, is_launched, launched_rank
 from actsparse.options import (
     BatchesOption,
     CalibrationOption,
+    DeviceOption,
     DtypeOption,
     Int8Option,
     JsonOption,
     LengthOption,
+    MemoryOption,
     ModelArgument,
     PagesOption,
     QuietOption,
@@ -27,7 +29,9 @@ from actsparse.options import (
     split_list,
 )
 from actsparse.output import Output, tell
+from actsparse.regression.command import regress
 from actsparse.studies.commands import attribution, inspect, tasks
+from actsparse.surroundings import accept_any_text, require_encodable, stand_in_for_home
 
 app = typer.Typer(
     help="Activation sparsity for language models: mask what does not matter, keep INT8, know what it costs.",
@@ -163,6 +167,8 @@ def sparsify(
         ),
     ] = None,
     dtype: DtypeOption = "fp32",
+    device: DeviceOption = "cpu",
+    max_memory: MemoryOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -193,6 +199,8 @@ def sparsify(
         max_length=max_length,
         fail_above=fail_above,
         dtype=dtype,
+        device=device,
+        max_memory=max_memory,
     )
     result, tables = run_sparsify(job, output.say)
     output.finish(*tables, figures=result)
@@ -213,6 +221,8 @@ def evaluate(
     ] = None,
     int8: Int8Option = None,
     dtype: DtypeOption = "fp32",
+    device: DeviceOption = "cpu",
+    max_memory: MemoryOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -220,7 +230,7 @@ def evaluate(
     output = context.with_resource(Output(json, quiet))
     from actsparse.jobs import EvaluateJob, run_evaluate
 
-    job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype)
+    job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype, device, max_memory)
     result, tables = run_evaluate(job, output.say)
     output.finish(*tables, figures=result)
 
@@ -246,6 +256,8 @@ def sweep(
     text: TextOption = "default",
     pages: PagesOption = None,
     max_length: Annotated[int, typer.Option("--max-length", metavar="N", help="Evaluation window in tokens.")] = 512,
+    device: DeviceOption = "cpu",
+    max_memory: MemoryOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -266,6 +278,8 @@ def sweep(
         text=text,
         num_pages=pages,
         max_length=max_length,
+        device=device,
+        max_memory=max_memory,
     )
     result = run_sweep(job, output.say)
     output.finish(result.to_table(), figures=result.to_dict())
@@ -274,6 +288,7 @@ def sweep(
 
 for study in (attribution, inspect, tasks):
     app.command()(study)
+app.command()(regress)
 
 
 @app.command()
@@ -377,7 +392,10 @@ def main() -> None:
     """Run the command line: a user's mistake is one line and exit code 2, an interruption is 130."""
     # Libraries below must not talk over the tables; their errors are caught and shortened.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    stand_in_for_home()
+    accept_any_text()
     try:
+        require_encodable(sys.argv[1:])
         code = app(standalone_mode=False)
     except KeyboardInterrupt:  # where it comes while typer is at work on another error
         code = ExitCode.INTERRUPTED

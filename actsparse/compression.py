@@ -10,10 +10,17 @@ import nncf
 from nncf.common.logging import nncf_logger
 from torch import nn
 
-from actsparse.errors import ActsparseError, nearest
+from actsparse.errors import ActsparseError, nearest, shorten_message
 from actsparse.offload import require_weights
 
 INT8_MODES = {"asym": nncf.CompressWeightsMode.INT8_ASYM, "sym": nncf.CompressWeightsMode.INT8_SYM}
+
+WEIGHT_MODES = {
+    "int8_asym": nncf.CompressWeightsMode.INT8_ASYM,
+    "int8_sym": nncf.CompressWeightsMode.INT8_SYM,
+    "int4_asym": nncf.CompressWeightsMode.INT4_ASYM,
+    "int4_sym": nncf.CompressWeightsMode.INT4_SYM,
+}
 
 
 def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
@@ -32,6 +39,36 @@ def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
     require_weights(model, "compressing weights")
     with quiet_nncf():
         return nncf.compress_weights(model, mode=INT8_MODES[mode], dataset=nncf.Dataset([example_input]))
+
+
+def compress_weights(model: nn.Module, weights: str, example_input: Any, *, group_size: int) -> nn.Module:
+    """
+    Compress all of a model's weights to INT8, or to INT4 by groups, with `nncf.compress_weights`.
+
+    :param model: The model, masked or not; changed in place.
+    :param weights: A name of `WEIGHT_MODES`.
+    :param example_input: One model input, for NNCF to trace the model with.
+    :param group_size: Input channels in a group of INT4 weights; layers that it does not divide get smaller groups.
+    :return: The compressed model.
+    :raises ActsparseError: If NNCF cannot compress them.
+    """
+    require_weights(model, "compressing weights")
+    options: dict[str, Any] = {"mode": WEIGHT_MODES[weights]}
+    if weights.startswith("int4"):
+        fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+        options |= {"group_size": group_size, "ratio": 1.0, "advanced_parameters": fallback}
+    try:
+        with quiet_nncf():
+            return nncf.compress_weights(model, dataset=nncf.Dataset([example_input]), **options)
+    except (
+        nncf.InternalError,
+        nncf.InvalidGroupSizeError,
+        nncf.UnsupportedModelError,
+        nncf.ParameterNotSupportedError,
+        nncf.ValidationError,
+    ) as error:
+        msg = f"nncf cannot compress the weights to {weights}: {shorten_message(error)}"
+        raise ActsparseError(msg) from error
 
 
 @contextmanager

@@ -36,6 +36,26 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def describe_machine() -> dict[str, Any]:
+    """
+    Describe the machine that the benchmark runs on.
+
+    :return: Processor, cores, threads, memory, operating system and the load of the last minute.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
 def count_cores() -> int:
     """
     Count the cores that this process may use.

@@ -1,11 +1,18 @@
 """Writing results: whole or not at all."""
 
+import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from actsparse.distributed import is_first
 from actsparse.errors import OutputError
+
+UNFINISHED = ".actsparse-unfinished-"
+"""What the names of files and folders begin with until they are whole; nothing reads from them."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -18,22 +25,47 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     if not is_first():
         return
-    temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
+        with _unfinished(lambda: _make_file(path.parent)) as temporary:
+            temporary.write_bytes(data)
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(path)
     except OSError as error:
         msg = f"cannot write {path}: {error.strerror or error}"
         raise OutputError(msg) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def unfinished_folder(parent: Path) -> Iterator[Path]:
+    """
+    Lend a new folder for unfinished work, and remove it afterwards, whatever happens.
+
+    What is finished is moved out of it with `publish` or one rename. Where the process is killed instead, the next one
+    that writes into the parent folder removes it.
+
+    :param parent: The folder, on whose file system the new one shall be.
+    :return: The new folder.
+    """
+    with _unfinished(lambda: Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))) as folder:
+        yield folder
+
+
+def publish(files: Iterable[Path], folder: Path, *, last: str) -> None:
+    """
+    Move finished files that belong together to their place, replacing those that are there.
+
+    Moved, not written: whoever has mapped an earlier file keeps it. Wherever this is cut short, the folder has no file
+    `last`, so that nobody takes new and old ones for one whole.
+
+    :param files: The files, on the folder's file system.
+    :param folder: Where they shall be.
+    :param last: The name of the one without which the others mean nothing.
+    """
+    (folder / last).unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: file.name == last):
+        file.replace(folder / file.name)
 
 
 def prepare_folder(path: Path) -> Path:
@@ -46,6 +78,7 @@ def prepare_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         with tempfile.TemporaryFile(dir=path):
             pass
     except FileExistsError:
@@ -55,3 +88,61 @@ def prepare_folder(path: Path) -> Path:
         msg = f"cannot write to the output folder {path}: {error.strerror or error}"
         raise OutputError(msg) from None
     return path
+
+
+def _make_file(folder: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=folder)
+    os.close(handle)
+    return Path(name)
+
+
+@contextmanager
+def _unfinished(make: Callable[[], Path]) -> Iterator[Path]:
+    """Hold a file or folder locked while it is made: one that is not locked is known to have no maker any more."""
+    path, handle = _make_locked(make)
+    try:
+        _remove_abandoned(path.parent)
+        yield path
+    finally:
+        _remove(path)
+        os.close(handle)
+
+
+def _make_locked(make: Callable[[], Path]) -> tuple[Path, int]:
+    while True:
+        path = make()
+        with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it was locked
+            handle = os.open(path, os.O_RDONLY)
+            _lock(handle, is_waiting=True)
+            if path.exists():
+                return path, handle
+            os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # gone, or another user's
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(handle, is_waiting=False):
+                    _remove(path)
+            finally:
+                os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(handle: int, *, is_waiting: bool) -> bool:
+    """Say whether the lock was got; where nothing can be locked, it never is, and nothing counts as abandoned."""
+    try:
+        import fcntl  # which not every system has
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True

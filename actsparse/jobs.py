@@ -25,7 +25,9 @@ from actsparse.files import prepare_folder
 from actsparse.gate import judge, require_limit
 from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
-from actsparse.models.quiet import quiet_libraries
+from actsparse.models.explain import explain_errors
+from actsparse.models.save import save_folder
+from actsparse.offload import parse_memory
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
@@ -76,6 +78,8 @@ class SparsifyJob:
     max_length: int | None = None
     fail_above: float | None = None
     dtype: str = "fp32"
+    device: str = "cpu"
+    max_memory: str | None = None
 
     def __post_init__(self) -> None:
         get_algorithm(self.algorithm)
@@ -125,6 +129,8 @@ class EvaluateJob:
     thresholds: Path | None = None
     int8: str | None = None
     dtype: str = "fp32"
+    device: str = "cpu"
+    max_memory: str | None = None
 
     def __post_init__(self) -> None:
         validate_precision(self.int8, self.dtype)
@@ -152,8 +158,9 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     text = load_pages(job.text, num_pages=job.num_pages) if job.text is not None else None
     prepare_folder(job.out)
     say(f"loading {job.model}")
-    loaded = load_model(job.model, dtype=DTYPES[job.dtype])
+    loaded = load_for_job(job.model, job)
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
+    batches = move_batches(batches, loaded.model)
     # Compressed weights cannot be trained.
     model = loaded.model if training else _compress(loaded.model, job, batches, say)
     result: dict[str, Any] = {}
@@ -239,6 +246,33 @@ def _compress(model: Any, job: SparsifyJob, batches: list[Any], say: Say) -> Any
     return compress_int8(model, job.int8, batches[0])
 
 
+def load_for_job(name: str, job: Any) -> LoadedModel:
+    """
+    Load a model of the type and in the place that a job says.
+
+    :param name: The model.
+    :param job: What to do; its `dtype`, `device` and `max_memory` count.
+    :return: The model.
+    :raises ActsparseError: If it cannot be loaded so.
+    """
+    max_memory = None if job.max_memory is None else parse_memory(job.max_memory)
+    return load_model(name, dtype=DTYPES[job.dtype], device=job.device, max_memory=max_memory)
+
+
+def move_batches(batches: list[dict[str, torch.Tensor]], model: Any) -> list[dict[str, torch.Tensor]]:
+    """
+    Move model inputs to a model that is as a whole on an accelerator; hooks move them for any other.
+
+    :param batches: Model inputs.
+    :param model: The model.
+    :return: The inputs there.
+    """
+    device = next(model.parameters()).device
+    if device.type in ("cpu", "meta"):
+        return batches
+    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+
+
 def _name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
     """Identify model, data and settings, so that what was measured for others is not taken for this calibration's."""
     wanted = [job.targets, job.roles, job.sparsity, job.ignored, job.algorithm, job.skip_first, job.dtype, job.int8]
@@ -287,9 +321,8 @@ def _recover(model: Any, tokenizer: Any, job: SparsifyJob, training: Text, say: 
     )
     # The masks have a file of their own.
     weights = {name: tensor for name, tensor in model.state_dict().items() if f".{CHILD}." not in name}
-    with quiet_libraries():
-        model.save_pretrained(job.out, state_dict=weights)
-        tokenizer.save_pretrained(job.out)
+    # An earlier run's thresholds would fit these weights by shape alone.
+    save_folder(model, tokenizer, job.out, weights=weights, outdated=[THRESHOLDS_NAME])
     (job.out / CHECKPOINT_NAME).unlink(missing_ok=True)
     return done
 
@@ -359,7 +392,7 @@ def parse_targets(targets: tuple[str, ...], roles: tuple[str, ...], sparsity: fl
                 raise ScopeError(msg)
             scope = TargetScope(patterns=[name]) if option == "--target" else TargetScope(roles=(name,))
             if scope in scopes:
-                msg = f"{option} {name} is given twice"
+                msg = f"{option} {name!r} is given twice"
                 raise ScopeError(msg)
             scopes[scope] = value
     return scopes
@@ -398,7 +431,7 @@ def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | 
     elif thresholds is not None:
         read_thresholds(thresholds)
     say(f"loading {name}")
-    loaded = load_model(name, dtype=DTYPES[job.dtype])
+    loaded = load_for_job(name, job)
     model = loaded.model
     if int8 is not None:
         say(f"compressing the weights to INT8_{int8.upper()}")
@@ -421,7 +454,9 @@ def _load_openvino(job: EvaluateJob, say: Say) -> LoadedModel:
         raise ActsparseError(msg)
     say(f"loading {job.model}")
     model = load_causal_lm(job.model, compile=False)
-    return LoadedModel(model, AutoTokenizer.from_pretrained(job.model), job.model)
+    with explain_errors(job.model):
+        tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True, trust_remote_code=False)
+    return LoadedModel(model, tokenizer, job.model)
 
 
 def validate_precision(int8: Any, dtype: str) -> None:

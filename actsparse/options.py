@@ -49,6 +49,18 @@ TargetOption = Annotated[
 RoleOption = Annotated[
     list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="cpu|auto",
+        help="auto uses accelerators, then memory, then the disk: weights that do not fit are loaded block by block.",
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="With --device auto: memory for weights, such as 6GB."),
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16.")]
 
 

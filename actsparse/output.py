@@ -14,6 +14,7 @@ import typer
 from actsparse.exit_codes import ExitCode
 from actsparse.launcher import launched_rank
 from actsparse.progress import hide_progress
+from actsparse.surroundings import explain_output_errors
 
 STANDARD_OUTPUT = Path("-")
 
@@ -77,7 +78,8 @@ class Output:
             for result in results:
                 print_result(result, sys.stderr if is_on_stdout else sys.stdout)
         if is_on_stdout:
-            _write_to_the_end(to_json(figures))
+            with explain_output_errors():
+                sys.stdout.write(to_json(figures))
         elif self.json is not None:
             prepare_folder(self.json.parent)
             write_json(self.json, figures)
@@ -131,16 +133,3 @@ def _require_writable(path: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         msg = f"cannot write {path}: {folder} is {'not writable' if folder.is_dir() else 'no folder'}"
         raise OutputError(msg)
-
-
-def _write_to_the_end(text: str) -> None:
-    from actsparse.errors import OutputError
-
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        # Python would try once more as it ends, and fail with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        msg = f"cannot write to standard output: {error.strerror or error}"
-        raise OutputError(msg) from None

@@ -10,6 +10,13 @@ from actsparse.errors import OutputError
 from actsparse.evaluation.sparsity import LayerSparsity, SparsityReport
 from actsparse.files import write_bytes
 
+# The panels of a history, by what their axes say, and the figures that each shows.
+_HISTORY = {
+    "word perplexity": ("word_perplexity", "dense_word_perplexity", "nncf_word_perplexity"),
+    "share": ("sparsity", "weight_reads_skipped", "nncf_sparsity"),
+    "times as fast as dense": ("decode_ratio",),
+}
+
 
 def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) -> None:
     """
@@ -136,7 +143,7 @@ def plot_heat_map(rows: Sequence[Sequence[float]], tokens: Sequence[str], title:
     panel = figure.subplots()
     image = panel.imshow([[100 * share for share in row] for row in rows], aspect="auto", cmap="viridis", vmin=0)
     figure.colorbar(image, ax=panel, label="active entries, %")
-    labels = [token.replace("\n", "↵").replace("$", r"\$").strip() or "·" for token in tokens]
+    labels = [token.replace("\n", "↵").strip() or "·" for token in tokens]
     panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
     panel.set(title=title, xlabel="token", ylabel="layer")
     _save(figure, path)
@@ -170,6 +177,49 @@ def plot_series(
     _save(figure, path)
 
 
+def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """
+    Draw a regression case's figures over commits: perplexity with its interval, sparsity, seconds, decoding.
+
+    :param points: In the order of commits: `commit`, `figures` (by name a value and the ends of its interval or None)
+        and `seconds` by name.
+    :param title: What is shown.
+    :param path: The PNG file to write.
+    :raises OutputError: If matplotlib is missing or the file cannot be written.
+    """
+    panels: dict[str, dict[str, list[Any]]] = {
+        label: {name: [point["figures"].get(name) for point in points] for name in names if name in _seen(points)}
+        for label, names in _HISTORY.items()
+    }
+    kinds = dict.fromkeys(kind for point in points for kind in point["seconds"])
+    panels["seconds"] = {
+        kind: [(point["seconds"][kind], None, None) if kind in point["seconds"] else None for point in points]
+        for kind in kinds
+    }
+    panels = {label: lines for label, lines in panels.items() if lines}
+    figure = _make_figure(path, (max(6.0, 0.35 * len(points) + 3), 2.4 * len(panels) + 0.8))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (label, lines) in zip(axes, panels.items(), strict=True):
+        for name, values in lines.items():
+            places = [i for i, value in enumerate(values) if value is not None]
+            known = [value for value in values if value is not None]
+            errors = [[max(value - (value if end is None else end), 0) for value, end, _ in known],
+                      [max((value if end is None else end) - value, 0) for value, _, end in known]]  # fmt: skip
+            axis.errorbar(places, [v for v, _, _ in known], yerr=errors, marker="o", markersize=4, capsize=2,
+                          linewidth=1.2, label=name.replace("_", " "))  # fmt: skip
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[0].set_title(title)
+    axes[-1].set_xticks(range(len(points)), [point["commit"] for point in points], rotation=90, fontsize=7)
+    axes[-1].set_xlabel("commit (*: with changes)")
+    _save(figure, path)
+
+
+def _seen(points: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {name for point in points for name in point["figures"]}
+
+
 def _make_figure(path: Path, size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
@@ -180,6 +230,11 @@ def _make_figure(path: Path, size: tuple[float, float]) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # A dollar sign in a model's name or a token begins no formula.
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=120)
     write_bytes(path, buffer.getvalue())

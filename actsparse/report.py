@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from actsparse.environment import describe_environment
 from actsparse.evaluation.cost import Cost
 from actsparse.evaluation.sparsity import SparsityReport
 from actsparse.files import write_bytes
+from actsparse.surroundings import explain_output_errors
 
 COLUMNS = (
     "model",
@@ -79,7 +81,7 @@ class Report:
 
         :return: A rich table, its settings below.
         """
-        table = Table(title=self.title, caption=make_caption(self.settings), caption_justify="left")
+        table = Table(title=escape(self.title), caption=make_caption(self.settings), caption_justify="left")
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "model" else "right")
         for row in self.rows:
@@ -160,9 +162,9 @@ def make_caption(settings: Mapping[str, Any]) -> str:
     Write settings below a table.
 
     :param settings: What they are, by name.
-    :return: A line for each.
+    :return: A line for each, as rich takes it: square brackets are brackets.
     """
-    return "\n".join(f"{name}: {value}" for name, value in settings.items())
+    return escape("\n".join(f"{name}: {value}" for name, value in settings.items()))
 
 
 def read_json(path: Path) -> Any:
@@ -207,11 +209,12 @@ def print_result(result: Table | str, file: TextIO | None = None) -> None:
     :param file: Where to; standard output by default.
     """
     file = file or sys.stdout
-    if isinstance(result, str):
-        print(result, file=file, flush=True)
-        return
-    console = Console(file=file) if file.isatty() else Console(file=file, width=140)
-    console.print(result)
+    with explain_output_errors():
+        if isinstance(result, str):
+            print(result, file=file, flush=True)
+            return
+        console = Console(file=file) if file.isatty() else Console(file=file, width=140)
+        console.print(result)
 
 
 def percent(share: float) -> str:

@@ -20,8 +20,7 @@ from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.comparison import Comparison, compare_with_dense
 from actsparse.files import prepare_folder
-from actsparse.jobs import DTYPES, validate_precision
-from actsparse.models import load_model
+from actsparse.jobs import load_for_job, move_batches, validate_precision
 from actsparse.plot import plot_frontier
 from actsparse.report import make_caption, percent, read_json, write_json
 from actsparse.scopes.target_scope import TargetScope
@@ -52,6 +51,8 @@ class SweepJob:
     text: str = "default"
     num_pages: int | None = None
     max_length: int = 512
+    device: str = "cpu"
+    max_memory: str | None = None
 
     def __post_init__(self) -> None:
         validate_precision(self.int8, self.dtype)
@@ -224,8 +225,9 @@ def _measure(
     say: Say,
 ) -> Iterator[Point]:
     say(f"loading {job.model}")
-    loaded = load_model(job.model, dtype=DTYPES[job.dtype])
+    loaded = load_for_job(job.model, job)
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
+    batches = move_batches(batches, loaded.model)
     model = compress_int8(loaded.model, job.int8, batches[0]) if job.int8 else loaded.model
     known: dict[str, Known] = {}
     for number, (algorithm, sparsity) in enumerate(missing, start=1):

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from bars import Bar, Measurement
 from command import make_plain_parser, positive, run_benchmark
-from report import Bar, Measurement
 
 from actsparse.models import load_model
 from actsparse.studies.attribution.bound import drop_units

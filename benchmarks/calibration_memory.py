@@ -19,14 +19,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from bars import Bar, Measurement
 from command import announce, make_parser, positive, run_benchmark
-from nncf_reference import sparsify_with_nncf, translate_targets
-from report import Bar, Measurement
 from workload import SETTINGS, Batch, load_workload
 
 from actsparse import sparsify_activations
 from actsparse.environment import peak_memory
 from actsparse.errors import ActsparseError
+from actsparse.regression.nncf_reference import sparsify_with_nncf, translate_targets
 
 BAR_MB = 150.0
 BARE, NNCF = "forward", "NNCF"
@@ -133,7 +133,7 @@ def measure_side(options: argparse.Namespace) -> dict[str, Any]:
     options.batches = options.sizes[0]
     work = load_workload(options)
     targets = SETTINGS[options.setting].targets
-    can_reset = _forget_peak()
+    can_reset = forget_peak()
     if options.side == BARE:
         with torch.no_grad():
             for batch in stream(work.batches):
@@ -161,7 +161,12 @@ def stream(batches: list[Batch]) -> Iterator[Batch]:
         yield {name: tensor.clone() for name, tensor in batch.items()}
 
 
-def _forget_peak() -> bool:
+def forget_peak() -> bool:
+    """
+    Let this process's peak memory begin anew.
+
+    :return: Whether the system can do that.
+    """
     try:
         Path("/proc/self/clear_refs").write_text(_FORGET_PEAK, encoding="ascii")
     except OSError:

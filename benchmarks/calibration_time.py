@@ -15,14 +15,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from bars import Bar, Measurement
 from command import announce, make_parser, positive, run_benchmark
-from nncf_reference import sparsify_with_nncf, translate_targets
-from report import Bar, Measurement
 from timing import time_interleaved
 from torch import nn
 from workload import SETTINGS, Batch, Workload, load_workload
 
 from actsparse import remove_sparsifiers, sparsify_activations
+from actsparse.regression.nncf_reference import sparsify_with_nncf, translate_targets
 
 FORWARD_BAR = 1.3
 NNCF_BAR = 4.0

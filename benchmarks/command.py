@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import Measurement, describe_machine, describe_run, make_table, write_json
+from bars import Measurement, describe_run, make_table, write_json
 from rich.console import Console
 
+from actsparse.environment import describe_machine
 from actsparse.errors import ActsparseError
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bars import Bar, Measurement
 from command import announce, make_plain_parser, run_benchmark
-from report import Bar, Measurement
 
 from actsparse.errors import ActsparseError
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
-from report import Bar, Measurement
 from workload import find_wikitext
 
 from actsparse.evaluation.bootstrap import bootstrap_ratio

@@ -15,8 +15,8 @@ import nncf
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
+from bars import Bar, Measurement
 from command import make_plain_parser, positive, run_benchmark
-from report import Bar, Measurement
 
 from actsparse.errors import ActsparseError
 from actsparse.openvino import accelerate

@@ -15,14 +15,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from bars import Bar, Measurement
 from command import announce, make_parser, positive, run_benchmark
-from nncf_reference import sparsify_with_nncf, translate_targets
-from report import Bar, Measurement
 from timing import time_interleaved
 from torch import nn
 from workload import SETTINGS, Batch, Workload, describe_text, load_workload
 
 from actsparse import sparsify_activations
+from actsparse.regression.nncf_reference import sparsify_with_nncf, translate_targets
 from actsparse.texts import load_pages, token_batches
 
 COST_BAR = 1.15

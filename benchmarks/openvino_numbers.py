@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
-from report import Bar, Measurement
 from workload import load_wikitext
 
 from actsparse import sparsify_activations, word_perplexity

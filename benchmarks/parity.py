@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bars import Bar, Measurement
 from command import announce, make_parser, positive, run_benchmark
-from nncf_reference import (
-    NncfTargetScope,
-    find_layer_names,
-    named_nncf_sparsifiers,
-    quiet_nncf,
-    sparsify_with_nncf,
-    translate_targets,
-)
-from report import Bar, Measurement
 from tiny_models import FAMILIES, GATED, Patterns, make_tiny
 from torch import nn
 from workload import FFN_TARGETS, Batch, load_workload
 
 from actsparse import TargetScope, sparsify_activations
+from actsparse.compression import quiet_nncf
 from actsparse.insertion import named_sparsifiers
+from actsparse.regression.nncf_reference import (
+    NncfTargetScope,
+    find_layer_names,
+    named_nncf_sparsifiers,
+    sparsify_with_nncf,
+    translate_targets,
+)
 from actsparse.texts import load_pages, token_batches
 
 THRESHOLD_BAR = 1e-6

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from bars import Bar, Measurement
 from command import announce, positive, run_benchmark
 from frontier import OURS, UNIFORM, increases, make_points_parser, summarize
-from report import Bar, Measurement
 from workload import find_wikitext
 
 from actsparse.demo import CALIBRATION_LENGTH

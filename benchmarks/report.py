@@ -1,179 +1,265 @@
-"""A benchmark's result: bars and whether they are met, as a table and as JSON with where the numbers come from."""
+"""
+Build the tables and plots of README.md and benchmarks/README.md from benchmarks/results.
 
+    python benchmarks/report.py [--mark-stale]
+
+A result is refused that was measured on other code than what is here; --mark-stale puts its commit beside it instead.
+"""
+
+import argparse
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
+from bars import Bar
+from matplotlib.figure import Figure as Plot
+from rich.console import Console
+from run import BENCHMARKS, CASE_RESULTS, DEMO, FOLDER, RESULTS, ROOT
+from stale import find_reason
 
-PACKAGES = ("actsparse", "torch", "nncf", "openvino", "transformers")
-ROOT = Path(__file__).resolve().parent.parent
-# What the benchmarks write themselves does not make the code that they measure another one.
-_WRITTEN = (":(exclude)benchmarks/results", ":(exclude)benchmarks/README.md")
+from actsparse.errors import ActsparseError
+from actsparse.regression.figures import CaseResult, Figure
+from actsparse.regression.reference import read_result
+
+README = FOLDER / "README.md"
+FRONT_PAGE = ROOT / "README.md"
+CASES_PLOT = ROOT / "docs" / "figures" / "cases.png"
+# What every benchmark measures, beside its own file.
+CODE = "actsparse"
+CASE_COLUMNS = (
+    "case",
+    "sparsity",
+    "word perplexity",
+    "dense",
+    "loss, nats a token (95%)",
+    "NNCF's loss",
+    "calibration over forward passes",
+    "peak memory",
+    "decoding over dense",
+)
 
 
-@dataclass(frozen=True)
-class Bar:
+def read_bars() -> dict[str, dict[str, Any]]:
     """
-    One figure, and what it has to reach.
+    Read what the benchmarks with bars measured.
 
-    :param name: What was measured.
-    :param measured: The figure.
-    :param limit: What it has to reach; None for a figure that only stands beside the others.
-    :param is_minimum: Whether the figure has to be at least the limit, not at most.
-    :param unit: Unit of both.
-    :param note: What else to say of it.
+    :return: The JSON files' contents by name.
     """
-
-    name: str
-    measured: float
-    limit: float | None = None
-    is_minimum: bool = False
-    unit: str = ""
-    note: str = ""
-
-    @property
-    def is_met(self) -> bool | None:
-        """Whether the bar is reached, NaN never; None where there is no bar."""
-        if self.limit is None:
-            return None
-        return self.measured >= self.limit if self.is_minimum else self.measured <= self.limit
-
-    @property
-    def cells(self) -> tuple[str, str, str, str, str]:
-        """Name, bar, measured figure, verdict and note, as tables show them."""
-        sign = "≥" if self.is_minimum else "≤"
-        limit = "–" if self.limit is None else f"{sign} {_with_unit(self.limit, self.unit)}"
-        verdict = {None: "–", True: "pass", False: "fail"}[self.is_met]
-        return self.name, limit, _with_unit(self.measured, self.unit), verdict, self.note
+    paths = {name: RESULTS / f"{name}.json" for name in BENCHMARKS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
-@dataclass(frozen=True)
-class Measurement:
+def read_cases() -> dict[str, CaseResult]:
     """
-    What a benchmark measured.
+    Read what the regression cases measured.
 
-    :param bars: Its figures.
-    :param settings: What it was measured on and with.
-    :param samples: Every single measurement that the figures are computed from.
+    :return: Their results by name.
     """
-
-    bars: tuple[Bar, ...]
-    settings: dict[str, Any]
-    samples: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_met(self) -> bool:
-        """Whether every bar is reached."""
-        return all(bar.is_met is not False for bar in self.bars)
+    return {path.stem: read_result(path) for path in sorted(CASE_RESULTS.glob("*.json"))}
 
 
-def make_table(title: str, bars: Iterable[Bar]) -> Table:
+def find_stale(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult]) -> dict[str, str]:
     """
-    Lay figures out beside their bars.
+    Find the results that are not of the code that is here.
 
-    :param title: The table's title.
-    :param bars: The figures.
+    :param bars: What the benchmarks measured.
+    :param cases: What the cases measured.
+    :return: The reason by name.
+    """
+    reasons = {name: find_reason(report["git"], (CODE, f"benchmarks/{name}.py")) for name, report in bars.items()}
+    reasons |= {
+        name: find_reason(result.git, (CODE, f"benchmarks/cases/{name}.yaml")) for name, result in cases.items()
+    }
+    demo = RESULTS / f"{DEMO}.json"
+    if demo.is_file():
+        reasons[DEMO] = find_reason(json.loads(demo.read_text(encoding="utf-8")).get("git"), (CODE,))
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def make_table(reports: dict[str, dict[str, Any]], stale: dict[str, str], *, has_notes: bool) -> str:
+    """
+    Turn results into a table of their bars.
+
+    :param reports: The JSON files' contents by name.
+    :param stale: Those that are marked.
+    :param has_notes: Whether the table has a column for notes.
+    :return: Markdown.
+    """
+    headings = ("benchmark", "figure", "bar", "measured", "result", "note")[: 6 if has_notes else 5]
+    lines = [headings, ("---",) * len(headings)]
+    for name, report in reports.items():
+        for entry in report["bars"]:
+            bar = Bar(**{key: value for key, value in entry.items() if key != "is_met"})
+            if bar.limit is not None:
+                lines.append((mark(name, report["git"], stale), *bar.cells)[: len(headings)])
+    return join_rows(lines)
+
+
+def make_case_table(cases: dict[str, CaseResult], stale: dict[str, str]) -> str:
+    """
+    Turn the regression cases' results into a table.
+
+    :param cases: The results by name.
+    :param stale: Those that are marked.
+    :return: Markdown.
+    """
+    lines = [CASE_COLUMNS, ("---", *("---:",) * (len(CASE_COLUMNS) - 1))]
+    for name, result in cases.items():
+        figures = result.figures
+        loss = figures["loss_increase"]
+        lines.append((
+            mark(name, result.git, stale),
+            show(figures.get("sparsity"), "{:.1%}"),
+            show(figures.get("word_perplexity"), "{:.2f}"),
+            show(figures.get("dense_word_perplexity"), "{:.2f}"),
+            f"{loss.value:.3f} ({loss.low:.3f} – {loss.high:.3f})",
+            show(figures.get("nncf_loss_increase"), "{:.3f}"),
+            show(figures.get("calibration_ratio"), "{:.2f}"),
+            show(figures.get("peak_memory_mb"), "{:.0f} MB"),
+            show(figures.get("decode_ratio"), "{:.2f}"),
+        ))  # fmt: skip
+    return join_rows(lines)
+
+
+def mark(name: str, git: dict[str, Any], stale: dict[str, str]) -> str:
+    """
+    Name a result, with its commit where that is not what is here.
+
+    :param name: The result's name.
+    :param git: Which code it measured.
+    :param stale: The results that are marked.
+    :return: What the table shows.
+    """
+    return f"{name} (stale: {(git.get('commit') or 'unknown')[:10]})" if name in stale else name
+
+
+def show(figure: Figure | None, form: str) -> str:
+    """
+    Format a figure.
+
+    :param figure: The figure, or None where there is none.
+    :param form: How.
+    :return: The text.
+    """
+    return "–" if figure is None else form.format(figure.value)
+
+
+def join_rows(lines: Sequence[tuple[str, ...]]) -> str:
+    """
+    Write rows as Markdown.
+
+    :param lines: The rows.
     :return: The table.
     """
-    table = Table(title=title)
-    for heading in ("figure", "bar", "measured", "result", "note"):
-        table.add_column(heading, justify="left" if heading in ("figure", "note") else "right")
-    for bar in bars:
-        style = {None: "dim", True: "", False: "bold red"}[bar.is_met]
-        table.add_row(*bar.cells, style=style)
-    return table
+    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
 
 
-def describe_run(name: str, command: str, measurement: Measurement) -> dict[str, Any]:
+def plot_cases(cases: dict[str, CaseResult], path: Path) -> None:
     """
-    Put together all that the JSON file records.
+    Draw what each case loses, beside NNCF's loss where that was measured.
 
-    :param name: The benchmark's name.
-    :param command: The command that ran it.
-    :param measurement: What it measured.
-    :return: The contents of the file.
+    :param cases: The results by name.
+    :param path: The PNG file to write.
     """
-    bars = [asdict(bar) | {"is_met": bar.is_met} for bar in measurement.bars]
-    return {
-        "benchmark": name,
-        "command": command,
-        "is_met": measurement.is_met,
-        "bars": bars,
-        "settings": measurement.settings,
-        "versions": {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "git": read_git_state(),
-        "machine": describe_machine(),
-        "samples": measurement.samples,
-    }
+    plot = Plot(figsize=(7, 0.5 * len(cases) + 1.5), layout="constrained")
+    panel = plot.subplots()
+    for side, (figure, marker) in {"actsparse": ("loss_increase", "o"), "NNCF": ("nncf_loss_increase", "s")}.items():
+        found = [(row, r.figures[figure]) for row, r in enumerate(cases.values()) if figure in r.figures]
+        values = [f.value for _, f in found]
+        errors = [[f.value - (f.low or 0) for _, f in found], [(f.high or 0) - f.value for _, f in found]]
+        panel.errorbar(values, [row for row, _ in found], xerr=errors, fmt=marker, capsize=3, label=side)
+    panel.set_yticks(range(len(cases)), list(cases))
+    panel.set(xlabel="log(perplexity / dense perplexity), per token, with 95% intervals", ylim=(len(cases) - 0.5, -0.5))
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    plot.savefig(path, dpi=120)
 
 
-def write_json(path: Path, contents: dict[str, Any]) -> None:
+def describe_origin(report: dict[str, Any]) -> str:
     """
-    Write a report.
+    Say in one line which code ran on which machine.
+
+    :param report: A JSON file's contents.
+    :return: Markdown.
+    """
+    versions, machine, git = report["versions"], report["machine"], report["git"]
+    commit = (git["commit"] or "unknown")[:10] + (", changed since" if git["is_dirty"] else "")
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "nncf", "transformers"))
+    threads = f"{machine['threads']} of {machine['cores']} cores"
+    return f"`{report['command']}`: commit {commit}; {packages}; {machine['processor']}, {threads}"
+
+
+def describe_case_origin(result: CaseResult) -> dict[str, Any]:
+    """
+    Put together what `describe_origin` wants of a regression case.
+
+    :param result: The case's result.
+    :return: As a benchmark's JSON file has it.
+    """
+    command = f"python benchmarks/run.py benchmarks/cases/{result.name}.yaml"
+    return {"command": command, "git": result.git, **{k: result.environment[k] for k in ("versions", "machine")}}
+
+
+def write_tables(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult], stale: dict[str, str]) -> None:
+    """
+    Rewrite the generated parts of both README files.
+
+    :param bars: What the benchmarks measured.
+    :param cases: What the cases measured.
+    :param stale: The results that are marked.
+    """
+    origins = "\n".join(f"- {describe_origin(report)}" for report in bars.values())
+    replace_part(README, "results", f"{make_table(bars, stale, has_notes=True)}\n\n{origins}")
+    replace_part(FRONT_PAGE, "results", make_table(bars, stale, has_notes=False))
+    if cases:
+        origins = "\n".join(f"- {describe_origin(describe_case_origin(result))}" for result in cases.values())
+        replace_part(README, "cases", f"{make_case_table(cases, stale)}\n\n{origins}")
+        replace_part(FRONT_PAGE, "cases", make_case_table(cases, stale))
+        plot_cases(cases, CASES_PLOT)
+    demo = RESULTS / f"{DEMO}.md"
+    if demo.is_file():
+        _, _, table = demo.read_text(encoding="utf-8").partition("\n\n")
+        replace_part(FRONT_PAGE, DEMO, table.strip() + ("\n- stale: " + stale[DEMO] if DEMO in stale else ""))
+
+
+def replace_part(path: Path, name: str, contents: str) -> None:
+    """
+    Replace what stands between two markers of a Markdown file.
 
     :param path: The file.
-    :param contents: What it shall hold.
+    :param name: The markers' name.
+    :param contents: What shall stand there.
     """
-    path.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n\n{contents}\n\n{end}{after}", encoding="utf-8")
 
 
-def describe_machine() -> dict[str, Any]:
+def main(arguments: Sequence[str] | None = None) -> int:
     """
-    Describe the machine that the benchmark runs on.
+    Build the tables and plots.
 
-    :return: Processor, cores, threads, memory, operating system and the load of the last minute.
+    :param arguments: The command line; None takes that of the process.
+    :return: The exit code: 0, or 2 if a result is stale or damaged; nothing is then written.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.system(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
-
-
-def read_git_state() -> dict[str, Any]:
-    """
-    Tell which code was measured.
-
-    :return: The commit, and whether the working tree differs from it; both None outside a checkout.
-    """
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", *_WRITTEN)
-    return {"commit": commit, "is_dirty": None if changes is None else bool(changes)}
-
-
-def _git(*arguments: str) -> str | None:
-    # Without optional locks, so that asking never gets into the way of anyone who commits.
-    command = ["git", "--no-optional-locks", *arguments]
+    parser = argparse.ArgumentParser(description="Build the README files' tables and plots from the results.")
+    parser.add_argument("--mark-stale", action="store_true", help="mark stale results instead of refusing them")
+    options = parser.parse_args(arguments)
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        bars, cases = read_bars(), read_cases()
+    except ActsparseError as error:
+        parser.error(str(error))
+    stale = find_stale(bars, cases)
+    for name, reason in stale.items():
+        Console(stderr=True).print(f"stale: {name} {reason}", markup=False, highlight=False, soft_wrap=True)
+    if stale and not options.mark_stale:
+        parser.error(f"{len(stale)} results are stale: run them again, or mark them with --mark-stale")
+    write_tables(bars, cases, stale)
+    return 0
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        # Run from a checkout that is on the path without being installed; the commit says which code it is.
-        return None
-
-
-def _with_unit(value: float, unit: str) -> str:
-    number = f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.0f}" if 10 <= abs(value) < 1e5 else f"{value:.2g}"
-    return f"{number}{'' if unit == '×' else ' '}{unit}".strip()
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,18 +12,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from bars import Bar, Measurement
 from command import announce, make_parser, positive, run_benchmark
-from nncf_reference import (
+from workload import SETTINGS, Batch, Workload, describe_text, load_wikitext, load_workload
+
+from actsparse import measure_sparsity, remove_sparsifiers, sparsify_activations
+from actsparse.regression.nncf_reference import (
     find_layer_names,
     measure_nncf_sparsity,
     named_nncf_sparsifiers,
     sparsify_with_nncf,
     translate_targets,
 )
-from report import Bar, Measurement
-from workload import SETTINGS, Batch, Workload, describe_text, load_wikitext, load_workload
-
-from actsparse import measure_sparsity, remove_sparsifiers, sparsify_activations
 from actsparse.texts import token_batches
 
 CALIBRATION, WIKITEXT = "calibration data", "WikiText"

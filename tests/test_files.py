@@ -1,13 +1,16 @@
 """Files are written whole or not at all."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from actsparse.errors import OutputError
-from actsparse.files import prepare_folder, write_bytes
+from actsparse.files import UNFINISHED, prepare_folder, publish, unfinished_folder, write_bytes
 
 
 def listing(folder: Path) -> list[str]:
@@ -78,3 +81,72 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         prepare_folder(tmp_path / "x")
     with pytest.raises(OutputError, match="cannot write to the output folder"):
         prepare_folder(tmp_path / "x" / "y")
+
+
+# ---- What killed processes leave
+
+HOLD = """
+import sys
+from pathlib import Path
+from actsparse.files import unfinished_folder
+with unfinished_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_bytes(b"half")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_process_is_at_work_on_stays_and_what_it_leaves_when_killed_goes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        half = Path(process.stdout.readline().strip()) / "half"
+        prepare_folder(tmp_path)
+        write_bytes(tmp_path / "x", b"data")
+        assert half.read_bytes() == b"half"
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+    assert half.exists()
+    write_bytes(tmp_path / "x", b"data")
+    assert listing(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("remove", [prepare_folder, lambda folder: write_bytes(folder / "x", b"data")])
+def test_abandoned_files_and_folders_go_and_all_others_stay(tmp_path: Path, remove: object) -> None:
+    (tmp_path / f"{UNFINISHED}file").write_bytes(b"half")
+    (tmp_path / f"{UNFINISHED}folder").mkdir()
+    (tmp_path / f"{UNFINISHED}folder" / "half").write_bytes(b"half")
+    for name in (".x.abc", "x", ".actsparse", "unfinished"):
+        (tmp_path / name).write_bytes(b"mine")
+    remove(tmp_path)  # pyright: ignore[reportCallIssue]
+    assert listing(tmp_path) == sorted([".x.abc", "x", ".actsparse", "unfinished"])
+
+
+def test_an_unfinished_folder_is_gone_afterwards_whatever_happens(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), unfinished_folder(tmp_path) as folder:
+        (folder / "half").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == []
+
+
+def test_files_that_belong_together_are_never_old_and_new_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    names = ("a", "last", "z")
+    for name in names:
+        (tmp_path / name).write_bytes(b"old")
+        (new / name).write_bytes(b"new")
+    seen = []
+    replace = Path.replace
+
+    def watch(path: Path, target: Path) -> Path:
+        replace(path, target)
+        seen.append({name: (tmp_path / name).read_bytes() for name in names if (tmp_path / name).exists()})
+        return target
+
+    monkeypatch.setattr(Path, "replace", watch)
+    publish([new / name for name in names], tmp_path, last="last")
+    assert [set(files) for files in seen] == [{"a", "z"}, {"a", "z"}, {"a", "last", "z"}]
+    assert set(seen[-1].values()) == {b"new"}

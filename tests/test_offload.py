@@ -144,6 +144,8 @@ def test_mistakes_in_placement(files, tmp_path):
         load_model(str(files / "model"), device="cdua")
     with pytest.raises(SourceError, match="give that too"):
         load_model(str(files / "model"), max_memory=1000)
+    with pytest.raises(SourceError, match="no weights of .* fit into so little memory: its embeddings alone take 0 MB"):
+        load_model(str(files / "model"), device="auto", max_memory=1000)
     gguf = tmp_path / "model.gguf"
     gguf.touch()
     with pytest.raises(SourceError, match="is for folders and hub ids"):

@@ -203,7 +203,7 @@ def test_a_failed_check_ends_with_1_and_says_which(monkeypatch, capsys):
 
 def test_the_exit_codes_are_those_that_the_help_and_the_readme_promise(monkeypatch, capsys):
     assert {code.name: int(code) for code in ExitCode} == {
-        "DONE": 0, "CHECK_FAILED": 1, "MISTAKE": 2, "UNEXPECTED": 70, "INTERRUPTED": 130
+        "DONE": 0, "CHECK_FAILED": 1, "MISTAKE": 2, "UNEXPECTED": 70, "INTERRUPTED": 130, "TERMINATED": 143
     }  # fmt: skip
     assert run(monkeypatch, "--help") == 0
     assert "Exit codes: 0 done; 1 a check failed" in " ".join(capsys.readouterr().out.split())

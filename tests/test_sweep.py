@@ -58,7 +58,7 @@ def test_points_that_are_there_are_not_measured_again(job: SweepJob, monkeypatch
     assert sum("of 2)" in line for line in said) == 2
     for before, after in zip(whole.points, again.points, strict=True):
         assert after["loss_increase"] == pytest.approx(before["loss_increase"], abs=1e-6)
-    monkeypatch.setattr(sweep, "load_model", lambda *_args, **_kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(sweep, "load_for_job", lambda *_args, **_kwargs: pytest.fail("the model was loaded"))
     complete, _ = run(job)
     assert complete.points == again.points
 

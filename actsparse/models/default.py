@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actsparse import assets
@@ -62,11 +61,8 @@ def _keep_conversion(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """
     with assets.partial_folder() as partial, quiet_libraries():
         unfinished = partial / "model"
-        try:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         try:
             unfinished.rename(folder)
         except OSError:

@@ -35,7 +35,10 @@ def explain_errors(name: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
-    except _UNREADABLE as error:
+    except Exception as error:
+        # tokenizers raises nothing more special than Exception itself.
+        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
+            raise
         reason = shorten_message(error)
         msg = f"cannot load {name}, which may be damaged, incomplete or of a kind not supported: {reason}"
         raise SourceError(msg) from error

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from actsparse.errors import SourceError
 from actsparse.models.explain import explain_errors
+from actsparse.models.gguf_header import check_header
 from actsparse.models.gguf_tokenizer import build_gguf_tokenizer
 from actsparse.models.quiet import quiet_libraries
 from actsparse.models.weights import load_weights
@@ -27,6 +28,7 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedMode
     options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     with quiet_libraries(), explain_errors(name):
         _check_gguf(path, name)
+        check_header(path)
         tokenizer = build_gguf_tokenizer(path) or AutoTokenizer.from_pretrained(path.parent, **options)
         model = load_weights(path.parent, name, dtype=dtype, **options)
     return model, tokenizer

@@ -21,11 +21,12 @@ _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _TIMEOUT_S = 10.0
 
 
-def fetch_from_hub(name: str) -> Path:
+def fetch_from_hub(name: str, *, revision: str | None = None) -> Path:
     """
     Download a model from the hub, or find its earlier download where the hub cannot be reached.
 
     :param name: The hub id.
+    :param revision: A branch, tag or commit; None takes the main branch.
     :return: The folder that it lies in.
     :raises SourceError: If the hub cannot be reached, or has no such model for this user.
     """
@@ -34,11 +35,11 @@ def fetch_from_hub(name: str) -> Path:
         validate_repo_id(name)
         try:
             # snapshot_download alone would wait without limit for a hub that accepts connections but does not answer.
-            HfApi().model_info(name, timeout=_TIMEOUT_S)
+            HfApi().model_info(name, revision=revision, timeout=_TIMEOUT_S)
             is_reached = True
         except (httpx.TransportError, OfflineModeIsEnabled):
             is_reached = False
-        folder = snapshot_download(name, local_files_only=not is_reached, **patterns)
+        folder = snapshot_download(name, revision=revision, local_files_only=not is_reached, **patterns)
     except HFValidationError as error:
         msg = f"there is no model at {name!r}, and it is no hub id; give a folder, a .gguf file, or `default`"
         raise SourceError(msg) from error

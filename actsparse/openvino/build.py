@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actsparse.assets import PARTIAL_PREFIX, cache_dir, file_sha256
+from actsparse.assets import cache_dir, file_sha256
 from actsparse.errors import SourceError
+from actsparse.files import unfinished_folder
 from actsparse.openvino.toolchain import BuildError, Compiler, OpenVino, find_compiler, find_openvino, run_command
 from actsparse.progress import status_console
 
@@ -233,10 +234,9 @@ def _build(plan: _Plan, compiler: Compiler, root: Path) -> None:
     what = f"the OpenVINO extension for {plan.openvino.version.split('-')[0]} with {compiler.identity}"
     target = root / _FOLDER / plan.name
     with (
-        tempfile.TemporaryDirectory(dir=root, prefix=PARTIAL_PREFIX, ignore_cleanup_errors=True) as name,
+        unfinished_folder(root) as folder,
         status_console().status(f"building {what} …"),
     ):
-        folder = Path(name)
         finished = folder / "finished"
         finished.mkdir()
         library = finished / LIBRARY

@@ -1,8 +1,6 @@
 """Convert a masked torch model into an OpenVINO folder, its masks included."""
 
 import copy
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from torch import nn
 
 from actsparse.calibration import one_line
 from actsparse.errors import ActsparseError, OutputError
+from actsparse.files import publish, unfinished_folder
 from actsparse.insertion import named_sparsifiers
 from actsparse.offload import require_weights
 from actsparse.openvino.detect import MODEL_FILE
@@ -21,6 +20,7 @@ from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
 from actsparse.openvino.require import missing_optimum
 from actsparse.stand_in import NOTHING
 from actsparse.thresholds import torch_masks
+from actsparse.write_errors import as_os_error
 
 Result = TypeVar("Result")
 
@@ -62,20 +62,18 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     masks = _active_masks(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            _export(_copy_structure(model), Path(work))
-            converted = ov.Core().read_model(Path(work) / MODEL_FILE)
+        with unfinished_folder(folder) as work, as_os_error():
+            _export(_copy_structure(model), work)
+            converted = ov.Core().read_model(work / MODEL_FILE)
             _set_masks(converted, masks)
             result = rewrite(converted)
             if tokenizer is not None:
-                _save_tokenizer(tokenizer, Path(work))
-            finished = Path(work) / "finished"
+                _save_tokenizer(tokenizer, work)
+            finished = work / "finished"
             finished.mkdir()
             ov.save_model(converted, finished / MODEL_FILE, compress_to_fp16=False)
-            others = [file for file in Path(work).iterdir() if file.is_file() and file.stem != Path(MODEL_FILE).stem]
-            # Moved, not written: whoever has mapped an earlier model's weights keeps them. The description goes last.
-            for file in sorted([*others, *finished.iterdir()], key=lambda file: file.name == MODEL_FILE):
-                shutil.move(file, folder / file.name)
+            others = [file for file in work.iterdir() if file.is_file() and file.stem != Path(MODEL_FILE).stem]
+            publish([*others, *finished.iterdir()], folder, last=MODEL_FILE)
     except OSError as error:
         msg = f"{folder} cannot be written: {one_line(error)}"
         raise OutputError(msg) from error
@@ -103,7 +101,8 @@ def _export(model: nn.Module, folder: Path) -> None:
         # What torch's tracer says of transformers' code.
         warnings.simplefilter("ignore")
         try:
-            export_from_model(model, output=folder, task="text-generation-with-past", stateful=True)  # type: ignore[arg-type]
+            with as_os_error():
+                export_from_model(model, output=folder, task="text-generation-with-past", stateful=True)  # type: ignore[arg-type]
         except OSError:
             raise
         except Exception as error:

@@ -1,7 +1,7 @@
 """From scopes to layers: NNCF's rules on graph node names, the same rules on module names, and roles."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from nncf.scopes import get_matched_ignored_scope_info
 
 from actsparse.errors import ScopeError, nearest
 from actsparse.scopes.layers import Layer
-from actsparse.scopes.target_scope import compile_pattern
+from actsparse.scopes.pattern import match_names, quote
 
 
 class Target(NamedTuple):
@@ -96,17 +96,16 @@ def describe_scope(scope: nncf.IgnoredScope) -> str:
 
 
 def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: list[Layer]) -> set[str]:
-    nodes = sorted(node.node_name for node in graph.get_all_nodes())
+    names = {node.node_name for node in graph.get_all_nodes()} | {layer.name for layer in layers}
     by_node = {node: layer.name for layer in layers for node in layer.nodes}
     found: set[str] = set()
     for name in scope.names:
-        hits = {name} & {*nodes, *(layer.name for layer in layers)}
-        _require_match(hits, f"name {name!r}", name, scope, layers)
+        hits = {name} & names
+        _require_match(hits, f"name {quote(name)}", name, scope, layers)
         found |= hits
     for pattern in scope.patterns:
-        matches = compile_pattern(pattern).match
-        hits = _filter(matches, nodes) | _filter(matches, (layer.name for layer in layers))
-        _require_match(hits, f"pattern {pattern!r}", pattern, scope, layers)
+        hits = match_names(pattern, names)
+        _require_match(hits, f"pattern {quote(pattern)}", pattern, scope, layers)
         found |= hits
     for role in getattr(scope, "roles", ()):
         hits = {layer.name for layer in layers if role in layer.roles}
@@ -137,10 +136,6 @@ def _match_types_and_subgraphs(scope: nncf.IgnoredScope, graph: NNCFGraph) -> se
                 msg = f"{subgraph} matches nothing in this model"
                 raise ScopeError(msg)
     return set().union(*matches.values())
-
-
-def _filter(matches: Callable[[str], object], names: Iterable[str]) -> set[str]:
-    return {name for name in names if matches(name)}
 
 
 def _require_match(hits: set[str], rule: str, text: str, scope: nncf.IgnoredScope, layers: list[Layer]) -> None:

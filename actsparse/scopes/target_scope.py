@@ -1,11 +1,11 @@
 """The caller's way to say which layers: NNCF's scope, plus roles."""
 
-import re
 from dataclasses import dataclass, field
 
 import nncf
 
 from actsparse.errors import ScopeError, nearest
+from actsparse.scopes.pattern import compile_pattern
 
 ROLES = ("attention.qkv", "attention.out", "ffn.gate", "ffn.up", "ffn.in", "ffn.down")
 
@@ -65,18 +65,3 @@ def _require_strings(name: str, values: object) -> None:
         return
     msg = f"TargetScope({name}=…) takes a list of strings, not {what}"
     raise ScopeError(msg)
-
-
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """
-    Compile a caller's regular expression.
-
-    :param pattern: The expression.
-    :return: The compiled expression.
-    :raises ScopeError: If it is not one.
-    """
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError, RecursionError, OverflowError) as error:
-        msg = f"{pattern!r} is not a regular expression: {error}"
-        raise ScopeError(msg) from None

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from actsparse.environment import describe_machine
 from actsparse.errors import SourceError
+from actsparse.regression.case import read_case
+from actsparse.regression.figures import DENSE, SPARSE, CaseResult, Windows, loss_figures
+from actsparse.regression.git import read_git_state
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-MODULES = ("report", "command", "run_all")
+MODULES = ("bars", "command", "run", "stale", "report")
 
 
 @pytest.fixture
@@ -40,25 +45,25 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_bar_is_met_at_its_limit_and_never_by_nan(
     benchmarks: Any, measured: float, limit: float | None, is_minimum: bool, expected: bool | None
 ) -> None:
-    assert benchmarks.report.Bar("figure", measured, limit, is_minimum).is_met is expected
+    assert benchmarks.bars.Bar("figure", measured, limit, is_minimum).is_met is expected
 
 
 @pytest.mark.parametrize(("measured", "code"), [(1.0, 0), (2.0, 1)])
 def test_a_benchmark_exits_by_its_bars_and_writes_where_its_numbers_come_from(
     benchmarks: Any, tmp_path: Path, measured: float, code: int
 ) -> None:
-    bar = benchmarks.report.Bar("figure", measured, 1.5, unit="s")
+    bar = benchmarks.bars.Bar("figure", measured, 1.5, unit="s")
     path = tmp_path / "result.json"
     arguments = ["--json", str(path), "--batches", "2"]
     parser = benchmarks.command.make_parser("A benchmark.")
-    measurement = benchmarks.report.Measurement((bar,), {"model": "tiny"}, {"seconds": [measured]})
+    measurement = benchmarks.bars.Measurement((bar,), {"model": "tiny"}, {"seconds": [measured]})
     assert benchmarks.command.run_benchmark("name", parser, lambda _: measurement, arguments) == code
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["is_met"] is (code == 0)
     assert report["command"] == "python benchmarks/name.py --batches 2"
     assert report["samples"] == {"seconds": [measured]}
     assert {"torch", "nncf", "transformers", "actsparse"} <= report["versions"].keys()
-    assert {"commit", "is_dirty"} == report["git"].keys()
+    assert {"commit", "committed_at", "is_dirty"} == report["git"].keys()
     assert {"processor", "cores", "threads"} <= report["machine"].keys()
 
 
@@ -78,36 +83,136 @@ def test_wrong_options_exit_with_code_2(benchmarks: Any, arguments: list[str]) -
     assert error.value.code == 2
 
 
-def test_the_readme_table_lists_the_bars_of_the_results(
-    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_all, report = benchmarks.run_all, benchmarks.report
-    bars = (report.Bar("ratio", 1.234, 1.3, unit="×", note="a note"), report.Bar("beside", 2.0))
-    contents = report.describe_run("parity", "python benchmarks/parity.py", report.Measurement(bars, {}))
-    report.write_json(tmp_path / "parity.json", contents)
-    readme = tmp_path / "README.md"
-    front_page = tmp_path / "FRONT.md"
+def write_result(benchmarks: Any, path: Path, git: dict[str, Any]) -> None:
+    bars = (benchmarks.bars.Bar("ratio", 1.234, 1.3, unit="×", note="a note"), benchmarks.bars.Bar("beside", 2.0))
+    command = "python benchmarks/parity.py"
+    contents = benchmarks.bars.describe_run("parity", command, benchmarks.bars.Measurement(bars, {}))
+    benchmarks.bars.write_json(path, contents | {"git": git})
+
+
+@pytest.fixture
+def readmes(benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Results and README files of their own; the former are made by the tests."""
+    readme, front_page = tmp_path / "README.md", tmp_path / "FRONT.md"
+    parts = [f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->" for name in ("results", "cases")]
     for path in (readme, front_page):
-        path.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(run_all, "RESULTS", tmp_path)
-    monkeypatch.setattr(run_all, "README", readme)
-    monkeypatch.setattr(run_all, "FRONT_PAGE", front_page)
+        path.write_text("\n".join(["before", *parts, "after", ""]), encoding="utf-8")
+    monkeypatch.setattr(benchmarks.report, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmarks.report, "CASE_RESULTS", tmp_path / "cases")
+    monkeypatch.setattr(benchmarks.report, "CASES_PLOT", tmp_path / "cases.png")
+    monkeypatch.setattr(benchmarks.report, "README", readme)
+    monkeypatch.setattr(benchmarks.report, "FRONT_PAGE", front_page)
+    return readme, front_page
+
+
+def test_the_readme_tables_list_the_bars_and_cases_of_the_results(
+    benchmarks: Any, readmes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme, front_page = readmes
+    write_result(benchmarks, tmp_path / "parity.json", {"commit": "c0ffee" * 7, "is_dirty": False})
+    (tmp_path / "cases").mkdir()
+    windows = Windows(100, (50.0, 50.0), {DENSE: (100.0, 110.0), SPARSE: (120.0, 130.0), "nncf": (125.0, 140.0)})
+    environment = {"versions": benchmarks.bars.describe_run("", "", benchmarks.bars.Measurement((), {}))["versions"]}
+    environment |= {"machine": describe_machine()}
+    git = {"commit": "c0ffee" * 7, "is_dirty": False}
+    case = CaseResult("half", {}, loss_figures(windows), {}, windows, git=git, environment=environment)
+    benchmarks.bars.write_json(tmp_path / "cases" / "half.json", case.to_dict())
+    monkeypatch.setattr(benchmarks.report, "find_reason", lambda *_: None)
     for _ in range(2):
-        assert run_all.main(["--table"]) == 0
+        assert benchmarks.report.main([]) == 0
         text = readme.read_text(encoding="utf-8")
         assert text.startswith("before\n")
         assert text.endswith("\nafter\n")
         assert "| parity | ratio | ≤ 1.30× | 1.23× | pass | a note |" in text
+        assert "| half | – | 12.18 | 8.17 | 0.400 (0.400 – 0.400) | 0.550 | – | – | – |" in text
         assert "beside" not in text
         assert "old" not in text
         assert "| parity | ratio | ≤ 1.30× | 1.23× | pass |\n" in front_page.read_text(encoding="utf-8")
+    assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_names_every_benchmark(benchmarks: Any) -> None:
+def test_stale_results_are_refused_or_marked(
+    benchmarks: Any, readmes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = readmes[0].read_bytes()
+    write_result(benchmarks, tmp_path / "parity.json", {"commit": "c0ffee" * 7, "is_dirty": False})
+    with pytest.raises(SystemExit) as error:
+        benchmarks.report.main([])
+    assert error.value.code == 2
+    assert "stale: parity was measured on c0ffeec0ff, which this checkout does not have" in capsys.readouterr().err
+    assert readmes[0].read_bytes() == before
+    assert benchmarks.report.main(["--mark-stale"]) == 0
+    assert "| parity (stale: c0ffeec0ff) | ratio |" in readmes[0].read_text(encoding="utf-8")
+
+
+def test_a_result_is_stale_when_what_it_measured_changed(
+    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    git("init", "--quiet")
+    for name in ("measured.py", "other.py"):
+        (tmp_path / name).write_text("1\n")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    state = read_git_state(tmp_path)
+    assert state == {"commit": git("rev-parse", "HEAD"), "committed_at": state["committed_at"], "is_dirty": False}
+    monkeypatch.setattr(benchmarks.stale, "ROOT", tmp_path)
+    find_reason = benchmarks.stale.find_reason
+    (tmp_path / "other.py").write_text("2\n")
+    assert find_reason(state, ("measured.py",)) is None
+    assert read_git_state(tmp_path)["is_dirty"] is True
+    assert read_git_state(tmp_path, ("other.py",))["is_dirty"] is False
+    assert "with changes that are in no commit" in find_reason(state | {"is_dirty": True}, ("measured.py",))
+    assert "does not say which commit" in find_reason(None, ("measured.py",))
+    (tmp_path / "measured.py").write_text("2\n")
+    assert "and measured.py changed since" in find_reason(state, ("measured.py",))
+    git("commit", "--quiet", "-am", "second")
+    assert "and measured.py changed since" in find_reason(state, ("measured.py",))
+    assert find_reason(read_git_state(tmp_path), ("measured.py",)) is None
+    (tmp_path / "new.py").write_text("1\n")
+    assert "and new.py changed since" in find_reason(read_git_state(tmp_path) | {"is_dirty": False}, (".",))
+
+
+def test_a_case_is_run_and_its_result_kept(
+    benchmarks: Any, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(path: Path) -> CaseResult:
+        windows = Windows(1, (1.0,), {DENSE: (1.0,), SPARSE: (1.0,)})
+        return CaseResult(path.stem, {}, loss_figures(windows), {}, windows)
+
+    case = files / "kept.yaml"
+    case.write_text("model: model\nsparsity: 0.5\n")
+    monkeypatch.setattr(benchmarks.run, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmarks.run, "CASE_RESULTS", tmp_path / "cases")
+    monkeypatch.setattr(benchmarks.run, "measure_apart", measure)
+    assert benchmarks.run.main([str(case)]) == 0
+    kept = json.loads((tmp_path / "cases" / "kept.json").read_text(encoding="utf-8"))
+    assert kept["name"] == "kept"
+    assert kept["git"] == benchmarks.bars.read_git_state()
+    with pytest.raises(SystemExit) as error:
+        benchmarks.run.main(["no-such-benchmark"])
+    assert error.value.code == 2
+    assert "no-such-benchmark" in capsys.readouterr().err
+
+
+def test_the_readme_names_every_benchmark_and_case(benchmarks: Any) -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     front_page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    for name in benchmarks.run_all.BENCHMARKS:
+    for name in benchmarks.run.BENCHMARKS:
         assert (FOLDER / f"{name}.py").is_file()
         assert f"`python benchmarks/{name}.py`" in readme
-    for part, text in (("results", readme), ("results", front_page), ("demo", front_page)):
+    assert {read_case(path).model for path in benchmarks.run.find_cases()} == {"default"}
+    places = [
+        ("results", readme),
+        ("cases", readme),
+        ("results", front_page),
+        ("cases", front_page),
+        ("demo", front_page),
+    ]
+    for part, text in places:
         assert text.count(f"<!-- {part}: begin -->") == text.count(f"<!-- {part}: end -->") == 1

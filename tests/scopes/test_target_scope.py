@@ -11,7 +11,7 @@ from nncf.experimental.torch.sparsify_activations import TargetScope as NncfTarg
 
 from actsparse import ScopeError, TargetScope
 from actsparse.scopes import ROLES
-from actsparse.scopes.target_scope import compile_pattern
+from actsparse.scopes.pattern import compile_pattern
 
 
 def test_it_takes_the_arguments_of_nncfs_scope_in_their_order() -> None:

@@ -1,9 +1,7 @@
 """NNCF's own activation sparsity, called on the same model, data and layers as ours."""
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import nncf
@@ -15,11 +13,12 @@ from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.function_hook.wrapper import get_hook_storage
 from torch import nn
 
-from actsparse import TargetScope
 from actsparse.calibration import run_batches
+from actsparse.compression import quiet_nncf
 from actsparse.scopes import find_layers, match_targets
 from actsparse.scopes.graph import trace_graph
 from actsparse.scopes.layers import block_layers
+from actsparse.scopes.target_scope import TargetScope
 
 
 def find_layer_names(model: nn.Module, example: Any) -> dict[str, str]:
@@ -33,13 +32,16 @@ def find_layer_names(model: nn.Module, example: Any) -> dict[str, str]:
     return {node: layer.name for layer in find_layers(model, trace_graph(model, example)) for node in layer.nodes}
 
 
-def translate_targets(model: nn.Module, example: Any, targets: Mapping[Any, float] | float) -> dict[Any, float]:
+def translate_targets(
+    model: nn.Module, example: Any, targets: Mapping[Any, float] | float, ignored_scope: Any = None
+) -> dict[Any, float]:
     """
     Ask NNCF for the layers that our scopes select: it knows neither roles nor a single number.
 
     :param model: A model without masks.
     :param example: One model input.
     :param targets: Target sparsities as `actsparse.sparsify_activations` takes them.
+    :param ignored_scope: Layers to leave out.
     :return: The same as NNCF takes them.
     """
     graph = trace_graph(model, example)
@@ -47,7 +49,7 @@ def translate_targets(model: nn.Module, example: Any, targets: Mapping[Any, floa
     if not isinstance(targets, Mapping):
         targets = {TargetScope(names=[layer.name for layer in block_layers(model, layers)]): targets}
     nodes: dict[float, list[str]] = {}
-    by_name = match_targets(targets, None, graph, layers)
+    by_name = match_targets(targets, ignored_scope, graph, layers)
     for layer in layers:
         if layer.name in by_name:
             nodes.setdefault(by_name[layer.name].sparsity, []).extend(layer.nodes)
@@ -67,23 +69,6 @@ def sparsify_with_nncf(model: nn.Module, batches: Iterable[Any], targets: Mappin
         return sparsify_activations(model, nncf.Dataset(batches), dict(targets))
 
 
-@contextlib.contextmanager
-def quiet_nncf() -> Iterator[None]:
-    """
-    Keep NNCF's messages and progress bars off stdout, where the table goes.
-
-    :return: A context in which that is so.
-    """
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    try:
-        logger.setLevel(logging.WARNING)
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def named_nncf_sparsifiers(model: nn.Module) -> dict[str, ActivationsSparsifier]:
     """
     Find NNCF's masks.
@@ -95,13 +80,13 @@ def named_nncf_sparsifiers(model: nn.Module) -> dict[str, ActivationsSparsifier]
     return {decode_hook_name(name)[1]: hook for name, hook in hooks if isinstance(hook, ActivationsSparsifier)}
 
 
-def measure_nncf_sparsity(model: nn.Module, batches: list[Any]) -> dict[str, float]:
+@contextmanager
+def count_nncf_zeros(model: nn.Module) -> Iterator[Callable[[], dict[str, float]]]:
     """
-    Count zeros behind NNCF's masks, as `measure_sparsity` does behind ours.
+    Count zeros behind NNCF's masks while the model runs.
 
     :param model: A model with NNCF's masks.
-    :param batches: Model inputs.
-    :return: Share of zeros by node name.
+    :return: A context with a function that tells the share of zeros so far by node name.
     """
     zeros: dict[str, int] = {}
     entries: dict[str, int] = {}
@@ -114,8 +99,20 @@ def measure_nncf_sparsity(model: nn.Module, batches: list[Any]) -> dict[str, flo
 
         handles.append(sparsifier.register_forward_hook(count))
     try:
-        run_batches(model, batches, total=len(batches), description="measuring NNCF's sparsity")
+        yield lambda: {name: zeros[name] / entries[name] for name in zeros}
     finally:
         for handle in handles:
             handle.remove()
-    return {name: zeros[name] / entries[name] for name in zeros}
+
+
+def measure_nncf_sparsity(model: nn.Module, batches: list[Any]) -> dict[str, float]:
+    """
+    Count zeros behind NNCF's masks, as `measure_sparsity` does behind ours.
+
+    :param model: A model with NNCF's masks.
+    :param batches: Model inputs.
+    :return: Share of zeros by node name.
+    """
+    with count_nncf_zeros(model) as shares:
+        run_batches(model, batches, total=len(batches), description="measuring NNCF's sparsity")
+    return shares()

@@ -1,0 +1,36 @@
+"""Figures of the loss, worked out by hand."""
+
+import math
+
+import pytest
+
+from actsparse.errors import SourceError
+from actsparse.regression.figures import DENSE, NNCF, SPARSE, Windows, loss_figures
+
+
+def test_perplexities_are_those_of_the_whole_text() -> None:
+    windows = Windows(4, (2.0, 6.0), {DENSE: (4.0, 4.0), SPARSE: (6.0, 10.0), NNCF: (6.0, 2.0)})
+    figures = loss_figures(windows)
+    assert figures["token_perplexity"].value == pytest.approx(math.exp(2))
+    assert figures["word_perplexity"].value == pytest.approx(math.exp(4))
+    assert figures["dense_word_perplexity"].value == pytest.approx(math.exp(2))
+    assert figures["loss_increase"].value == pytest.approx(1)
+    assert figures["loss_over_nncf"].value == pytest.approx(1)
+    # Windows of 3 and 5/3 nats a token: no draw leaves these ends.
+    assert figures["token_perplexity"].low == pytest.approx(math.exp(10 / 6))
+    assert figures["token_perplexity"].high == pytest.approx(math.exp(3))
+    assert figures["word_perplexity"].high == pytest.approx(math.exp(6))
+    # Both windows lose a nat a token.
+    assert figures["loss_increase"].low == pytest.approx(1)
+    assert figures["loss_increase"].high == pytest.approx(1)
+
+
+def test_figures_that_there_are_no_losses_for_are_left_out() -> None:
+    assert "nncf_word_perplexity" not in loss_figures(Windows(1, (1.0,), {DENSE: (1.0,), SPARSE: (1.0,)}))
+
+
+def test_windows_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(SourceError, match="2 windows but 1 losses of 'dense'"):
+        Windows(1, (1.0, 1.0), {DENSE: (1.0,)})
+    with pytest.raises(SourceError, match="a token each"):
+        Windows(1, (0.0,), {DENSE: (1.0,)})

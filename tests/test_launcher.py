@@ -1,0 +1,170 @@
+"""Commands under torchrun: one process speaks and writes, and a killed one leaves nothing half-written behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from actsparse import cli
+from actsparse.algorithms.kept import KeptMeasurements
+from actsparse.thresholds import read_thresholds
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "actsparse"]
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def sparsify(files: Path, out: Path, *options: str | Path) -> list[str | Path]:
+    texts = ["--calibration", files / "calibration.txt", "--batches", "4", "--text", files / "evaluation.txt"]
+    return ["sparsify", files / "model", "--out", out, "--sparsity", "0.5", *texts, "--max-length", "64", *options]
+
+
+def run_alone(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["actsparse", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def test_one_process_speaks_and_writes(files, tmp_path, monkeypatch):
+    process = start(*sparsify(files, tmp_path / "two"), "--json", "-")
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    figures = json.loads(output)
+    assert figures["processes"] == 2
+    assert errors.count("loading ") == 1
+    assert run_alone(monkeypatch, *sparsify(files, tmp_path / "one"), "--quiet") == 0
+    one, two = (read_thresholds(tmp_path / name / "thresholds.safetensors") for name in ("one", "two"))
+    assert one.thresholds.keys() == two.thresholds.keys()
+    for name, threshold in one.thresholds.items():
+        torch.testing.assert_close(two.thresholds[name], threshold, rtol=1e-6, atol=0)
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
+
+
+def test_a_killed_process_is_told_and_a_rerun_succeeds(files, tmp_path):
+    out = tmp_path / "out"
+    process = start(*sparsify(files, out))
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 120
+    # Killed as soon as something was measured.
+    while not list(out.glob("calibration.unfinished/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = [child for child in psutil.Process(process.pid).children() if "actsparse" in child.cmdline()]
+    assert len(workers) == 2
+    workers[1].send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "error: process " in errors, errors
+    assert "another process of this job has stopped" in errors or "ended by the launcher" in errors
+    assert {path.name for path in out.iterdir()} <= {"calibration.unfinished"}
+    again = start(*sparsify(files, out))
+    _, errors = again.communicate(timeout=180)
+    assert again.returncode == 0, errors
+    assert {path.name for path in out.iterdir()} == {
+        "thresholds.safetensors", "report.json", "report.md", "sparsity_by_layer.png"
+    }  # fmt: skip
+
+
+def test_what_is_for_one_process_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run_alone(monkeypatch, "doctor") == 2
+    assert "process 1: actsparse doctor works in one process" in capsys.readouterr().err
+
+
+def test_an_interrupted_calibration_goes_on(files, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert run_alone(monkeypatch, *sparsify(files, tmp_path / "undisturbed"), "--quiet") == 0
+    asked: list[object] = []
+    measured: list[object] = []
+    find = KeptMeasurements._find
+
+    def stop_at_the_third(self: KeptMeasurements, what: object, measure):
+        asked.append(what)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return find(self, what, measure)
+
+    def note(self: KeptMeasurements, what: object, measure):
+        return find(self, what, lambda: (measured.append(what), measure())[1])
+
+    monkeypatch.setattr(KeptMeasurements, "_find", stop_at_the_third)
+    assert run_alone(monkeypatch, *sparsify(files, out), "--quiet") == 130
+    assert len(list((out / "calibration.unfinished").iterdir())) == 2
+    monkeypatch.setattr(KeptMeasurements, "_find", note)
+    assert run_alone(monkeypatch, *sparsify(files, out), "--quiet") == 0
+    assert not {repr(what) for what in asked[:2]} & {repr(what) for what in measured}
+    assert measured
+    whole, resumed = ((folder / "thresholds.safetensors").read_bytes() for folder in (tmp_path / "undisturbed", out))
+    assert whole == resumed
+    assert not (out / "calibration.unfinished").exists()
+
+
+@pytest.mark.parametrize("damage", ["other settings", "half a file", "not a file"])
+def test_measurements_of_another_calibration_are_not_taken(damage, tmp_path):
+    found = {"a": torch.arange(3.0), "b": torch.ones(())}
+    calls: list[int] = []
+
+    def measure() -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return found
+
+    KeptMeasurements(tmp_path, "one").once("x", measure)
+    path = next(tmp_path.iterdir())
+    if damage == "half a file":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "not a file":
+        path.unlink()
+        path.mkdir()
+    again = KeptMeasurements(tmp_path, "other" if damage == "other settings" else "one")
+    if damage == "not a file":
+        with pytest.raises(OSError):
+            again.once("x", measure)
+        return
+    assert again.once("x", measure)["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 2
+
+
+def test_kept_measurements_come_back_as_they_were(tmp_path):
+    from actsparse.algorithms import Attribution, GradientSums
+    from actsparse.statistics import MagnitudeSketch
+
+    gradients = GradientSums(3)
+    gradients.add(torch.randn(5, 3), torch.randn(5, 3))
+    sketch = MagnitudeSketch.of(torch.randn(50))
+    kinds = {
+        "tensor": {"a": torch.randn(2), "b": torch.ones(())},
+        "sketch": {"a": sketch},
+        "gradients": {"a": gradients},
+        "attribution": {"z": Attribution(1.5, 2.0, 0.1), "a": Attribution(0.0, 1e300, 3.0)},
+        "number": {"a": 0.1},
+        "numbers": {"a": (0.1, -0.2)},
+        "text": "a layer",
+        "nothing": {},
+    }
+    kept = KeptMeasurements(tmp_path, "one")
+    for kind, found in kinds.items():
+        kept.once(kind, lambda found=found: found)
+    again = KeptMeasurements(tmp_path, "one")
+    back = {kind: again.once(kind, lambda: pytest.fail("measured again")) for kind in kinds}
+    for kind in ("attribution", "number", "numbers", "text", "nothing"):
+        assert back[kind] == kinds[kind]
+        assert list(back[kind]) == list(kinds[kind])
+    assert back["tensor"]["a"].equal(kinds["tensor"]["a"])
+    assert back["sketch"]["a"].counts.equal(sketch.counts)
+    assert back["gradients"]["a"].tokens == 5
+    for ours, theirs in zip(back["gradients"]["a"].vectors, gradients.vectors, strict=True):
+        assert ours.equal(theirs)
+    kept.forget()
+    assert not tmp_path.exists()
