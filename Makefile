@@ -23,7 +23,8 @@ demo: $(STAMP) ## Sparsify the default model, evaluate it, and write demo-report
 	@$(BIN)/actsparse demo --out demo-report
 
 docs: $(STAMP) ## Build the documentation into site/, without the network
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@# Not --quiet, under which mkdocs counts no warnings and --strict means nothing.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'written to site/index.html'
 
 test: lint ## Check style and types, and run every test

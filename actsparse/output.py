@@ -79,7 +79,7 @@ class Output:
                 print_result(result, sys.stderr if is_on_stdout else sys.stdout)
         if is_on_stdout:
             with explain_output_errors():
-                sys.stdout.write(to_json(figures))
+                sys.stdout.write(to_json(figures, is_ascii=True))
         elif self.json is not None:
             prepare_folder(self.json.parent)
             write_json(self.json, figures)

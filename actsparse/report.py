@@ -180,14 +180,15 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def to_json(contents: Mapping[str, Any]) -> str:
+def to_json(contents: Mapping[str, Any], *, is_ascii: bool = False) -> str:
     """
     Write as JSON, which has no NaN and no infinity: they become null.
 
     :param contents: What it shall hold.
+    :param is_ascii: Whether to escape all other characters, for an output that may not take them.
     :return: Lines.
     """
-    return json.dumps(_finite(contents), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_finite(contents), indent=2, ensure_ascii=is_ascii, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, contents: Mapping[str, Any]) -> None:
