@@ -207,10 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = make_plain_parser("Calibrate a model in less memory than its weights take.")
     parser.add_argument("--layers", type=positive, default=24, help="blocks of the model")
-    parser.add_argument("--width", type=positive, default=2048, help="its hidden size")
-    parser.add_argument("--limit", type=positive, default=2500, help="MB that the process may take")
-    parser.add_argument("--weights", type=positive, default=800, help="MB of them that it may keep weights in")
-    parser.add_argument("--batches", type=positive, default=8, help="calibration batches of 256 tokens")
+    parser.add_argument("--width", type=positive, default=1536, help="its hidden size")
+    parser.add_argument("--limit", type=positive, default=2000, help="MB that the process may take")
+    parser.add_argument("--weights", type=positive, default=500, help="MB of them that it may keep weights in")
+    parser.add_argument("--batches", type=positive, default=2, help="calibration batches of 256 tokens")
     parser.add_argument("--algorithms", nargs="+", default=["magnitude", "auto"], help="what to calibrate with")
     return run_benchmark("larger_than_memory", parser, measure, arguments)
 
