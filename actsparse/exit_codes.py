@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
 
 EXIT_CODES_HELP = (
-    f"Exit codes: {ExitCode.DONE} done; {ExitCode.CHECK_FAILED} a check failed (doctor, --fail-above); "
+    f"Exit codes: {ExitCode.DONE} done; {ExitCode.CHECK_FAILED} a check failed (doctor, regress, --fail-above); "
     f"{ExitCode.MISTAKE} a mistake in what was given, told in one line; {ExitCode.UNEXPECTED} an unexpected error, "
     f"with its traceback; {ExitCode.INTERRUPTED} interrupted; {ExitCode.TERMINATED} ended by a launcher."
 )

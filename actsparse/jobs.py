@@ -207,7 +207,8 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         report = _report_cost(model, loaded.tokenizer, job, text, settings, seconds, say)
         result |= report.to_dict()
         if job.fail_above is not None:
-            verdict = judge(job.fail_above, *report.rows, text.name)
+            dense, sparse = report.rows
+            verdict = judge(job.fail_above, dense, sparse, text.name)
             result["gate"] = verdict.to_dict()
             if not verdict.has_passed:
                 _withdraw(job.out)

@@ -37,7 +37,7 @@ class Output:
         is_first = launched_rank() == 0
         self.json = json if is_first else None
         self.is_quiet = is_quiet or not is_first
-        if json not in (None, STANDARD_OUTPUT):
+        if json is not None:
             _require_writable(json)
         self._working = ExitStack()
 
@@ -74,9 +74,10 @@ class Output:
 
         self._working.close()
         is_on_stdout = self.json == STANDARD_OUTPUT
-        if not self.is_quiet:
+        stream = sys.stderr if is_on_stdout else sys.stdout
+        if not self.is_quiet and stream is not None:  # None where the caller has closed it
             for result in results:
-                print_result(result, sys.stderr if is_on_stdout else sys.stdout)
+                print_result(result, stream)
         if is_on_stdout:
             with explain_output_errors():
                 sys.stdout.write(to_json(figures, is_ascii=True))
@@ -126,6 +127,11 @@ def _libraries_on_standard_error() -> Iterator[None]:
 def _require_writable(path: Path) -> None:
     from actsparse.errors import OutputError
 
+    if path == STANDARD_OUTPUT:
+        if sys.stdout is None:
+            msg = "--json - is for standard output, which is closed"
+            raise OutputError(msg)
+        return
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.exists() and not path.is_file():
         msg = f"--json {path} is no regular file; give a file, or - for standard output"

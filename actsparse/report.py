@@ -209,12 +209,12 @@ def print_result(result: Table | str, file: TextIO | None = None) -> None:
     :param result: The table or line.
     :param file: Where to; standard output by default.
     """
-    file = file or sys.stdout
+    stream: TextIO = sys.stdout if file is None else file
     with explain_output_errors():
         if isinstance(result, str):
-            print(result, file=file, flush=True)
+            print(result, file=stream, flush=True)
             return
-        console = Console(file=file) if file.isatty() else Console(file=file, width=140)
+        console = Console(file=stream) if stream.isatty() else Console(file=stream, width=140)
         console.print(result)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_a_full_standard_output_is_a_mistake_in_one_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == ExitCode.MISTAKE
     assert done.stderr == "error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(("options", "code"), [("", (0, 1)), ("--json -", (2,))], ids=["tables", "JSON"])
+def test_a_closed_standard_output_is_no_surprise(options, code):
+    command = f"{shlex.quote(sys.executable)} -m actsparse doctor {options} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode in code
+    assert done.stderr == ("error: --json - is for standard output, which is closed\n" if options else "")
 
 
 def test_doctor_gives_json_and_nothing_else():
