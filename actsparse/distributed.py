@@ -180,7 +180,7 @@ class Digest:
                 self.add(item)
         elif isinstance(value, torch.Tensor):
             self._hash.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            self._hash.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._hash.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(value, np.ndarray):
             self._hash.update(f"{value.dtype}{value.shape}".encode())
             self._hash.update(value.tobytes())

@@ -32,6 +32,15 @@ def hide_progress() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def hides_progress() -> bool:
+    """
+    Tell whether progress is hidden on purpose, for a process to start another one alike.
+
+    :return: Whether this is within `hide_progress`.
+    """
+    return _is_hidden.get()
+
+
 def status_console() -> Console:
     """
     Make the console of progress bars and spinners.

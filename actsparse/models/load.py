@@ -83,7 +83,8 @@ def _place(name: str, device: str, max_memory: int | None) -> dict[str, Any]:
 def _limit_memory(max_memory: int) -> dict[int | str, int]:
     from accelerate.utils import get_max_memory
 
-    return {**get_max_memory(), "cpu": max_memory}
+    limits: dict[Any, Any] = get_max_memory()
+    return limits | {"cpu": max_memory}
 
 
 def _find_local(name: str) -> Path | None:

@@ -1,24 +1,28 @@
-"""Measure one case and write its figures to a file; `python -m actsparse.regression.child CASE FILE`."""
+"""Measure one case and write its figures to a file; `python -m actsparse.regression.child CASE FILE [--quiet]`."""
 
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 
 def main() -> None:
     """Write the case's figures, or the mistake in it, as JSON."""
     from actsparse.errors import ActsparseError
-    from actsparse.options import say
+    from actsparse.output import tell
+    from actsparse.progress import hide_progress
     from actsparse.regression.case import read_case
     from actsparse.regression.measure import measure_case
     from actsparse.report import write_json
 
-    path, answer = map(Path, sys.argv[1:])
+    path, answer, *options = sys.argv[1:]
+    is_quiet = "--quiet" in options
     try:
-        contents = measure_case(read_case(path), say).to_dict()
+        with hide_progress() if is_quiet else nullcontext():
+            contents = measure_case(read_case(path), (lambda _: None) if is_quiet else tell).to_dict()
     except ActsparseError as error:
         contents = {"mistake": str(error)}
-    write_json(answer, contents)
+    write_json(Path(answer), contents)
 
 
 if __name__ == "__main__":

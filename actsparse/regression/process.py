@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from actsparse.errors import ActsparseError
+from actsparse.progress import hides_progress
 from actsparse.regression.figures import CaseResult
 
 _STDERR = 2
@@ -24,6 +25,7 @@ def measure_apart(path: Path) -> CaseResult:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", "actsparse.regression.child", str(path), str(answer)]
+        command += ["--quiet"] if hides_progress() else []
         # Tables are for this process's standard output alone.
         code = subprocess.run(command, stdout=_STDERR).returncode
         if code == -signal.SIGINT:
