@@ -3,9 +3,9 @@ Plant a regression and see that it is caught, and that noise is not.
 
     python benchmarks/planted_regression.py --json planted_regression.json
 
-The regression is thresholds 1.05 times what they should be; the noise, calibration on ten other draws of windows, which
-is more than `actsparse regress` itself ever lets pass: to it another seed is another case. Case and tolerances are
-those of examples/regression; the figures that are compared with are measured here, with the case's own seed.
+The regression is thresholds 1.05 times what they should be; the noise, calibration on ten other draws of windows. That
+is more than `actsparse regress` ever has to let pass: to it, another seed is another case. Case and tolerances are
+those of examples/regression; the figures compared with are measured here, with the case's own seed.
 """
 
 import argparse
