@@ -89,7 +89,7 @@ def test_the_first_batch_is_read_without_running_anything() -> None:
     assert (batches.first.item(), read) == (0.0, [0])
 
 
-@pytest.mark.parametrize("dataset", [[], (), iter(()), nncf.Dataset([])], ids=repr)
+@pytest.mark.parametrize("dataset", [[], (), iter(()), nncf.Dataset([])], ids=lambda value: type(value).__name__)
 def test_an_empty_dataset_is_refused(dataset: Any) -> None:
     with pytest.raises(DatasetError, match="the calibration dataset is empty"):
         CalibrationBatches(dataset)

@@ -134,7 +134,7 @@ def test_a_model_without_masks_is_refused(llama: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("note", [object(), {1, 2}, b"bytes"], ids=repr)
+@pytest.mark.parametrize("note", [object(), {1, 2}, b"bytes"], ids=lambda value: type(value).__name__)
 def test_notes_that_are_not_json_are_refused(masked: nn.Module, tmp_path: Path, note: Any) -> None:
     with pytest.raises(ThresholdsError, match="the notes for a thresholds file must be JSON"):
         save_thresholds(masked, tmp_path / "x", note=note)
