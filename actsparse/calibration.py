@@ -15,7 +15,8 @@ from torch import nn
 from actsparse import distributed
 from actsparse.algorithms import Algorithm, LayerSize, Measurements, Plan, gather_parts
 from actsparse.errors import DatasetError
-from actsparse.offload import is_offloaded, run_side_by_side
+from actsparse.lockstep import run_side_by_side
+from actsparse.offload import is_offloaded
 from actsparse.progress import progress_bar
 from actsparse.scopes import Site
 from actsparse.scopes.matching import Target

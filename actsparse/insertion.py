@@ -204,6 +204,22 @@ def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str,
         handle.remove()
 
 
+@contextmanager
+def call_before(module: nn.Module, call: Callable[[nn.Module], None]) -> Iterator[None]:
+    """
+    Call something whenever a module is about to run.
+
+    :param module: The module.
+    :param call: Called with the module.
+    :return: A context in which that happens.
+    """
+    handle = module.register_forward_pre_hook(lambda module, _args: call(module))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def watch_gradient(x: torch.Tensor, take: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
     """
     See the gradient that some readers of a tensor send back to it.

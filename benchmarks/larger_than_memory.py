@@ -24,7 +24,7 @@ import torch
 from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from actsparse.errors import ActsparseError
 from actsparse.models import load_model
@@ -79,7 +79,7 @@ def write_model(folder: Path, layers: int, width: int) -> int:
     tokenizer = load_model("default").tokenizer
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(AutoTokenizer.from_pretrained(folder)),
+        vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=int(INNER * width) // 64 * 64,
         num_hidden_layers=layers,

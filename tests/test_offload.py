@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from actsparse import offload, remove_sparsifiers, sparsify_activations, word_perplexity
+from actsparse import lockstep, remove_sparsifiers, sparsify_activations, word_perplexity
 from actsparse.compression import compress_int8
 from actsparse.errors import ActsparseError, DatasetError, SourceError
 from actsparse.insertion import named_sparsifiers
+from actsparse.lockstep import run_side_by_side
 from actsparse.models import load_model
-from actsparse.offload import hold_weights, is_offloaded, parse_memory, run_side_by_side
+from actsparse.offload import hold_weights, is_offloaded, parse_memory
 from actsparse.openvino import export_model
 from actsparse.recovery import recover
 
@@ -72,7 +73,7 @@ def test_each_block_is_loaded_once_and_alone(offloaded, batches, monkeypatch):
     sparsify_activations(offloaded, batches, 0.5)
     loaded: list[int] = []
     blocks = offloaded.model.layers
-    monkeypatch.setattr(offload, "hold_weights", lambda block: note(block))
+    monkeypatch.setattr(lockstep, "hold_weights", lambda block: note(block))
 
     def note(block: Any) -> Any:
         loaded.append(next(i for i, each in enumerate(blocks) if each is block))
@@ -118,7 +119,7 @@ def test_a_bad_batch_is_named_and_nothing_stays_loaded(offloaded, batches):
 
 
 def test_more_jobs_than_one_group(offloaded, batches, monkeypatch):
-    monkeypatch.setattr(offload, "GROUP", 3)
+    monkeypatch.setattr(lockstep, "GROUP", 3)
     jobs = [partial(lambda batch: offloaded(**batch).logits, batch) for batch in batches * 2]
     with torch.no_grad():
         for found, batch in zip(run_side_by_side(offloaded, jobs), batches * 2, strict=True):

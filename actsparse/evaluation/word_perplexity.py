@@ -17,7 +17,7 @@ from actsparse import distributed
 from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.wikitext import detokenize
-from actsparse.offload import run_side_by_side
+from actsparse.lockstep import run_side_by_side
 from actsparse.openvino.detect import find_openvino_model
 from actsparse.progress import progress_bar
 

@@ -1,7 +1,8 @@
 """NNCF's own activation sparsity, called on the same model, data and layers as ours."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import nncf
@@ -15,6 +16,7 @@ from torch import nn
 
 from actsparse.calibration import run_batches
 from actsparse.compression import quiet_nncf
+from actsparse.insertion import record_calls
 from actsparse.scopes import find_layers, match_targets
 from actsparse.scopes.graph import trace_graph
 from actsparse.scopes.layers import block_layers
@@ -90,19 +92,15 @@ def count_nncf_zeros(model: nn.Module) -> Iterator[Callable[[], dict[str, float]
     """
     zeros: dict[str, int] = {}
     entries: dict[str, int] = {}
-    handles = []
-    for name, sparsifier in named_nncf_sparsifiers(model).items():
 
-        def count(_module: nn.Module, _args: Any, masked: torch.Tensor, name: str = name) -> None:
-            zeros[name] = zeros.get(name, 0) + masked.numel() - int(torch.count_nonzero(masked))
-            entries[name] = entries.get(name, 0) + masked.numel()
+    def count(name: str, _args: Any, _kwargs: Any, masked: torch.Tensor) -> None:
+        zeros[name] = zeros.get(name, 0) + masked.numel() - int(torch.count_nonzero(masked))
+        entries[name] = entries.get(name, 0) + masked.numel()
 
-        handles.append(sparsifier.register_forward_hook(count))
-    try:
+    with ExitStack() as stack:
+        for name, sparsifier in named_nncf_sparsifiers(model).items():
+            stack.enter_context(record_calls(sparsifier, partial(count, name)))
         yield lambda: {name: zeros[name] / entries[name] for name in zeros}
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def measure_nncf_sparsity(model: nn.Module, batches: list[Any]) -> dict[str, float]:

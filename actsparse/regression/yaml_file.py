@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml import MarkedYAMLError
 
 from actsparse.errors import SourceError, shorten_message
 from actsparse.files import write_bytes
@@ -101,11 +102,11 @@ def write_yaml(path: Path, contents: dict[str, Any], heading: str) -> None:
     :param heading: What its first line says.
     :raises OutputError: If it cannot be written.
     """
-    text = yaml.dump(contents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    text = yaml.dump(contents, Dumper=_SafeDumper, sort_keys=False, allow_unicode=True, width=110)
     write_bytes(path, f"# {heading}\n{text}".encode())
 
 
-class _Dumper(yaml.SafeDumper):
+class _SafeDumper(yaml.SafeDumper):
     """Write no aliases, whatever object stands twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -113,7 +114,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _refuse(message: str, mark: Any) -> None:
-    raise yaml.MarkedYAMLError(problem=message, problem_mark=mark)
+    raise MarkedYAMLError(problem=message, problem_mark=mark)
 
 
 def _describe(error: yaml.YAMLError) -> str:
