@@ -164,6 +164,7 @@ def draw(samples: dict[str, list[dict[str, Any]]], path: Path) -> None:
     :param path: The PNG file.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(4 * len(samples), 6), layout="constrained")
     panels = figure.subplots(2, len(samples), squeeze=False)
@@ -175,6 +176,9 @@ def draw(samples: dict[str, list[dict[str, Any]]], path: Path) -> None:
             if side != FORWARD:
                 panels[1][column].loglog(sizes, [point[side]["extra_bytes"] / 1e6 for point in points], **style)
         panels[0][column].set(title=name, ylabel="seconds" if column == 0 else "")
+        for panel in panels[:, column]:
+            panel.set_xticks(sizes, labels=[f"{size:,}" for size in sizes])
+            panel.xaxis.set_minor_locator(NullLocator())
         panels[1][column].set(xlabel=name, ylabel="MB beyond the model" if column == 0 else "")
     for panel in panels.flat:
         panel.grid(alpha=0.3, which="both")
