@@ -217,9 +217,9 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     source = str(job.out.resolve()) if training is not None else _absolute(job.model)
     notes = {"source": source, "int8": job.int8, "calibration": settings["calibration text"]}
     save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
-    if is_first() and not job.accelerate:
+    if not job.accelerate:
         _withdraw_model(job.out)
-    if is_first() and job.accelerate:
+    elif is_first():
         acceleration = _deploy(model, loaded.tokenizer, job, say)
         result["acceleration"] = asdict(acceleration)
         tables.append(acceleration_table(acceleration))
@@ -236,12 +236,12 @@ def _withdraw(out: Path) -> None:
     """Remove the thresholds and the OpenVINO model that an earlier run has left for others to use."""
     if is_first():
         (out / THRESHOLDS_NAME).unlink(missing_ok=True)
-        _withdraw_model(out)
+    _withdraw_model(out)
 
 
 def _withdraw_model(out: Path) -> None:
     """Remove an earlier run's OpenVINO model, if its report says that it is one: its masks are others."""
-    earlier = read_json(out / "report.json")
+    earlier = read_json(out / "report.json") if is_first() else None
     if isinstance(earlier, dict) and "acceleration" in earlier:
         for file in (Path(MODEL_FILE), Path(MODEL_FILE).with_suffix(".bin")):
             (out / file).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from torch import nn
 from actsparse.errors import ActsparseError
 from actsparse.insertion import call_before
 from actsparse.offload import hold_weights, is_offloaded
+from actsparse.scopes.layers import name_blocks
 
 T = TypeVar("T")
 
@@ -35,9 +36,8 @@ def run_side_by_side(model: nn.Module, jobs: Sequence[Callable[[], T]]) -> list[
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    outermost = [m for name, m in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
-    return [block for blocks in outermost for block in blocks if is_offloaded(block)]
+    names = name_blocks(model, (name for name, _ in model.named_modules()))
+    return [block for name in names if name and is_offloaded(block := model.get_submodule(name))]
 
 
 def _run_in_lockstep(blocks: Iterable[nn.Module], jobs: Sequence[Callable[[], T]]) -> list[T]:

@@ -143,6 +143,7 @@ def _score_pages(
     :raises ActsparseError: If it is not a number.
     """
     places = [(page, window) for page, x in enumerate(page_tokens) for window in rolling_windows(len(x), max_length)]
+    page_ids = [torch.tensor([prefix, *tokens]) for tokens in page_tokens]
     losses = np.zeros(len(places))
     own = distributed.share(range(len(places)))
     num_tokens = sum(places[number][1].num_scored for number in own)
@@ -153,8 +154,7 @@ def _score_pages(
             if np.isnan(losses).any():
                 return  # the result is lost already
             page, window = places[number]
-            ids = torch.tensor([prefix, *page_tokens[page]])
-            losses[number] = _sum_losses(*score_window(model, ids, window))
+            losses[number] = _sum_losses(*score_window(model, page_ids[page], window))
             advance(window.num_scored)
 
         run_side_by_side(model, [partial(score, number) for number in own])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actsparse.algorithms import get_algorithm
+from actsparse.compression import WEIGHT_MODES
 from actsparse.errors import ActsparseError, SourceError, nearest, shorten_message
 from actsparse.jobs import DTYPES
 from actsparse.regression.schema import NOT_IN_FILE, make_mapping, make_record
@@ -16,7 +17,6 @@ from actsparse.sparsifier import TOKENS
 from actsparse.texts.files import NAMED_SOURCES
 
 BACKENDS = ("torch", "openvino")
-WEIGHTS = ("int8_asym", "int8_sym", "int4_asym", "int4_sym")
 CASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}")
 
 
@@ -57,7 +57,7 @@ class Case:
     :param revision: Of a model of the hub: a branch, tag or commit.
     :param checksum: SHA-256 that the model's files must have; see `checksum_files`. None takes any.
     :param dtype: fp32, bf16 or fp16.
-    :param weights: What `nncf.compress_weights` makes of them: a name of `WEIGHTS`; None leaves them.
+    :param weights: What `nncf.compress_weights` makes of them: a name of `WEIGHT_MODES`; None leaves them.
     :param group_size: Of INT4 weights.
     :param sparsity: One target for every Linear layer of the blocks; or else
     :param targets: targets by layer.
@@ -103,7 +103,7 @@ class Case:
         for key, choices in (("dtype", DTYPES), ("backend", BACKENDS), ("tokens", TOKENS)):
             _require_choice(key, getattr(self, key), tuple(choices))
         if self.weights is not None:
-            _require_choice("weights", self.weights, WEIGHTS)
+            _require_choice("weights", self.weights, tuple(WEIGHT_MODES))
         _require_at_least("skip_first", self.skip_first, 0)
         _require_at_least("seed", self.seed, 0)
         _require_at_least("group_size", self.group_size, 1)

@@ -8,8 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actsparse.compression import WEIGHT_MODES
 from actsparse.errors import ActsparseError, SourceError
-from actsparse.regression.case import BACKENDS, WEIGHTS, Calibration, Case, Target, read_case
+from actsparse.regression.case import BACKENDS, Calibration, Case, Target, read_case
 from actsparse.regression.reference import read_reference
 from actsparse.regression.yaml_file import write_yaml
 from actsparse.scopes.target_scope import TargetScope
@@ -97,7 +98,7 @@ def test_a_file_whose_name_cannot_be_a_case_is_refused(tmp_path: Path) -> None:
 KEYS = st.sampled_from([*Case.__dataclass_fields__, "format", "cases", "updates"]) | st.text(max_size=8)
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.binary(max_size=8)
-    | st.sampled_from([*BACKENDS, *WEIGHTS, "default", "magnitude+greedy", "../..", "a" * 300, "HUGE"])
+    | st.sampled_from([*BACKENDS, *WEIGHT_MODES, "default", "magnitude+greedy", "../..", "a" * 300, "HUGE"])
 )  # fmt: skip
 VALUES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=4), max_leaves=12)
 REFERENCES = st.fixed_dictionaries(
