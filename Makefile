@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 # Present while pip is at work: a .venv that still has it was interrupted, and is made anew.
 UNFINISHED := $(VENV)/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# One thread each: with more, the threads of two workers wait for each other and nothing is gained. A file's tests stay
+# together, because they share what its fixtures make; four workers at most, because each may hold a model.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,10 +32,10 @@ docs: $(STAMP) ## Build the documentation into site/, without the network
 
 test: lint ## Check style and types, and run every test
 	@echo 'testing …'
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-fast: $(STAMP) ## Run the tests that need no real model
-	@$(BIN)/python -m pytest -m 'not real_model'
+	@$(PYTEST) -m 'not real_model'
 
 lint: $(STAMP) ## Check style and types
 	@echo 'checking style and types …'
