@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from importlib.metadata import version
 from pathlib import Path
@@ -202,11 +203,14 @@ def sparsify(
         device=device,
         max_memory=max_memory,
     )
+    start = time.time()
     result, tables = run_sparsify(job, output.say)
     output.finish(*tables, figures=result)
     if (gate := result.get("gate")) is not None and not gate["has_passed"]:
         output.fail(f"{gate['message']}: thresholds and model are not written, {out / 'report.json'} is")
-    output.say(f"written to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+    # The folder may hold the user's own files too.
+    written = sorted(path.name for path in out.iterdir() if path.stat().st_mtime >= start)
+    output.say(f"written to {out}: {', '.join(written)}")
 
 
 @app.command()

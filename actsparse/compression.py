@@ -13,8 +13,7 @@ from torch import nn
 from actsparse.errors import ActsparseError, nearest, shorten_message
 from actsparse.offload import require_weights
 
-INT8_MODES = {"asym": nncf.CompressWeightsMode.INT8_ASYM, "sym": nncf.CompressWeightsMode.INT8_SYM}
-
+INT8_MODES = ("asym", "sym")
 WEIGHT_MODES = {
     "int8_asym": nncf.CompressWeightsMode.INT8_ASYM,
     "int8_sym": nncf.CompressWeightsMode.INT8_SYM,
@@ -31,17 +30,15 @@ def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
     :param mode: ``asym`` or ``sym``.
     :param example_input: One model input, for NNCF to trace the model with.
     :return: The compressed model.
-    :raises ActsparseError: If there is no such mode, or weights are offloaded.
+    :raises ActsparseError: If there is no such mode, weights are offloaded, or NNCF cannot compress them.
     """
     if mode not in INT8_MODES:
         msg = f"unknown INT8 mode {mode!r}; nearest: {nearest(mode, INT8_MODES)}"
         raise ActsparseError(msg)
-    require_weights(model, "compressing weights")
-    with quiet_nncf():
-        return nncf.compress_weights(model, mode=INT8_MODES[mode], dataset=nncf.Dataset([example_input]))
+    return compress_weights(model, f"int8_{mode}", example_input)
 
 
-def compress_weights(model: nn.Module, weights: str, example_input: Any, *, group_size: int) -> nn.Module:
+def compress_weights(model: nn.Module, weights: str, example_input: Any, *, group_size: int = 128) -> nn.Module:
     """
     Compress all of a model's weights to INT8, or to INT4 by groups, with `nncf.compress_weights`.
 
@@ -50,7 +47,7 @@ def compress_weights(model: nn.Module, weights: str, example_input: Any, *, grou
     :param example_input: One model input, for NNCF to trace the model with.
     :param group_size: Input channels in a group of INT4 weights; layers that it does not divide get smaller groups.
     :return: The compressed model.
-    :raises ActsparseError: If NNCF cannot compress them.
+    :raises ActsparseError: If weights are offloaded, or NNCF cannot compress them.
     """
     require_weights(model, "compressing weights")
     options: dict[str, Any] = {"mode": WEIGHT_MODES[weights]}

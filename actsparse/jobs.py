@@ -27,7 +27,7 @@ from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
 from actsparse.models.explain import explain_errors
 from actsparse.models.save import save_folder
-from actsparse.offload import parse_memory
+from actsparse.offload import parse_memory, require_weights
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
@@ -98,6 +98,9 @@ class SparsifyJob:
         if self.exact and not self.accelerate:
             msg = "--exact is about the accelerated model: give --accelerate too"
             raise ActsparseError(msg)
+        if self.accelerate and self.skip_first:
+            msg = "--skip-first is for torch alone: masks of an OpenVINO model cannot do that; leave --accelerate out"
+            raise ActsparseError(msg)
         if self.accelerate:
             require_optimum("--accelerate")
 
@@ -159,22 +162,26 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     prepare_folder(job.out)
     say(f"loading {job.model}")
     loaded = load_for_job(job.model, job)
+    # Before hours are spent on calibration.
+    for option in ("recover", "accelerate"):
+        if getattr(job, option):
+            require_weights(loaded.model, f"--{option}")
     batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
     batches = move_batches(batches, loaded.model)
     # Compressed weights cannot be trained.
     model = loaded.model if training else _compress(loaded.model, job, batches, say)
     result: dict[str, Any] = {}
     tables: list[Table] = []
+    kept = KeptMeasurements(job.out / UNFINISHED_NAME, _name_calibration(job, model, batches))
     start = time.perf_counter()
     if held_out is not None:
         found = _search(model, loaded.tokenizer, job, batches, held_out, say)
         result["budget"] = found.to_dict()
         tables.append(found.to_table(held_out.name))
     else:
-        kept = KeptMeasurements(job.out / UNFINISHED_NAME, _name_calibration(job, model, batches))
         how = Settings(get_algorithm(job.algorithm), skip_first=job.skip_first, known=kept)
         sparsify_torch(model, batches, targets, job.ignored_scope, how)
-        kept.forget()
+    kept.forget()
     seconds = time.perf_counter() - start
     if training is not None:
         recovery = _recover(model, loaded.tokenizer, job, training, say)
@@ -216,13 +223,14 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
                 return result, [*tables, report.to_table()]
     source = str(job.out.resolve()) if training is not None else _absolute(job.model)
     notes = {"source": source, "int8": job.int8, "calibration": settings["calibration text"]}
-    save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
+    # Whoever finds an OpenVINO model takes it: at no moment may one with other masks lie beside new thresholds.
     if not job.accelerate:
         _withdraw_model(job.out)
     elif is_first():
         acceleration = _deploy(model, loaded.tokenizer, job, say)
         result["acceleration"] = asdict(acceleration)
         tables.append(acceleration_table(acceleration))
+    save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
     wait_for_all()
     if report is None:
         write_json(job.out / "report.json", result)

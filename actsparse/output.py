@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from actsparse.exit_codes import ExitCode
-from actsparse.launcher import launched_rank
+from actsparse.launcher import is_launched, launched_rank
 from actsparse.progress import hide_progress
 from actsparse.surroundings import explain_output_errors
 
@@ -87,12 +87,18 @@ class Output:
 
     def fail(self, message: str) -> NoReturn:
         """
-        End the command because a check failed.
+        End the command because a check failed, in all processes of a launcher at once.
 
         :param message: Which one, in a line; printed even where the command is quiet.
         :raises typer.Exit: Always.
         """
-        tell(f"failed: {message}")
+        if launched_rank() == 0:
+            tell(f"failed: {message}")
+        if is_launched():
+            from actsparse.distributed import wait_for_all
+
+            # A launcher ends all processes as soon as one has failed, and the first may still be writing.
+            wait_for_all()
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 

@@ -13,7 +13,11 @@ from actsparse.files import write_bytes
 # The panels of a history, by what their axes say, and the figures that each shows.
 _HISTORY = {
     "word perplexity": ("word_perplexity", "dense_word_perplexity", "nncf_word_perplexity"),
-    "share": ("sparsity", "weight_reads_skipped", "nncf_sparsity"),
+    "token perplexity": ("token_perplexity", "dense_token_perplexity"),
+    "nats a token": ("loss_increase", "nncf_loss_increase", "loss_over_nncf"),
+    "share": ("sparsity", "farthest_layer", "weight_reads_skipped", "nncf_sparsity"),
+    "calibration over forward passes": ("calibration_ratio", "nncf_calibration_ratio"),
+    "MB": ("peak_memory_mb",),
     "times as fast as dense": ("decode_ratio",),
 }
 
@@ -179,10 +183,9 @@ def plot_series(
 
 def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """
-    Draw a regression case's figures over commits: perplexity with its interval, sparsity, seconds, decoding.
+    Draw a regression case's figures over commits, with their intervals.
 
-    :param points: In the order of commits: `commit`, `figures` (by name a value and the ends of its interval or None)
-        and `seconds` by name.
+    :param points: In the order of commits: `commit`, and `figures`, by name a value and its interval's ends or None.
     :param title: What is shown.
     :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
@@ -190,11 +193,6 @@ def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     panels: dict[str, dict[str, list[Any]]] = {
         label: {name: [point["figures"].get(name) for point in points] for name in names if name in _seen(points)}
         for label, names in _HISTORY.items()
-    }
-    kinds = dict.fromkeys(kind for point in points for kind in point["seconds"])
-    panels["seconds"] = {
-        kind: [(point["seconds"][kind], None, None) if kind in point["seconds"] else None for point in points]
-        for kind in kinds
     }
     panels = {label: lines for label, lines in panels.items() if lines}
     figure = _make_figure(path, (max(6.0, 0.35 * len(points) + 3), 2.4 * len(panels) + 0.8))

@@ -16,7 +16,7 @@ from actsparse.regression import git
 PACKAGES = ("actsparse", "torch", "nncf", "openvino", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
 # What the benchmarks write themselves does not make the code that they measure another one.
-_WRITTEN = ("benchmarks/results", "benchmarks/README.md")
+_WRITTEN = tuple(ROOT / name for name in ("benchmarks/results", "benchmarks/README.md", "README.md", "docs/figures"))
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,14 @@ def make_table(title: str, bars: Iterable[Bar]) -> Table:
     return table
 
 
-def describe_run(name: str, command: str, measurement: Measurement) -> dict[str, Any]:
+def describe_run(name: str, command: str, measurement: Measurement, git_state: dict[str, Any]) -> dict[str, Any]:
     """
     Put together all that the JSON file records.
 
     :param name: The benchmark's name.
     :param command: The command that ran it.
     :param measurement: What it measured.
+    :param git_state: Which code that was.
     :return: The contents of the file.
     """
     bars = [asdict(bar) | {"is_met": bar.is_met} for bar in measurement.bars]
@@ -109,7 +110,7 @@ def describe_run(name: str, command: str, measurement: Measurement) -> dict[str,
         "bars": bars,
         "settings": measurement.settings,
         "versions": {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "git": read_git_state(),
+        "git": git_state,
         "machine": describe_machine(),
         "samples": measurement.samples,
     }

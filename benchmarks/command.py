@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bars import Measurement, describe_run, make_table, write_json
+from bars import Measurement, describe_run, make_table, read_git_state, write_json
 from rich.console import Console
 
 from actsparse.environment import describe_machine
@@ -84,6 +84,8 @@ def run_benchmark(
     if options.threads:
         torch.set_num_threads(options.threads)
     load_before = describe_machine()["load_average"]
+    # Before it begins: what is committed or written meanwhile is not what was measured.
+    git_state = read_git_state()
     started = time.perf_counter()
     try:
         measurement = measure(options)
@@ -95,7 +97,7 @@ def run_benchmark(
     if options.json:
         command = shlex.join(["python", f"benchmarks/{name}.py", *_without_json(arguments)])
         timing: dict[str, Any] = {"seconds": round(seconds, 1), "load_average_before": load_before}
-        write_json(options.json, describe_run(name, command, measurement) | timing)
+        write_json(options.json, describe_run(name, command, measurement, git_state) | timing)
     return 0 if measurement.is_met else 1
 
 

@@ -81,9 +81,10 @@ def make_bars(name: str, result: dict[str, Any]) -> list[Bar]:
     for point, limit in zip(result["points"], case.speedups, strict=True):
         times = f"{point['dense']['decode_ms']['median']:.1f} ms over {point['sparse']['decode_ms']['median']:.1f} ms"
         measured = f"{point['measured_sparsity']:.1%} measured"
-        bars.append(
-            Bar(f"{name}: decoding speed-up", point["decode_speedup"], limit, True, note=f"{measured}, {times}")
-        )
+        title = f"{name}: decoding speed-up"
+        if len(case.speedups) > 1:
+            title += f" at {point['measured_sparsity']:.0%}"
+        bars.append(Bar(title, point["decode_speedup"], limit, True, note=f"{measured}, {times}"))
     if case.has_prompts:
         for length, ratio in result["ttft_ratio"].items():
             bars.append(Bar(f"{name}: first token after {length}, over dense", ratio, PROMPT_LIMIT))

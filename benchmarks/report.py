@@ -16,11 +16,11 @@ from typing import Any
 from bars import Bar
 from matplotlib.figure import Figure as Plot
 from rich.console import Console
-from run import BENCHMARKS, CASE_RESULTS, DEMO, FOLDER, RESULTS, ROOT
-from stale import find_reason
+from run import BENCHMARKS, CASE_RESULTS, DEMO, FOLDER, LONG, RESULTS, ROOT
+from stale import find_reason, find_sources
 
-from actsparse.errors import ActsparseError
-from actsparse.regression.figures import CaseResult, Figure
+from actsparse.errors import ActsparseError, SourceError, shorten_message
+from actsparse.regression.figures import CaseResult
 from actsparse.regression.reference import read_result
 
 README = FOLDER / "README.md"
@@ -28,17 +28,38 @@ FRONT_PAGE = ROOT / "README.md"
 CASES_PLOT = ROOT / "docs" / "figures" / "cases.png"
 # What every benchmark measures, beside its own file.
 CODE = "actsparse"
-CASE_COLUMNS = (
-    "case",
-    "sparsity",
-    "word perplexity",
-    "dense",
-    "loss, nats a token (95%)",
-    "NNCF's loss",
-    "calibration over forward passes",
-    "peak memory",
-    "decoding over dense",
-)
+# What else some of them measure.
+DATA = {
+    "planted_regression": ("examples/regression/default-50.yaml", "examples/regression/reference.yaml"),
+}
+# The front page has these, and every bar that is missed.
+HEADLINES = {
+    "parity": ("real model by roles: thresholds", "real model by roles: logits"),
+    "calibration_time": ("magnitude: time over that of the forward passes", "magnitude: times faster than NNCF"),
+    "calibration_memory": ("magnitude, 256 batches: peak above that of the forward passes",),
+    "decode_speed": (
+        "1b, all 50%: decoding speed-up",
+        "1b INT4, all 50%: decoding speed-up",
+        "1b, up/gate 30% + down 50%: decoding speed-up",
+        "default, all 50%: decoding speed-up",
+    ),
+    "frontier": ("all 50%: loss of auto over magnitude", "all 50%: loss of auto over teal"),
+    "recovery": ("loss of auto after recovery over magnitude",),
+    "planted_regression": ("noise: seeds called a regression", "thresholds x 1.05: seeds called a regression"),
+    "larger_than_memory": ("magnitude: resident memory over the model's size",),
+    "cost_curves": ("magnitude: seconds against tokens, slope", "magnitude: memory against tokens, slope"),
+}
+# What the table of cases shows: a column, its figure, and how.
+CASE_COLUMNS = {
+    "sparsity": ("sparsity", "{0.value:.1%}"),
+    "word perplexity": ("word_perplexity", "{0.value:.2f}"),
+    "dense": ("dense_word_perplexity", "{0.value:.2f}"),
+    "loss, nats a token (95%)": ("loss_increase", "{0.value:.3f} ({0.low:.3f} – {0.high:.3f})"),
+    "NNCF's loss": ("nncf_loss_increase", "{0.value:.3f}"),
+    "calibration over forward passes": ("calibration_ratio", "{0.value:.2f}"),
+    "peak memory": ("peak_memory_mb", "{0.value:.0f} MB"),
+    "decoding over dense": ("decode_ratio", "{0.value:.2f}"),
+}
 
 
 def read_bars() -> dict[str, dict[str, Any]]:
@@ -46,9 +67,28 @@ def read_bars() -> dict[str, dict[str, Any]]:
     Read what the benchmarks with bars measured.
 
     :return: The JSON files' contents by name.
+    :raises SourceError: If a file is damaged.
     """
-    paths = {name: RESULTS / f"{name}.json" for name in BENCHMARKS}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+    paths = {name: RESULTS / f"{name}.json" for name in (*BENCHMARKS, *LONG)}
+    return {name: read_report(path) for name, path in paths.items() if path.is_file()}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """
+    Read what a benchmark wrote.
+
+    :param path: Its JSON file.
+    :return: The contents.
+    :raises SourceError: If it is something else.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        judged_bars(report)
+        describe_origin(report)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path} is no result of a benchmark: {shorten_message(error)}"
+        raise SourceError(msg) from None
+    return report
 
 
 def read_cases() -> dict[str, CaseResult]:
@@ -68,7 +108,10 @@ def find_stale(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult]) ->
     :param cases: What the cases measured.
     :return: The reason by name.
     """
-    reasons = {name: find_reason(report["git"], (CODE, f"benchmarks/{name}.py")) for name, report in bars.items()}
+    reasons = {}
+    for name, report in bars.items():
+        sources = sorted(str(path.relative_to(ROOT)) for path in find_sources(FOLDER / f"{name}.py"))
+        reasons[name] = find_reason(report["git"], (CODE, *sources, *DATA.get(name, ())))
     reasons |= {
         name: find_reason(result.git, (CODE, f"benchmarks/cases/{name}.yaml")) for name, result in cases.items()
     }
@@ -78,23 +121,46 @@ def find_stale(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult]) ->
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def make_table(reports: dict[str, dict[str, Any]], stale: dict[str, str], *, has_notes: bool) -> str:
+def make_table(reports: dict[str, dict[str, Any]], stale: dict[str, str]) -> str:
     """
     Turn results into a table of their bars.
 
     :param reports: The JSON files' contents by name.
     :param stale: Those that are marked.
-    :param has_notes: Whether the table has a column for notes.
     :return: Markdown.
     """
-    headings = ("benchmark", "figure", "bar", "measured", "result", "note")[: 6 if has_notes else 5]
-    lines = [headings, ("---",) * len(headings)]
-    for name, report in reports.items():
-        for entry in report["bars"]:
-            bar = Bar(**{key: value for key, value in entry.items() if key != "is_met"})
-            if bar.limit is not None:
-                lines.append((mark(name, report["git"], stale), *bar.cells)[: len(headings)])
-    return join_rows(lines)
+    headings = ("benchmark", "figure", "bar", "measured", "result", "note")
+    rows = [(mark(name, stale), *bar.cells) for name, report in reports.items() for bar in judged_bars(report)]
+    return join_rows([headings, ("---",) * len(headings), *rows]) + explain_marks(reports, stale)
+
+
+def make_headline_table(reports: dict[str, dict[str, Any]], stale: dict[str, str]) -> str:
+    """
+    Turn results into the front page's table: headlines, and every bar that is missed.
+
+    :param reports: The JSON files' contents by name.
+    :param stale: Those that are marked.
+    :return: Markdown.
+    """
+    headings = ("benchmark", "figure", "bar", "measured", "result")
+    rows = [
+        (mark(name, stale), *bar.cells[:-1])
+        for name, report in reports.items()
+        for bar in judged_bars(report)
+        if bar.name in HEADLINES.get(name, ()) or not bar.is_met
+    ]
+    return join_rows([headings, ("---",) * len(headings), *rows]) + explain_marks(reports, stale)
+
+
+def judged_bars(report: dict[str, Any]) -> list[Bar]:
+    """
+    Read a result's figures that have something to reach.
+
+    :param report: A JSON file's contents.
+    :return: Its bars.
+    """
+    bars = [Bar(**{key: value for key, value in entry.items() if key != "is_met"}) for entry in report["bars"]]
+    return [bar for bar in bars if bar.limit is not None]
 
 
 def make_case_table(cases: dict[str, CaseResult], stale: dict[str, str]) -> str:
@@ -105,45 +171,38 @@ def make_case_table(cases: dict[str, CaseResult], stale: dict[str, str]) -> str:
     :param stale: Those that are marked.
     :return: Markdown.
     """
-    lines = [CASE_COLUMNS, ("---", *("---:",) * (len(CASE_COLUMNS) - 1))]
+    lines = [("case", *CASE_COLUMNS), ("---", *("---:",) * len(CASE_COLUMNS))]
     for name, result in cases.items():
-        figures = result.figures
-        loss = figures["loss_increase"]
-        lines.append((
-            mark(name, result.git, stale),
-            show(figures.get("sparsity"), "{:.1%}"),
-            show(figures.get("word_perplexity"), "{:.2f}"),
-            show(figures.get("dense_word_perplexity"), "{:.2f}"),
-            f"{loss.value:.3f} ({loss.low:.3f} – {loss.high:.3f})",
-            show(figures.get("nncf_loss_increase"), "{:.3f}"),
-            show(figures.get("calibration_ratio"), "{:.2f}"),
-            show(figures.get("peak_memory_mb"), "{:.0f} MB"),
-            show(figures.get("decode_ratio"), "{:.2f}"),
-        ))  # fmt: skip
-    return join_rows(lines)
+        cells = (
+            form.format(result.figures[figure]) if figure in result.figures else "–"
+            for figure, form in CASE_COLUMNS.values()
+        )
+        lines.append((mark(name, stale), *cells))
+    return join_rows(lines) + explain_marks({name: {"git": result.git} for name, result in cases.items()}, stale)
 
 
-def mark(name: str, git: dict[str, Any], stale: dict[str, str]) -> str:
+def mark(name: str, stale: dict[str, str]) -> str:
     """
-    Name a result, with its commit where that is not what is here.
+    Name a result, with a star where it is not of the code that is here.
 
     :param name: The result's name.
-    :param git: Which code it measured.
     :param stale: The results that are marked.
     :return: What the table shows.
     """
-    return f"{name} (stale: {(git.get('commit') or 'unknown')[:10]})" if name in stale else name
+    return f"{name} \\*" if name in stale else name
 
 
-def show(figure: Figure | None, form: str) -> str:
+def explain_marks(reports: dict[str, dict[str, Any]], stale: dict[str, str]) -> str:
     """
-    Format a figure.
+    Say which code the marked results are of.
 
-    :param figure: The figure, or None where there is none.
-    :param form: How.
-    :return: The text.
+    :param reports: What the table shows, with its `git`.
+    :param stale: The results that are marked.
+    :return: Markdown to put below the table; empty if none is marked.
     """
-    return "–" if figure is None else form.format(figure.value)
+    marked = {name: report["git"].get("commit") or "unknown" for name, report in reports.items() if name in stale}
+    commits = [f"{name} on {commit[:10]}" for name, commit in marked.items()]
+    return f"\n\n\\* Measured before the code last changed: {', '.join(commits)}." if commits else ""
 
 
 def join_rows(lines: Sequence[tuple[str, ...]]) -> str:
@@ -211,8 +270,8 @@ def write_tables(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult], 
     :param stale: The results that are marked.
     """
     origins = "\n".join(f"- {describe_origin(report)}" for report in bars.values())
-    replace_part(README, "results", f"{make_table(bars, stale, has_notes=True)}\n\n{origins}")
-    replace_part(FRONT_PAGE, "results", make_table(bars, stale, has_notes=False))
+    replace_part(README, "results", f"{make_table(bars, stale)}\n\n{origins}")
+    replace_part(FRONT_PAGE, "results", make_headline_table(bars, stale))
     if cases:
         origins = "\n".join(f"- {describe_origin(describe_case_origin(result))}" for result in cases.values())
         replace_part(README, "cases", f"{make_case_table(cases, stale)}\n\n{origins}")

@@ -12,19 +12,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from bars import ROOT, read_git_state, write_json
 from rich.console import Console
 
-from actsparse.errors import ActsparseError
-from actsparse.regression.case import read_case
+from actsparse.errors import ActsparseError, SourceError
+from actsparse.regression.case import Case, read_case
 from actsparse.regression.process import measure_apart
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
 CASE_RESULTS = RESULTS / "cases"
+CASES = FOLDER / "cases"
 BENCHMARKS = (
     "parity",
     "calibration_time",
@@ -40,6 +40,8 @@ BENCHMARKS = (
     "larger_than_memory",
     "cost_curves",
 )
+# By name only: they take half an hour and more, or several environments.
+LONG = ("kill", "fuzz", "dependency_ranges")
 DEMO = "demo"
 
 
@@ -53,10 +55,21 @@ def run(name: str) -> int:
     Console(stderr=True).rule(name)
     if name == DEMO:
         return run_demo()
-    if name not in BENCHMARKS:
+    if name not in (*BENCHMARKS, *LONG):
         return run_case(Path(name))
     path = (RESULTS / f"{name}.json").relative_to(ROOT)
-    return subprocess.run([sys.executable, f"benchmarks/{name}.py", "--json", str(path)], cwd=ROOT).returncode
+    return run_program(f"benchmarks/{name}.py", "--json", str(path))
+
+
+def run_program(*arguments: str) -> int:
+    """
+    Run a Python program in a process of its own.
+
+    :param arguments: What python is given.
+    :return: Its exit code; as shells say it, where a signal ended the process.
+    """
+    code = subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
+    return code if code >= 0 else 128 - code
 
 
 def run_demo() -> int:
@@ -67,7 +80,7 @@ def run_demo() -> int:
     """
     git = read_git_state()
     with tempfile.TemporaryDirectory() as folder:
-        code = subprocess.run([sys.executable, "-m", "actsparse", "demo", "--out", folder], cwd=ROOT).returncode
+        code = run_program("-m", "actsparse", "demo", "--out", folder)
         if code == 0:
             report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
             write_json(RESULTS / f"{DEMO}.json", report | {"git": git})
@@ -82,9 +95,8 @@ def run_case(path: Path) -> int:
     :param path: The case's file.
     :return: The exit code: 0, or 2 for a mistake of the user.
     """
-    git = read_git_state()
     try:
-        result = replace(measure_apart(path), git=git)
+        result = measure_apart(path, read_git_state())
     except ActsparseError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -99,7 +111,19 @@ def find_cases() -> list[str]:
 
     :return: Their files.
     """
-    return [str(path) for path in sorted((FOLDER / "cases").glob("*.yaml"))]
+    return [str(path) for path in sorted(CASES.glob("*.yaml"))]
+
+
+def require_here(case: Case) -> None:
+    """
+    Check that a case is one of this folder's, whose results go by name.
+
+    :param case: The case.
+    :raises SourceError: If it is not.
+    """
+    if case.folder.resolve() != CASES:
+        msg = f"{case.name} is not in {CASES}; actsparse regress measures any case"
+        raise SourceError(msg)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,13 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: The exit code: the highest of the benchmarks'.
     """
     parser = argparse.ArgumentParser(description="Run benchmarks and regression cases, and keep their results.")
-    known = (*BENCHMARKS, DEMO)
-    parser.add_argument("names", nargs="*", metavar="NAME|CASE", help=f"cases' files, or {', '.join(known)}; or all")
-    names = parser.parse_args(arguments).names or [*known, *find_cases()]
+    known = (*BENCHMARKS, *LONG, DEMO)
+    parser.add_argument("names", nargs="*", metavar="NAME|CASE", help=f"cases' files, or {', '.join(known)}")
+    names = parser.parse_args(arguments).names or [*BENCHMARKS, DEMO, *find_cases()]
     try:
         for name in names:
             if name not in known:
-                read_case(name)
+                require_here(read_case(name))
     except ActsparseError as error:
         parser.error(str(error))
     RESULTS.mkdir(exist_ok=True)

@@ -1,11 +1,36 @@
 """Whether a result is still one of the code that is here."""
 
+import ast
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bars import ROOT
 
 from actsparse.regression.git import run_git
+
+# How results are written, not what is measured.
+_PLUMBING = {"bars", "command"}
+
+
+def find_sources(program: Path) -> set[Path]:
+    """
+    List a program and the modules beside it that it is made of.
+
+    :param program: The program.
+    :return: Their files.
+    """
+    found, waiting = set(), [program]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module is not None and node.module not in _PLUMBING:
+                beside = path.parent / f"{node.module}.py"
+                waiting += [beside] if beside.is_file() else []
+    return found
 
 
 def find_reason(git: dict[str, Any] | None, paths: Sequence[str]) -> str | None:

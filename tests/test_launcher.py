@@ -77,6 +77,17 @@ def test_a_killed_process_is_told_and_a_rerun_succeeds(files, tmp_path):
     }  # fmt: skip
 
 
+def test_a_gate_that_fails_is_told_once_and_by_all(files, tmp_path):
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    options = ("--sparsity", "0.8", "--algorithm", "magnitude", "--fail-above", "0", "--json", figures)
+    process = start(*sparsify(files, out), *options)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert errors.count("failed: token perplexity") == 1
+    assert json.loads(figures.read_text())["gate"]["has_passed"] is False
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.md", "sparsity_by_layer.png"}
+
+
 def test_what_is_for_one_process_says_so(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from actsparse import lockstep, remove_sparsifiers, sparsify_activations, word_perplexity
+from actsparse import jobs, lockstep, remove_sparsifiers, sparsify_activations, word_perplexity
 from actsparse.compression import compress_int8
 from actsparse.errors import ActsparseError, DatasetError, SourceError
 from actsparse.insertion import named_sparsifiers
@@ -138,6 +138,18 @@ def test_what_needs_all_weights_says_so(offloaded, batches, tmp_path, make_offlo
     mixture = make_offloaded(next(iter(MIXTURES)))
     with pytest.raises(ActsparseError, match="splitting experts into layers needs all weights in memory"):
         sparsify_activations(mixture, batches, 0.5)
+
+
+@pytest.mark.parametrize("wanted", [{"accelerate": True}, {"recover": 1}])
+def test_what_cannot_be_done_is_refused_before_calibration(files, tmp_path, monkeypatch, wanted):
+    monkeypatch.setattr(jobs, "sparsify_torch", pytest.fail)
+    size = sum(path.stat().st_size for path in (files / "model").glob("*.safetensors"))
+    texts = {"calibration": str(files / "calibration.txt"), "training": str(files / "calibration.txt")}
+    placed = {"device": "auto", "max_memory": f"{size / 2e6}MB"}
+    job = jobs.SparsifyJob(str(files / "model"), tmp_path, sparsity=0.5, num_batches=2, **texts, **placed, **wanted)
+    with pytest.raises(ActsparseError, match=f"--{next(iter(wanted))} needs all weights in memory"):
+        jobs.run_sparsify(job, lambda _: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_mistakes_in_placement(files, tmp_path):

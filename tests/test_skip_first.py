@@ -9,6 +9,7 @@ import torch
 
 from actsparse import ActsparseError, load_thresholds, measure_sparsity, save_thresholds, sparsify_activations
 from actsparse.insertion import intercept_outputs, named_sparsifiers, remove_sparsifiers
+from actsparse.jobs import SparsifyJob
 from actsparse.sparsifier import ActivationSparsifier
 
 
@@ -55,6 +56,8 @@ def test_a_thresholds_file_keeps_it_and_openvino_refuses_it(
         remove_sparsifiers(model)
         load_thresholds(model, tmp_path / "file")
         assert torch.equal(model(**batches[0]).logits, expected)
+    with pytest.raises(ActsparseError, match="--skip-first is for torch alone"):
+        SparsifyJob("default", tmp_path, sparsity=0.5, accelerate=True, skip_first=1)
     from actsparse.openvino import export_model
 
     with pytest.raises(ActsparseError, match="calibrate without skip_first"):

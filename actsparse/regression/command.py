@@ -40,12 +40,11 @@ def regress(
 
     job = RegressJob(tuple(cases), reference, update, history)
     outcome = run_regress(job, output.say)
-    plots = draw(job)
     tables = [differences_table(outcome.differences)] if outcome.differences else []
     if outcome.results and not tables:
         tables = [results_table(outcome.results)]
     output.finish(*tables, figures=outcome.to_dict())
-    if plots:
+    if plots := draw(job):
         output.say("drawn: " + ", ".join(map(str, plots)))
     if update is not None:
         output.say(f"accepted in {reference}: {', '.join(outcome.results)}")

@@ -6,16 +6,24 @@ from pathlib import Path
 from typing import Any
 
 
-def read_git_state(folder: Path, excluded: Sequence[str] = ()) -> dict[str, Any]:
+def read_git_state(folder: Path, excluded: Sequence[Path] = ()) -> dict[str, Any]:
     """
     Tell which commit a folder is at.
 
+    Files that git does not know are no changes: results and caches often lie in a checkout.
+
     :param folder: The folder.
-    :param excluded: Paths from the checkout's top whose changes do not count.
+    :param excluded: Files and folders whose changes do not count.
     :return: The commit, when it was made, and whether the working tree differs from it; all None outside a checkout.
     """
     commit = run_git(folder, "rev-parse", "HEAD")
-    changes = run_git(folder, "status", "--porcelain", "--", ":/", *(f":(top,exclude){path}" for path in excluded))
+    top = run_git(folder, "rev-parse", "--show-toplevel")
+    paths = [":/"]
+    for path in excluded:
+        absolute = path.absolute().resolve()
+        if top is not None and absolute.is_relative_to(Path(top).resolve()):
+            paths.append(f":(top,exclude,literal){absolute.relative_to(Path(top).resolve()).as_posix()}")
+    changes = run_git(folder, "status", "--porcelain", "--untracked-files=no", "--", *paths)
     return {
         "commit": commit,
         "committed_at": run_git(folder, "show", "-s", "--format=%cI", "HEAD"),

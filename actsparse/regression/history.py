@@ -31,15 +31,12 @@ def read_history(folder: Path) -> dict[str, list[CaseResult]]:
 
     :param folder: Its folder.
     :return: The results of each case, in the order of their commits.
-    :raises SourceError: If there are none, or a file is damaged.
+    :raises SourceError: If a file is damaged.
     """
     found: dict[str, list[tuple[tuple[datetime, bool, str], CaseResult]]] = {}
     for path in sorted(folder.glob("*/*.json")):
         result = read_result(path)
         found.setdefault(path.parent.name, []).append((_order(result, path), result))
-    if not found:
-        msg = f"{folder} holds no results; --history with a case or a reference adds some"
-        raise SourceError(msg)
     return {name: [result for _, result in sorted(pairs, key=lambda pair: pair[0])] for name, pairs in found.items()}
 
 
@@ -49,11 +46,15 @@ def draw_history(folder: Path) -> list[Path]:
 
     :param folder: The history's folder, which gets a PNG file for each case.
     :return: The files.
-    :raises SourceError: As `read_history`.
+    :raises SourceError: If there are no results, or a file is damaged.
     :raises OutputError: If matplotlib is missing or a file cannot be written.
     """
+    history = read_history(folder)
+    if not history:
+        msg = f"{folder} holds no results; --history with a case or a reference adds some"
+        raise SourceError(msg)
     paths = []
-    for name, results in read_history(folder).items():
+    for name, results in history.items():
         paths.append(folder / f"{name}.png")
         plot_history([_point(result) for result in results], name, paths[-1])
     return paths
@@ -81,9 +82,4 @@ def _point(result: CaseResult) -> dict[str, object]:
     return {
         "commit": name + ("*" if result.git.get("is_dirty") else ""),
         "figures": {name: (f.value, f.low, f.high) for name, f in result.figures.items()},
-        "seconds": {
-            name.removesuffix("_seconds"): value
-            for name, value in result.details.items()
-            if name.endswith("_seconds") and isinstance(value, int | float)
-        },
     }

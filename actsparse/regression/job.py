@@ -1,6 +1,7 @@
 """The job behind `actsparse regress`: check everything, measure the cases, compare, accept, keep."""
 
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ from actsparse.regression.case import Case, read_case
 from actsparse.regression.compare import REGRESSION, Difference, compare_case
 from actsparse.regression.figures import CaseResult
 from actsparse.regression.git import read_git_state
-from actsparse.regression.history import append_result, draw_history
+from actsparse.regression.history import append_result, draw_history, read_history
 from actsparse.regression.identity import find_change, find_inputs
 from actsparse.regression.process import measure_apart
-from actsparse.regression.reference import Reference, read_reference, write_reference
+from actsparse.regression.reference import Reference, read_reference, results_folder, write_reference
 from actsparse.regression.schema import make_mapping
 from actsparse.regression.subject import Say
 
@@ -52,6 +53,12 @@ class RegressJob:
         if self.history is not None and importlib.util.find_spec("matplotlib") is None:
             msg = f"cannot draw {self.history}: matplotlib is not installed; pip install 'actsparse[plot]'"
             raise OutputError(msg)
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """What the job itself writes, which may lie in the checkout that it measures."""
+        reference = () if self.reference is None else (self.reference, results_folder(self.reference))
+        return (*reference, *(() if self.history is None else (self.history,)))
 
     @property
     def only_draws(self) -> bool:
@@ -106,23 +113,24 @@ def run_regress(job: RegressJob, say: Say) -> Outcome:
     for name, path in cases.items():
         _require_comparable(read_case(path), None if job.update is not None else reference)
         say(f"{name}: {path}")
-    for path in (job.history, job.reference.parent if job.reference is not None else None):
-        if path is not None:
-            prepare_folder(path)
-    commit = read_git_state(Path.cwd())["commit"]
-    results = {name: _measure(name, path, say) for name, path in cases.items()}
-    differences = {}
-    if reference is not None and job.update is None:
-        for name, result in results.items():
-            before = reference.read_result(name)
-            differences[name] = compare_case(reference.find(name), before, result)
-            _tell_versions(before, result, say)
-    for result in results.values() if job.history is not None else ():
-        append_result(job.history, result)  # type: ignore[arg-type]
-    if job.update is not None and job.reference is not None:
+    if job.history is not None:
+        read_history(prepare_folder(job.history))
+    if job.reference is not None:
+        prepare_folder(job.reference.parent)
+    git = {name: read_git_state(path.parent, job.written) for name, path in cases.items()}
+    results: dict[str, CaseResult] = {}
+    for name, path in cases.items():
+        say(f"measuring {name}")
+        results[name] = measure_apart(path, git[name])
+        # At once: what a later case runs into does not take this one's figures.
+        if job.history is not None:
+            append_result(job.history, results[name])
+    if job.reference is not None and job.update is not None:
         accepted = {name: (cases[name], result) for name, result in results.items()}
-        write_reference(job.reference, reference, accepted, " ".join(job.update.split()), commit)
-    return Outcome(results, differences)
+        state = read_git_state(job.reference.parent, job.written)
+        write_reference(job.reference, reference, accepted, " ".join(job.update.split()), state)
+        return Outcome(results, {})
+    return Outcome(results, _compare_all(reference, results, say) if reference is not None else {})
 
 
 def draw(job: RegressJob) -> list[Path]:
@@ -139,9 +147,10 @@ def draw(job: RegressJob) -> list[Path]:
 def _read_reference(job: RegressJob) -> Reference | None:
     if job.reference is None:
         return None
-    if job.update is not None and not job.reference.exists():
-        return None
-    if not job.reference.exists():
+    # os.path: a name that the system refuses is one that is not there.
+    if not os.path.exists(job.reference):  # noqa: PTH110
+        if job.update is not None:
+            return None
         msg = f"there is no reference {job.reference}; --update REASON with the files of cases makes one"
         raise SourceError(msg)
     return read_reference(job.reference)
@@ -184,6 +193,12 @@ def _tell_versions(before: CaseResult, now: CaseResult, say: Say) -> None:
             say(f"{now.name}: the reference was measured with {library} {old}, this with {new}")
 
 
-def _measure(name: str, path: Path, say: Say) -> CaseResult:
-    say(f"measuring {name}")
-    return measure_apart(path)
+def _compare_all(
+    reference: Reference, results: Mapping[str, CaseResult], say: Say
+) -> dict[str, tuple[Difference, ...]]:
+    differences = {}
+    for name, result in results.items():
+        before = reference.read_result(name)
+        differences[name] = compare_case(reference.find(name), before, result)
+        _tell_versions(before, result, say)
+    return differences

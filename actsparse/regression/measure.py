@@ -8,7 +8,6 @@ from actsparse.evaluation.sparsity import SparsityReport
 from actsparse.evaluation.word_perplexity import count_words
 from actsparse.regression.case import Case
 from actsparse.regression.figures import CaseResult, Figure, Windows, in_order, loss_figures
-from actsparse.regression.git import read_git_state
 from actsparse.regression.identity import find_inputs
 from actsparse.regression.sides import Sides
 from actsparse.regression.subject import Say, prepare_subject
@@ -21,10 +20,9 @@ def measure_case(case: Case, say: Say) -> CaseResult:
 
     :param case: The case.
     :param say: Told what happens next.
-    :return: Its figures.
+    :return: Its figures; whoever started this process says of which commit.
     :raises ActsparseError: If something that it names cannot be used.
     """
-    git = read_git_state(case.folder)
     inputs = find_inputs(case)
     subject = prepare_subject(case, inputs, say)
     if case.backend == "openvino":
@@ -52,7 +50,7 @@ def measure_case(case: Case, say: Say) -> CaseResult:
             **({} if sides.nncf_seconds is None else {"nncf_seconds": sides.nncf_seconds}),
             **sides.details,
         },
-        git,
+        {},
         {**describe_environment(), "machine": describe_machine()},
         datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from actsparse.errors import ActsparseError, SourceError, nearest
 from actsparse.files import prepare_folder, write_bytes
@@ -74,13 +75,15 @@ class Update:
     :param date: When, in UTC.
     :param reason: Why.
     :param cases: Whose.
-    :param commit: Of the working folder; None outside a checkout.
+    :param commit: Of the reference's folder; None outside a checkout.
+    :param is_dirty: Whether files there differed from that commit.
     """
 
     date: str
     reason: str
     cases: tuple[str, ...]
     commit: str | None = None
+    is_dirty: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Reference:
         :return: The result.
         :raises SourceError: If its file is missing or damaged.
         """
-        return read_result(_results_folder(self.path) / self.find(name).result)
+        return read_result(results_folder(self.path) / self.find(name).result)
 
 
 def read_reference(path: str | Path) -> Reference:
@@ -163,7 +166,7 @@ def write_reference(
     before: Reference | None,
     results: Mapping[str, tuple[Path, CaseResult]],
     reason: str,
-    commit: str | None,
+    git: Mapping[str, Any],
 ) -> Reference:
     """
     Accept results as the reference, whole or not at all; cases that are not among them stay as they are.
@@ -172,11 +175,11 @@ def write_reference(
     :param before: What it holds; None for a new one. Its tolerances are kept.
     :param results: A case's file and what was measured of it, by name.
     :param reason: Why.
-    :param commit: Of the working folder.
+    :param git: The commit of the reference's folder.
     :return: The reference now.
     :raises OutputError: If a file cannot be written.
     """
-    folder = prepare_folder(_results_folder(path))
+    folder = prepare_folder(results_folder(path))
     cases = dict(before.cases) if before is not None else {}
     for name, (case_path, result) in results.items():
         data = (json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n").encode()
@@ -186,7 +189,7 @@ def write_reference(
         tolerances = DEFAULTS | (tolerances_of(cases[name]) if name in cases else {})
         relative = Path(os.path.relpath(case_path.resolve(), path.parent.resolve())).as_posix()
         cases[name] = ReferenceCase(relative, file_name, bind_figures(result.figures, tolerances))
-    update = Update(datetime.now(UTC).date().isoformat(), reason, tuple(results), commit)
+    update = Update(datetime.now(UTC).date().isoformat(), reason, tuple(results), git["commit"], git["is_dirty"])
     reference = Reference(FORMAT, cases, (*(before.updates if before is not None else ()), update), path)
     write_yaml(path, make_mapping(reference), HEADING)
     for old in before.cases.values() if before is not None else ():
@@ -245,5 +248,11 @@ def _round(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _results_folder(path: Path) -> Path:
+def results_folder(path: Path) -> Path:
+    """
+    Name the folder of all that was measured for a reference.
+
+    :param path: The reference's file.
+    :return: The folder beside it.
+    """
     return path.with_suffix(".results")

@@ -84,10 +84,14 @@ def test_wrong_options_exit_with_code_2(benchmarks: Any, arguments: list[str]) -
 
 
 def write_result(benchmarks: Any, path: Path, git: dict[str, Any]) -> None:
-    bars = (benchmarks.bars.Bar("ratio", 1.234, 1.3, unit="×", note="a note"), benchmarks.bars.Bar("beside", 2.0))
+    bars = (
+        benchmarks.bars.Bar("ratio", 1.234, 1.3, unit="×", note="a note"),
+        benchmarks.bars.Bar("too high", 2.0, 1.0),
+        benchmarks.bars.Bar("beside", 2.0),
+    )
     command = "python benchmarks/parity.py"
-    contents = benchmarks.bars.describe_run("parity", command, benchmarks.bars.Measurement(bars, {}))
-    benchmarks.bars.write_json(path, contents | {"git": git})
+    contents = benchmarks.bars.describe_run("parity", command, benchmarks.bars.Measurement(bars, {}), git)
+    benchmarks.bars.write_json(path, contents)
 
 
 @pytest.fixture
@@ -112,7 +116,9 @@ def test_the_readme_tables_list_the_bars_and_cases_of_the_results(
     write_result(benchmarks, tmp_path / "parity.json", {"commit": "c0ffee" * 7, "is_dirty": False})
     (tmp_path / "cases").mkdir()
     windows = Windows(100, (50.0, 50.0), {DENSE: (100.0, 110.0), SPARSE: (120.0, 130.0), "nncf": (125.0, 140.0)})
-    environment = {"versions": benchmarks.bars.describe_run("", "", benchmarks.bars.Measurement((), {}))["versions"]}
+    environment = {
+        "versions": benchmarks.bars.describe_run("", "", benchmarks.bars.Measurement((), {}), {})["versions"]
+    }
     environment |= {"machine": describe_machine()}
     git = {"commit": "c0ffee" * 7, "is_dirty": False}
     case = CaseResult("half", {}, loss_figures(windows), {}, windows, git=git, environment=environment)
@@ -127,7 +133,10 @@ def test_the_readme_tables_list_the_bars_and_cases_of_the_results(
         assert "| half | – | 12.18 | 8.17 | 0.400 (0.400 – 0.400) | 0.550 | – | – | – |" in text
         assert "beside" not in text
         assert "old" not in text
-        assert "| parity | ratio | ≤ 1.30× | 1.23× | pass |\n" in front_page.read_text(encoding="utf-8")
+        # The front page has headlines, and what is missed.
+        shown = front_page.read_text(encoding="utf-8")
+        assert "| parity | too high | ≤ 1.00 | 2.00 | fail |\n" in shown
+        assert "parity | ratio" not in shown
     assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -142,7 +151,13 @@ def test_stale_results_are_refused_or_marked(
     assert "stale: parity was measured on c0ffeec0ff, which this checkout does not have" in capsys.readouterr().err
     assert readmes[0].read_bytes() == before
     assert benchmarks.report.main(["--mark-stale"]) == 0
-    assert "| parity (stale: c0ffeec0ff) | ratio |" in readmes[0].read_text(encoding="utf-8")
+    text = readmes[0].read_text(encoding="utf-8")
+    assert "| parity \\* | ratio |" in text
+    assert "\n\\* Measured before the code last changed: parity on c0ffeec0ff.\n" in text
+    (tmp_path / "parity.json").write_text('{"bars": [{}]}', encoding="utf-8")
+    with pytest.raises(SystemExit):
+        benchmarks.report.main(["--mark-stale"])
+    assert "parity.json is no result of a benchmark" in capsys.readouterr().err
 
 
 def test_a_result_is_stale_when_what_it_measured_changed(
@@ -166,7 +181,7 @@ def test_a_result_is_stale_when_what_it_measured_changed(
     (tmp_path / "other.py").write_text("2\n")
     assert find_reason(state, ("measured.py",)) is None
     assert read_git_state(tmp_path)["is_dirty"] is True
-    assert read_git_state(tmp_path, ("other.py",))["is_dirty"] is False
+    assert read_git_state(tmp_path, (tmp_path / "other.py", Path("/elsewhere")))["is_dirty"] is False
     assert "with changes that are in no commit" in find_reason(state | {"is_dirty": True}, ("measured.py",))
     assert "does not say which commit" in find_reason(None, ("measured.py",))
     (tmp_path / "measured.py").write_text("2\n")
@@ -181,15 +196,19 @@ def test_a_result_is_stale_when_what_it_measured_changed(
 def test_a_case_is_run_and_its_result_kept(
     benchmarks: Any, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(path: Path) -> CaseResult:
+    def measure(path: Path, git: dict[str, Any]) -> CaseResult:
         windows = Windows(1, (1.0,), {DENSE: (1.0,), SPARSE: (1.0,)})
-        return CaseResult(path.stem, {}, loss_figures(windows), {}, windows)
+        return CaseResult(path.stem, {}, loss_figures(windows), {}, windows, git=git)
 
     case = files / "kept.yaml"
     case.write_text("model: model\nsparsity: 0.5\n")
     monkeypatch.setattr(benchmarks.run, "RESULTS", tmp_path)
     monkeypatch.setattr(benchmarks.run, "CASE_RESULTS", tmp_path / "cases")
     monkeypatch.setattr(benchmarks.run, "measure_apart", measure)
+    with pytest.raises(SystemExit):
+        benchmarks.run.main([str(case)])
+    assert "kept is not in" in capsys.readouterr().err
+    monkeypatch.setattr(benchmarks.run, "CASES", files)
     assert benchmarks.run.main([str(case)]) == 0
     kept = json.loads((tmp_path / "cases" / "kept.json").read_text(encoding="utf-8"))
     assert kept["name"] == "kept"
@@ -216,3 +235,12 @@ def test_the_readme_names_every_benchmark_and_case(benchmarks: Any) -> None:
     ]
     for part, text in places:
         assert text.count(f"<!-- {part}: begin -->") == text.count(f"<!-- {part}: end -->") == 1
+
+
+def test_a_benchmark_that_is_killed_has_failed(benchmarks: Any) -> None:
+    assert benchmarks.run.run_program("-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 137
+
+
+def test_a_result_depends_on_the_modules_that_the_program_imports(benchmarks: Any) -> None:
+    names = {path.name for path in benchmarks.stale.find_sources(FOLDER / "recovery.py")}
+    assert names == {"recovery.py", "frontier.py", "workload.py"}

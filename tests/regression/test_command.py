@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from actsparse import cli
+from actsparse.errors import SourceError
 from actsparse.regression import job
 from actsparse.regression.case import read_case
 from actsparse.regression.figures import SPARSE, CaseResult, loss_figures
@@ -35,8 +36,8 @@ def measure_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Measure in this process; what is given is added to the masked model's loss per token."""
 
     def start(worse: float) -> None:
-        def measure(path: Path) -> CaseResult:
-            result = measure_case(read_case(path), lambda _: None)
+        def measure(path: Path, git: dict[str, Any]) -> CaseResult:
+            result = replace(measure_case(read_case(path), lambda _: None), git=git)
             losses = zip(result.windows.losses[SPARSE], result.windows.tokens, strict=True)
             raised = result.windows.losses | {SPARSE: tuple(loss + worse * tokens for loss, tokens in losses)}
             windows = replace(result.windows, losses=raised)
@@ -114,20 +115,82 @@ def test_a_history_is_kept_and_drawn(
     assert run(monkeypatch, "--history", history) == 0
     assert (history / "small.png").is_file()
     assert len(list((history / "small").iterdir())) == 1
+    # Figures that took hours are told before anything is drawn of them, and a damaged history before they are measured.
+    monkeypatch.setattr(job, "draw_history", fail_to_draw)
+    capsys.readouterr()
+    assert run(monkeypatch, write_case("small"), "--history", history) == 2
+    captured = capsys.readouterr()
+    assert "word perplexity" in captured.out
+    assert captured.err.splitlines()[-1] == "error: no drawing today"
+    next((history / "small").iterdir()).write_text("{}")
+    monkeypatch.setattr(job, "measure_apart", pytest.fail)
+    assert run(monkeypatch, write_case("small"), "--history", history) == 2
+    assert "lacks the key" in capsys.readouterr().err
+
+
+def fail_to_draw(_: Path) -> None:
+    msg = "no drawing today"
+    raise SourceError(msg)
+
+
+def test_what_was_measured_before_a_case_failed_is_kept(
+    monkeypatch: pytest.MonkeyPatch, write_case: WriteCase, measure_here: Any, tmp_path: Path
+) -> None:
+    impossible = write_case("worse", "sparsity: null\ntargets: [{names: [nothing], sparsity: 0.5}]")
+    assert run(monkeypatch, write_case("better"), impossible, "--history", tmp_path / "history") == 2
+    assert [path.parent.name for path in tmp_path.glob("history/*/*.json")] == ["better"]
+
+
+def test_a_history_and_a_reference_in_the_checkout_are_no_changes_of_it(
+    monkeypatch: pytest.MonkeyPatch, write_case: WriteCase, measure_here: Any, files: Path
+) -> None:
+    path = write_case("small")
+    git = ["git", "-C", str(files), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    written = ("--reference", files / "r.yaml", "--update", "why", "--history", files / "history")
+
+    def commit() -> None:
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "--quiet", "--message", "a state"], check=True)
+
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    commit()
+    assert run(monkeypatch, path, *written) == 0
+    assert read_reference(files / "r.yaml").updates[-1].is_dirty is False
+    commit()
+    for changed, is_dirty in (("r.yaml", False), ("evaluation.txt", True)):
+        with (files / changed).open("a") as file:
+            file.write("\n")
+        assert run(monkeypatch, path, *written) == 0
+        assert read_reference(files / "r.yaml").updates[-1].is_dirty is is_dirty
+    names = {path.stem[12:] for path in (files / "history" / "small").glob("*.json")}
+    assert names == {"", "-dirty"}
+    assert len(list((files / "history" / "small").glob("*.json"))) == 3
 
 
 def test_a_case_is_measured_in_a_process_of_its_own(
     monkeypatch: pytest.MonkeyPatch, write_case: WriteCase, tmp_path: Path, capsys: Any
 ) -> None:
     figures = tmp_path / "figures.json"
+    # A module of the working folder is not the library of its name.
+    (tmp_path / "yaml.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, write_case("apart"), "--json", figures) == 0
     result = json.loads(figures.read_text())["cases"]["apart"]
+    assert (result["git"]["commit"] is None) or len(result["git"]["commit"]) == 40
     here = measure_case(read_case(write_case("apart")), lambda _: None)
     assert result["figures"]["word_perplexity"]["value"] == pytest.approx(
         here.figures["word_perplexity"].value, rel=1e-5
     )
     assert run(monkeypatch, write_case("apart", "sparsity: null\ntargets: [{names: [nothing], sparsity: 0.5}]")) == 2
     assert "error: " in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_process_that_ends_without_an_answer_is_unexpected(
+    monkeypatch: pytest.MonkeyPatch, write_case: WriteCase, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    assert run(monkeypatch, write_case("small")) == 70
+    assert "ended with code 1 and no figures" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_says_so_in_one_line(write_case: WriteCase, tmp_path: Path) -> None:
@@ -153,6 +216,7 @@ def test_an_interrupted_run_says_so_in_one_line(write_case: WriteCase, tmp_path:
         (("x.yaml", "--update", "why"), "give --reference FILE too"),
         (("x.yaml", "--reference", "{out}/r.yaml", "--update", " "), "takes the reason"),
         (("--reference", "{out}/r.yaml"), "there is no reference"),
+        (("--reference", "{out}/" + 300 * "r"), "there is no reference"),
         (("--reference", "{out}/r.yaml", "--update", "why"), "has no cases yet"),
         (("{out}/none.yaml",), "No such file"),
         (("a/x.yaml", "b/x.yaml"), "two cases named 'x'"),

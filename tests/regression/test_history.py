@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from actsparse.errors import SourceError
-from actsparse.regression.figures import CaseResult
+from actsparse.plot import _HISTORY
+from actsparse.regression.figures import KINDS, CaseResult
 from actsparse.regression.history import append_result, draw_history, read_history
 
 
@@ -35,3 +36,8 @@ def test_an_empty_or_damaged_history_is_told(make_result: Callable[..., CaseResu
     path.write_text("{}")
     with pytest.raises(SourceError, match="lacks the key"):
         draw_history(tmp_path)
+
+
+def test_every_figure_has_its_place_in_the_plot() -> None:
+    panels = [name for names in _HISTORY.values() for name in names]
+    assert sorted(panels) == sorted(KINDS)

@@ -16,9 +16,8 @@ MakeResult = Callable[..., CaseResult]
 
 def accept(path: Path, result: CaseResult, reason: str = "because") -> None:
     before = read_reference(path) if path.exists() else None
-    write_reference(
-        path, before, {result.name: (path.parent / "cases" / f"{result.name}.yaml", result)}, reason, "c0ffee"
-    )
+    results = {result.name: (path.parent / "cases" / f"{result.name}.yaml", result)}
+    write_reference(path, before, results, reason, {"commit": "c0ffee", "is_dirty": True})
 
 
 def test_a_reference_is_read_as_it_was_written(make_result: MakeResult, tmp_path: Path) -> None:
@@ -28,7 +27,9 @@ def test_a_reference_is_read_as_it_was_written(make_result: MakeResult, tmp_path
     assert found.case_path("small") == tmp_path / "cases" / "small.yaml"
     assert found.read_result("small") == result
     assert found.cases["small"].figures["sparsity"].value == 0.5
-    assert [(u.reason, u.cases, u.commit) for u in found.updates] == [("first: figures", ("small",), "c0ffee")]
+    assert [(u.reason, u.cases, u.commit, u.is_dirty) for u in found.updates] == [
+        ("first: figures", ("small",), "c0ffee", True)
+    ]
 
 
 def test_an_update_keeps_tolerances_and_other_cases_and_says_why(make_result: MakeResult, tmp_path: Path) -> None:
