@@ -8,6 +8,8 @@ from torch import nn
 from actsparse.stand_in import NOTHING, StandIn
 
 TOKENS = ("all", "decode")
+# The threshold of a channel that never passes: a number, as files hold, which smaller types round to infinity.
+LARGEST = torch.finfo(torch.float32).max
 
 
 class ActivationSparsifier(nn.Module):

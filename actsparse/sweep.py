@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,10 +32,11 @@ from actsparse.texts import Text, load_pages, token_batches
 TOLERANCE = 0.003
 CORRECTIONS = 2
 
-# What is read of a point that an earlier run has written.
-_POINT_KEYS = {"algorithm", "sparsity", "target", "measured_sparsity", "word_perplexity", "token_perplexity"}
-_POINT_KEYS |= {"loss_increase", "loss_increase_interval", "kl_divergence", "top1_agreement", "calibration_seconds"}
-_POINT_KEYS |= {"window_losses", "window_tokens"}
+# What is read of a point that an earlier run has written: numbers, lists of numbers, and what is null where it was too
+# large for a float.
+_NUMBERS = ("sparsity", "target", "measured_sparsity", "loss_increase", "top1_agreement", "calibration_seconds")
+_LISTS = ("loss_increase_interval", "window_losses", "window_tokens")
+_NUMBERS_OR_NULL = ("word_perplexity", "token_perplexity", "kl_divergence")
 
 Say = Callable[[str], None]
 Point = dict[str, Any]
@@ -261,10 +263,11 @@ def _attempt(
     roles: tuple[str, ...],
     target: float,
 ) -> Attempt:
-    start, spent = time.perf_counter(), settings.known.seconds
+    settings.known.begin()
+    start = time.perf_counter()
     sparsify_torch(model, batches, {TargetScope(roles=roles): target} if roles else target, None, settings)
-    # As long as it takes alone: what is known from an earlier point counts too.
-    seconds = spent + time.perf_counter() - start
+    # As long as it takes alone: what it took from earlier points counts too.
+    seconds = settings.known.reused_seconds + time.perf_counter() - start
     return Attempt(target, seconds, compare())
 
 
@@ -298,7 +301,20 @@ def _point_path(out: Path, settings: dict[str, Any], algorithm: str, sparsity: f
 
 def _read_point(path: Path) -> Point | None:
     point = read_json(path)
-    return point if isinstance(point, dict) and point.keys() >= _POINT_KEYS else None
+    return point if isinstance(point, dict) and _is_complete(point) else None
+
+
+def _is_complete(point: Point) -> bool:
+    if not isinstance(point.get("algorithm"), str) or not all(isinstance(point.get(name), list) for name in _LISTS):
+        return False
+    interval, losses, tokens = (point[name] for name in _LISTS)
+    numbers = [*(point.get(name) for name in _NUMBERS), *interval, *losses, *tokens]
+    numbers += [value for name in _NUMBERS_OR_NULL if (value := point.get(name, "missing")) is not None]
+    return len(interval) == 2 and len(losses) == len(tokens) > 0 and all(map(_is_finite, numbers))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _cells(point: Point) -> tuple[str, ...]:
@@ -306,10 +322,15 @@ def _cells(point: Point) -> tuple[str, ...]:
     return (
         point["algorithm"],
         percent(point["measured_sparsity"]),
-        f"{point['word_perplexity']:.2f}",
-        f"{point['token_perplexity']:.3f}",
+        _format(point["word_perplexity"], ".2f"),
+        _format(point["token_perplexity"], ".3f"),
         f"{point['loss_increase']:.4f} ({low:.3f} – {high:.3f})",
-        f"{point['kl_divergence']:.4f}",
+        _format(point["kl_divergence"], ".4f"),
         percent(point["top1_agreement"]),
         f"{point['calibration_seconds'] / 60:.1f}",
     )
+
+
+def _format(value: float | None, spec: str) -> str:
+    # What is null in a file was infinite in the run that wrote it.
+    return format(value, spec) if value is not None and math.isfinite(value) else "–"

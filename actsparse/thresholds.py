@@ -19,7 +19,7 @@ from actsparse.files import write_bytes
 from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, remove_sparsifier
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes.layers import in_features, named_linears, out_features
-from actsparse.sparsifier import TOKENS, ActivationSparsifier
+from actsparse.sparsifier import LARGEST, TOKENS, ActivationSparsifier
 from actsparse.stand_in import NOTHING, StandIn
 
 FORMAT = "actsparse.thresholds"
@@ -90,7 +90,7 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
     :param model: A masked torch module, `openvino.Model` or optimum-intel model.
     :param path: The file to write; replaced as a whole or not at all.
     :param notes: What else to record, such as the calibration data: anything that JSON can hold.
-    :raises ThresholdsError: If the model has no masks, or the notes are not JSON.
+    :raises ThresholdsError: If the model has no masks, one that could not be loaded, or the notes are not JSON.
     :raises OutputError: If the file cannot be written.
     """
     masks = _masks_of(model)
@@ -115,11 +115,18 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
         msg = f"the notes for a thresholds file must be JSON: {error}"
         raise ThresholdsError(msg) from None
     tensors = {}
-    for name, (threshold, _, stand_in) in masks.items():
-        for key, tensor in zip(_KEYS, (threshold, stand_in.shift, stand_in.basis), strict=True):
+    for name, (threshold, record, stand_in) in masks.items():
+        # In f32 and copied: layers of one site may share a tensor, which the format cannot say.
+        written, stands_in = _as_written(threshold), stand_in.to("cpu")
+        if not _is_mask(written, record, stands_in):
+            msg = (
+                f"the mask of {name} cannot be saved: its threshold is neither a number from 0 on nor minus infinity, "
+                "or what stands in for what it leaves out is not finite"
+            )
+            raise ThresholdsError(msg)
+        for key, tensor in zip(_KEYS, (written, stands_in.shift, stands_in.basis), strict=True):
             if tensor is not None:
-                # Copied: layers of one site may share a tensor, which the format cannot say.
-                tensors[name + key] = tensor.detach().to("cpu", torch.float32).clone().contiguous()
+                tensors[name + key] = tensor
     write_bytes(Path(path), _in_order(save(tensors, metadata)))
 
 
@@ -304,11 +311,8 @@ def _parse(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Thresh
     notes = json.loads(metadata["notes"])
     thresholds, shifts, bases = ({n: tensors.pop(n + key) for n in layers if n + key in tensors} for key in _KEYS)
     is_complete = bool(layers) and not tensors and layers.keys() == thresholds.keys() and isinstance(notes, dict)
-    if not is_complete or not all(map(_is_threshold, thresholds.values())):
-        raise ValueError
     stand_ins = {name: StandIn(shifts.get(name), bases.get(name)) for name in shifts.keys() | bases.keys()}
-    # Nothing can stand in for a row whose gate is closed.
-    if not all(_is_stand_in(s) and not layers[name].gate_function for name, s in stand_ins.items()):
+    if not is_complete or not all(_is_mask(thresholds[n], layers[n], stand_ins.get(n, NOTHING)) for n in layers):
         raise ValueError
     return ThresholdsFile(thresholds, layers, metadata["fingerprint"], notes, stand_ins)
 
@@ -324,6 +328,17 @@ def _check_format(path: Path, metadata: dict[str, str]) -> None:
     if int(number) > FORMAT_VERSION:
         msg = f"{path} has format version {number}; this actsparse reads up to {FORMAT_VERSION}: upgrade it"
         raise ThresholdsError(msg)
+
+
+def _as_written(threshold: torch.Tensor) -> torch.Tensor:
+    written = threshold.detach().to("cpu", torch.float32).clone().contiguous()
+    # A model cast to a smaller type after calibration has infinity for channels that never pass.
+    return written.clamp(max=LARGEST) if written.ndim else written
+
+
+def _is_mask(threshold: torch.Tensor, record: LayerRecord, stand_in: StandIn) -> bool:
+    # Nothing can stand in for a row whose gate is closed.
+    return _is_threshold(threshold) and _is_stand_in(stand_in) and not (record.gate_function and stand_in != NOTHING)
 
 
 def _is_threshold(tensor: torch.Tensor) -> bool:

@@ -1,15 +1,22 @@
 """A sweep: points at equal measured sparsity, none of them measured twice."""
 
 import json
+import math
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
 
 from actsparse import sweep
+from actsparse.algorithms import get_algorithm
 from actsparse.cli import app
 from actsparse.errors import ActsparseError
+from actsparse.evaluation import comparison
+from actsparse.report import print_result
+from actsparse.sparsify import Settings
 from actsparse.sweep import Sweep, SweepJob, parse_sparsities, run_sweep
 
 
@@ -73,6 +80,79 @@ def test_a_point_that_cannot_be_used_is_measured_again(job: SweepJob, damage: st
     # Not the very same: where the search for a target begins depends on the points that there are.
     expected = [point["loss_increase"] for point in before.points]
     assert [point["loss_increase"] for point in again.points] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_increase": None},
+        {"loss_increase_interval": [None, 0.1]},
+        {"window_losses": [None]},
+        {"window_losses": None},
+        {"measured_sparsity": "half"},
+        {"kl_divergence": "much"},
+        {"window_tokens": []},
+        {"calibration_seconds": True},
+    ],
+    ids=str,
+)
+def test_a_point_with_no_number_where_one_belongs_is_measured_again(job: SweepJob, changes: dict[str, Any]) -> None:
+    job = replace(job, algorithms=("magnitude",), sparsities=(0.5,))
+    before, _ = run(job)
+    (path,) = (job.out / "points").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    again, said = run(job)
+    assert not any("measured before" in line for line in said)
+    assert again.points[0]["loss_increase"] == pytest.approx(before.points[0]["loss_increase"], abs=1e-6)
+    assert run(job)[1] == ["magnitude at 50.0% has been measured before"]
+
+
+def test_a_word_perplexity_beyond_floats_is_a_dash_and_no_reason_to_measure_again(
+    job: SweepJob, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a text without spaces.
+    monkeypatch.setattr(comparison, "count_words", lambda _pages: 1)
+    job = replace(job, algorithms=("magnitude",), sparsities=(0.5,))
+    first, _ = run(job)
+    again, said = run(job)
+    assert said == ["magnitude at 50.0% has been measured before"]
+    assert [result.points[0]["word_perplexity"] for result in (first, again)] == [math.inf, None]
+    for result in (first, again):
+        print_result(result.to_table())
+        assert " – │" in capsys.readouterr().out
+
+
+def test_a_model_that_overflows_leaves_no_point(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = comparison.score_window, []
+
+    def overflow(*args: Any) -> Any:
+        logits, targets = real(*args)
+        calls.append(1)
+        return logits * (math.nan if len(calls) > 1 else 1), targets
+
+    monkeypatch.setattr(comparison, "score_window", overflow)
+    with pytest.raises(ActsparseError, match="logits contain NaN on page 1 of 1"):
+        run(job)
+    assert not list((job.out / "points").iterdir())
+
+
+def test_an_attempt_is_charged_with_what_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def sparsify(_model: Any, _batches: Any, target: float, _ignored: Any, settings: Settings) -> None:
+        settings.known.once("sketches", lambda: spend(1))
+        settings.known.once(("attributions", target), lambda: spend(10))
+        spend(0.5)
+
+    monkeypatch.setattr(sweep, "sparsify_torch", sparsify)
+    settings, compare = Settings(get_algorithm("auto")), cast("Any", lambda: None)
+    seconds = [sweep._attempt(None, [], settings, compare, (), target).seconds for target in (0.3, 0.4, 0.5, 0.4)]
+    assert seconds == [11.5] * 4
 
 
 def test_other_settings_are_other_points(job: SweepJob) -> None:

@@ -21,7 +21,8 @@ from torch import nn
 from actsparse import ActsparseError, TargetScope, load_thresholds, save_thresholds, sparsify_activations
 from actsparse.errors import OutputError, ThresholdsError
 from actsparse.insertion import insert_sparsifier, named_sparsifiers
-from actsparse.sparsifier import ActivationSparsifier
+from actsparse.sparsifier import LARGEST, ActivationSparsifier
+from actsparse.stand_in import StandIn
 from actsparse.thresholds import fingerprint, read_thresholds
 
 TARGETS = {TargetScope(roles=("ffn.up", "ffn.gate")): 0.4, TargetScope(roles=("ffn.down",)): 0.6}
@@ -49,6 +50,22 @@ def describe(model: nn.Module) -> list[Any]:
 def read_parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+@pytest.fixture
+def pruned(make_model: Any) -> Callable[[torch.dtype], Any]:
+    """A model whose last four channels between up and down have no weights, as where they were padded or pruned."""
+
+    def make(dtype: torch.dtype) -> Any:
+        model = make_model("llama", dtype=dtype)
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.mlp.down_proj.weight[:, -4:] = 0
+                layer.mlp.gate_proj.weight[-4:] = 0
+                layer.mlp.up_proj.weight[-4:] = 0
+        return model
+
+    return make
 
 
 # ---- Round trips
@@ -110,6 +127,30 @@ def test_a_threshold_per_channel_and_one_that_masks_nothing_survive(tmp_path: Pa
     assert describe(load_thresholds(twin, tmp_path / "x")) == describe(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("algorithm", ["auto", "wina", "cett", "r-sparse"])
+def test_channels_that_no_weight_reads_never_pass_and_survive(
+    pruned: Any, batches: list[Any], tmp_path: Path, algorithm: str, dtype: torch.dtype
+) -> None:
+    model = sparsify_activations(pruned(dtype), batches, 0.5, algorithm=algorithm)
+    save_thresholds(model, tmp_path / "x")
+    twin = load_thresholds(pruned(dtype), tmp_path / "x")
+    assert describe(twin) == describe(model)
+    assert torch.equal(twin(**batches[0]).logits, model(**batches[0]).logits)
+    closed = [s for _, s in named_sparsifiers(twin) if s.threshold.ndim and (s.threshold == LARGEST).any()]
+    assert closed
+    for sparsifier in closed:
+        huge = torch.full((1, 1, sparsifier.threshold.numel()), 60000.0, dtype=dtype)
+        assert torch.equal(sparsifier(huge)[0, 0] == 0, sparsifier.threshold == LARGEST)
+
+
+def test_a_model_cast_after_calibration_is_saved(pruned: Any, batches: list[Any], tmp_path: Path) -> None:
+    model = sparsify_activations(pruned(torch.float32), batches, 0.5, algorithm="wina").half()
+    save_thresholds(model, tmp_path / "x")
+    twin = load_thresholds(pruned(torch.float16), tmp_path / "x")
+    assert torch.equal(twin(**batches[0]).logits, model(**batches[0]).logits)
+
+
 def test_compression_and_masks_do_not_change_the_fingerprint(
     architecture: str, make_model: Any, batches: list[Any], compress: Any
 ) -> None:
@@ -139,6 +180,26 @@ def test_notes_that_are_not_json_are_refused(masked: nn.Module, tmp_path: Path, 
     with pytest.raises(ThresholdsError, match="the notes for a thresholds file must be JSON"):
         save_thresholds(masked, tmp_path / "x", note=note)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, -1.0])
+def test_a_threshold_that_would_not_be_read_is_not_written(tmp_path: Path, threshold: float) -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    sparsifier = ActivationSparsifier(0.5)
+    sparsifier.threshold.fill_(threshold)
+    insert_sparsifier(model, "0", sparsifier)
+    with pytest.raises(ThresholdsError, match="the mask of 0 cannot be saved: its threshold is neither a number from"):
+        save_thresholds(model, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stand_in_that_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    sparsifier = ActivationSparsifier(0.5)
+    sparsifier.set_stand_in(StandIn(shift=torch.tensor(math.nan)))
+    insert_sparsifier(model, "0", sparsifier)
+    with pytest.raises(ThresholdsError, match="what stands in for what it leaves out is not finite"):
+        save_thresholds(model, tmp_path / "x")
 
 
 def test_a_write_that_fails_leaves_the_old_file(

@@ -8,11 +8,24 @@ import torch
 
 
 class Known:
-    """What has been measured of a model, its sites and its data, and how many seconds that took."""
+    """What has been measured of a model, its sites and its data, and how many seconds each thing took."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
         self._found: dict[Any, Any] = {}
+        # Of each name the time without that of what it needed, and all names that it consists of, its own included.
+        self._seconds: dict[Any, float] = {}
+        self._parts: dict[Any, set[Any]] = {}
+        self._asked: set[Any] = set()
+        self._reusable: set[Any] = set()
+
+    def begin(self) -> None:
+        """Begin a calibration, which has asked for nothing yet."""
+        self._asked, self._reusable = set(), set(self._found)
+
+    @property
+    def reused_seconds(self) -> float:
+        """How long that took which this calibration has asked for and earlier ones have measured."""
+        return sum(self._seconds[what] for what in self._asked & self._reusable)
 
     def once(self, what: Any, measure: Callable[[], Any]) -> Any:
         """
@@ -23,11 +36,20 @@ class Known:
         :return: What was measured, now or earlier.
         """
         if what not in self._found:
-            before, start = self.seconds, time.perf_counter()
-            self._found[what] = self._find(what, measure)
-            # One measurement may need another, whose time is part of its own.
-            self.seconds = before + time.perf_counter() - start
+            self._measure(what, measure)
+        self._asked |= self._parts[what]
         return self._found[what]
+
+    def _measure(self, what: Any, measure: Callable[[], Any]) -> None:
+        outer, self._asked = self._asked, {what}
+        start, before = time.perf_counter(), sum(self._seconds.values())
+        try:
+            found = self._find(what, measure)
+            needed = sum(self._seconds.values()) - before
+            self._seconds[what] = time.perf_counter() - start - needed
+            self._found[what], self._parts[what] = found, self._asked
+        finally:
+            self._asked = outer
 
     def _find(self, _what: Any, measure: Callable[[], Any]) -> Any:
         return measure()

@@ -2,7 +2,7 @@
 
 import torch
 
-from actsparse.sparsifier import mask_small
+from actsparse.sparsifier import LARGEST, mask_small
 from actsparse.statistics import MagnitudeSketch
 
 
@@ -74,9 +74,8 @@ class PooledQuantile:
     def _as_threshold(self, quantile: float) -> torch.Tensor:
         if self._importance is None:
             return torch.tensor(quantile)
-        # A channel of no importance is never kept: its threshold is infinite, whatever the quantile is.
-        never = torch.tensor(torch.inf)
-        return torch.where(self._importance > 0, quantile / self._importance, never)
+        # A channel of no importance is never kept, whatever the quantile is.
+        return torch.where(self._importance > 0, quantile / self._importance, torch.inf).clamp(max=LARGEST)
 
 
 def _sequences(x: torch.Tensor) -> torch.Tensor:

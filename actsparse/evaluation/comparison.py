@@ -1,6 +1,5 @@
 """A masked model beside itself without masks, on the same windows of text."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ import torch.nn.functional as F
 
 from actsparse import distributed
 from actsparse.calibration import evaluation_mode
+from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.sparsity import SparsityReport, count_zeros
 from actsparse.evaluation.wikitext import detokenize
 from actsparse.evaluation.word_perplexity import (
     count_words,
     encode_page,
+    exp_or_infinity,
     prefix_token,
+    refuse_nan,
     resolve_max_length,
     rolling_windows,
     score_window,
@@ -82,10 +84,10 @@ class Comparison(LossComparison):
         return {
             "measured_sparsity": self.sparsity.sparsity,
             "weight_reads_skipped": self.sparsity.weight_reads_skipped,
-            "word_perplexity": math.exp(self.sparse.sum() / self.num_words),
-            "dense_word_perplexity": math.exp(self.dense.sum() / self.num_words),
-            "token_perplexity": math.exp(self.sparse.sum() / tokens),
-            "dense_token_perplexity": math.exp(self.dense.sum() / tokens),
+            "word_perplexity": exp_or_infinity(self.sparse.sum() / self.num_words),
+            "dense_word_perplexity": exp_or_infinity(self.dense.sum() / self.num_words),
+            "token_perplexity": exp_or_infinity(self.sparse.sum() / tokens),
+            "dense_token_perplexity": exp_or_infinity(self.dense.sum() / tokens),
             "loss_increase": self.loss_increase,
             "loss_increase_interval": [low, high],
             "kl_divergence": float(self.divergence.sum() / tokens),
@@ -108,6 +110,7 @@ def compare_with_dense(model: Any, tokenizer: Any, pages: Sequence[str], *, max_
     :param pages: The text.
     :param max_length: The window in tokens.
     :return: The comparison.
+    :raises ActsparseError: If a window's loss is not a finite number, with masks or without.
     """
     sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
     with _scoring(model, tokenizer, pages, max_length) as scoring:
@@ -117,7 +120,7 @@ def compare_with_dense(model: Any, tokenizer: Any, pages: Sequence[str], *, max_
             with suspend_sparsifiers(sparsifiers), scoring.counter.pause():
                 dense, _ = score_window(model, ids, window)
             rows[number] = (len(targets), *_compare(dense, sparse, targets))
-        distributed.add_up_array(rows)
+        scoring.add_up(rows)
         report = scoring.counter.report()
     tokens, dense, sparse, divergence, agreement = rows.T.copy()
     return Comparison(tokens, dense, sparse, report, divergence, agreement, count_words(pages))
@@ -135,6 +138,7 @@ def compare_losses(
     :param max_length: The window in tokens.
     :param dense: What an earlier comparison of the same model and text found without masks; None measures it.
     :return: The comparison.
+    :raises ActsparseError: If a window's loss is not a finite number, with masks or without.
     """
     sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
     with _scoring(model, tokenizer, pages, max_length) as scoring:
@@ -147,7 +151,7 @@ def compare_losses(
             else:
                 without = float(dense[number])
             rows[number] = (count, without, loss)
-        distributed.add_up_array(rows)
+        scoring.add_up(rows)
         report = scoring.counter.report()
     tokens, without, losses = rows.T.copy()
     return LossComparison(tokens, without, losses, report)
@@ -157,6 +161,8 @@ def compare_losses(
 class _Scoring:
     """The windows of a text, and the counter of zeros that watches while they are scored."""
 
+    pages: Sequence[str]
+    page_of: list[int]
     windows: list[tuple[torch.Tensor, Any]]
     counter: Any
     advance: Callable[[int], None]
@@ -167,6 +173,17 @@ class _Scoring:
             yield number, *self.windows[number]
             self.advance(1)
 
+    def add_up(self, rows: np.ndarray) -> None:
+        """Add up what processes found: of each window its tokens, its losses without masks and with them, and more."""
+        distributed.add_up_array(rows)
+        losses = rows[:, 1] + rows[:, 2]
+        refuse_nan(losses, self.page_of, self.pages)
+        if np.isinf(losses).any():
+            # A perplexity may be infinite; a difference of such losses is not a number.
+            page = self.page_of[int(np.isinf(losses).argmax())]
+            msg = f"the model rules out a token of page {page + 1} of {len(self.pages)}: its loss there is infinite"
+            raise ActsparseError(msg)
+
 
 @contextmanager
 def _scoring(model: Any, tokenizer: Any, pages: Sequence[str], max_length: int) -> Iterator[_Scoring]:
@@ -174,11 +191,13 @@ def _scoring(model: Any, tokenizer: Any, pages: Sequence[str], max_length: int) 
     window_length = resolve_max_length(model, tokenizer, max_length)
     prefix = prefix_token(tokenizer)
     page_ids = [torch.tensor([prefix, *encode_page(tokenizer, detokenize(page), prefix)]) for page in pages]
-    windows = [(ids, window) for ids in page_ids for window in rolling_windows(len(ids) - 1, window_length)]
+    by_page = [list(rolling_windows(len(ids) - 1, window_length)) for ids in page_ids]
+    page_of = [number for number, windows in enumerate(by_page) for _ in windows]
+    windows = [(ids, window) for ids, windows in zip(page_ids, by_page, strict=True) for window in windows]
     total = len(distributed.share(windows))
     bar = progress_bar("comparing with dense", total=total, unit="windows")
     with evaluation_mode(model), torch.no_grad(), bar as advance, count_zeros(model) as counter:
-        yield _Scoring(windows, counter, advance)
+        yield _Scoring(pages, page_of, windows, counter, advance)
 
 
 def _window_loss(model: Any, ids: torch.Tensor, window: Any) -> tuple[float, int]:

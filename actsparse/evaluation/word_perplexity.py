@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -99,9 +99,9 @@ def word_perplexity(
     num_words = count_words(page_list)
     num_bytes = sum(len(page.encode()) for page in page_list)
     return WordPerplexity(
-        word_perplexity=_exp(loss / num_words),
-        token_perplexity=_exp(loss / num_tokens),
-        byte_perplexity=_exp(loss / num_bytes),
+        word_perplexity=exp_or_infinity(loss / num_words),
+        token_perplexity=exp_or_infinity(loss / num_tokens),
+        byte_perplexity=exp_or_infinity(loss / num_bytes),
         bits_per_byte=loss / num_bytes / math.log(2),
         negative_log_likelihood=loss,
         num_words=num_words,
@@ -159,10 +159,7 @@ def _score_pages(
 
         run_side_by_side(model, [partial(score, number) for number in own])
     distributed.add_up_array(losses)
-    if np.isnan(losses).any():
-        page = places[int(np.isnan(losses).argmax())][0]
-        msg = f"the model's logits contain NaN on page {page + 1} of {len(pages)}, {_first_words(pages[page])!r}"
-        raise ActsparseError(msg)
+    refuse_nan(losses, [page for page, _ in places], pages)
     return math.fsum(losses)
 
 
@@ -187,6 +184,34 @@ def score_window(model: Any, ids: torch.Tensor, window: Window) -> tuple[torch.T
         raise ActsparseError(msg)
     targets = ids[window.end - window.num_scored + 1 : window.end + 1].to(logits.device)
     return logits[0, -window.num_scored :], targets
+
+
+def refuse_nan(losses: np.ndarray, page_of: Sequence[int], pages: Sequence[str]) -> None:
+    """
+    Make sure that windows have losses.
+
+    :param losses: The sum of each window's negative log-likelihoods, [windows].
+    :param page_of: The page that each window is of, from 0 on.
+    :param pages: The pages.
+    :raises ActsparseError: If one is NaN; names the page.
+    """
+    if np.isnan(losses).any():
+        page = page_of[int(np.isnan(losses).argmax())]
+        msg = f"the model's logits contain NaN on page {page + 1} of {len(pages)}, {_first_words(pages[page])!r}"
+        raise ActsparseError(msg)
+
+
+def exp_or_infinity(exponent: float) -> float:
+    """
+    Make a perplexity of a loss.
+
+    :param exponent: The loss.
+    :return: Its exponential; infinity where that is too large for a float.
+    """
+    try:
+        return math.exp(exponent)
+    except OverflowError:
+        return math.inf
 
 
 def count_words(pages: Iterable[str]) -> int:
@@ -321,10 +346,3 @@ def _device(model: Any) -> torch.device:
 
 def _first_words(page: str) -> str:
     return " ".join(page[:200].split())[:60]
-
-
-def _exp(exponent: float) -> float:
-    try:
-        return math.exp(exponent)
-    except OverflowError:
-        return math.inf

@@ -2,11 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actsparse import measure_sparsity, sparsify_activations, word_perplexity
+from actsparse.errors import ActsparseError
+from actsparse.evaluation import comparison
 from actsparse.evaluation.comparison import compare_losses, compare_with_dense
 from actsparse.insertion import remove_sparsifiers
 from actsparse.texts import token_batches
@@ -69,3 +73,47 @@ def test_losses_alone_are_the_same_and_the_dense_ones_are_taken_over(
     again = compare_losses(model, tokenizer, pages, max_length=32, dense=first.dense + 1)
     assert again.dense == pytest.approx(first.dense + 1)
     assert again.sparse == pytest.approx(first.sparse)
+
+
+def test_a_perplexity_too_large_for_a_float_is_infinite(small_language_model: Any) -> None:
+    model, tokenizer, pages, batches = small_language_model
+    sparsify_activations(model, batches, 0.5)
+    found = compare_with_dense(model, tokenizer, pages, max_length=32)
+    figures = replace(found, sparse=found.sparse + 1000.0, num_words=1).to_dict()
+    assert figures["word_perplexity"] == math.inf
+    assert math.isfinite(figures["loss_increase"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(math.nan, "logits contain NaN on page 2 of 2, 'in to"), (-math.inf, "rules out a token of page 2 of 2")],
+    ids=["NaN", "infinity"],
+)
+@pytest.mark.parametrize("compare", [compare_with_dense, compare_losses])
+@pytest.mark.parametrize("side", [0, 1], ids=["sparse", "dense"])
+def test_losses_that_cannot_be_compared_name_the_page(
+    small_language_model: Any, monkeypatch: pytest.MonkeyPatch, compare: Any, value: float, message: str, side: int
+) -> None:
+    model, tokenizer, (page,), batches = small_language_model
+    sparsify_activations(model, batches, 0.5)
+    real, calls = comparison.score_window, iter(range(1000))
+
+    def overflow(*args: Any) -> Any:
+        logits, targets = real(*args)
+        number = next(calls)
+        if number // 2 == 1 and number % 2 == side:
+            logits[0, targets[0]] = value
+        return logits, targets
+
+    monkeypatch.setattr(comparison, "score_window", overflow)
+    # The first page is one window, which is run twice.
+    with pytest.raises(ActsparseError, match=message):
+        compare(model, tokenizer, [" ".join(page.split()[:10]), "in to " + page], max_length=32)
+
+
+def test_a_dense_loss_taken_over_has_to_be_one(small_language_model: Any) -> None:
+    model, tokenizer, pages, batches = small_language_model
+    sparsify_activations(model, batches, 0.5)
+    dense = compare_losses(model, tokenizer, pages, max_length=32).dense
+    with pytest.raises(ActsparseError, match="logits contain NaN on page 1 of 1"):
+        compare_losses(model, tokenizer, pages, max_length=32, dense=dense * np.nan)

@@ -12,7 +12,7 @@ from optimum.intel import OVModelForCausalLM
 from actsparse import TargetScope, load_thresholds, save_thresholds, sparsify_activations
 from actsparse.errors import ThresholdsError
 from actsparse.insertion import named_sparsifiers
-from actsparse.openvino import find_masks
+from actsparse.openvino import export_model, find_masks
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.masks import insert_mask
 from actsparse.openvino.placement import masks_of
@@ -77,6 +77,30 @@ def test_a_torch_mask_of_target_0_needs_no_mask(
         roles=("attention.out",)): 0.0}), tmp_path / "thresholds")  # fmt: skip
     model = load_thresholds(make_openvino_model(), tmp_path / "thresholds")
     assert {name.split(".")[3] for name in masks_of(model)} == {"mlp"}
+
+
+def test_channels_that_no_weight_reads_survive_the_export_and_both_files(
+    make_model: Any, make_openvino_model: Any, batches: list[Any], tmp_path: Path
+) -> None:
+    torch_model = make_model()
+    with torch.no_grad():
+        for layer in torch_model.model.layers:
+            layer.mlp.down_proj.weight[:, -4:] = 0
+    sparsify_activations(torch_model, batches, {TargetScope(roles=("ffn.down",)): 0.5}, algorithm="wina")
+    folder = export_model(torch_model, tmp_path / "model")
+    save_thresholds(torch_model, tmp_path / "torch")
+    exported = ov.Core().read_model(folder / "openvino_model.xml")
+    save_thresholds(exported, tmp_path / "openvino")
+    expected = {name: s.threshold for name, s in named_sparsifiers(torch_model)}
+    assert all(threshold[-4:].isfinite().all() for threshold in expected.values())
+    for path in (tmp_path / "torch", tmp_path / "openvino"):
+        found = masks_of(load_thresholds(make_openvino_model(), path))
+        assert found.keys() == expected.keys()
+        for name, mask in found.items():
+            np.testing.assert_array_equal(mask.threshold, expected[name])
+    with torch.no_grad():
+        logits = torch_model(**batches[0]).logits
+    np.testing.assert_allclose(Runner(exported).run(batches[0])["logits"], logits, atol=1e-3)
 
 
 def test_another_models_file_is_refused(
