@@ -1,10 +1,9 @@
 """What is fuzzed: for each reader of a user's input, how its inputs are made and fed."""
 
-import importlib.util
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from bars import ROOT
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
@@ -22,6 +22,12 @@ from actsparse.jobs import parse_targets
 from actsparse.models import load_model
 from actsparse.recovery.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from actsparse.recovery.checkpoint import read_checkpoint
+from actsparse.regression.case import read_case
+from actsparse.regression.compare import compare_case
+from actsparse.regression.figures import KINDS, NNCF, SPARSE, CaseResult, Figure
+from actsparse.regression.reference import read_reference, read_result
+from actsparse.regression.schema import make_mapping
+from actsparse.regression.tables import differences_table
 from actsparse.scopes import pattern as pattern_module
 from actsparse.scopes.pattern import match_names
 from actsparse.scopes.target_scope import ROLES, TargetScope
@@ -69,7 +75,7 @@ def edited(data: bytes) -> st.SearchStrategy[bytes]:
     :return: Makes inputs.
     """
     words = st.sampled_from(
-        [b"\0", b"\xff" * 8, b"{", b"}", b'"', b"[[", b"-1", b"9" * 30, b"1e999", b"NaN", b"\n", b": &a"]
+        [b"\0", b"\xff" * 8, b"{", b"}", b'"', b"[[", b"-1", b"9" * 30, b"9" * 400, b"1e999", b"NaN", b"\n", b": &a"]
     )
     edit = st.tuples(st.integers(0, len(data)), st.integers(0, 12), st.one_of(words, st.binary(max_size=12)))
     end = st.one_of(st.just(len(data) + 99), st.integers(0, len(data)))
@@ -356,9 +362,95 @@ CASES = st.one_of(
 
 
 def _prepare_cases(folder: Path) -> Feed:
-    from actsparse.regression.case import read_case  # pyright: ignore[reportMissingImports]
-
     return _write(folder / "case.yaml", read_case)
+
+
+# ---- References of regression cases, and the results beside them
+
+_EXAMPLE = ROOT / "examples" / "regression" / "reference.yaml"
+_REFERENCE = read_reference(_EXAMPLE)
+_CASE, _ACCEPTED = next(iter(_REFERENCE.cases.items()))
+_RESULT = _REFERENCE.read_result(_CASE).to_dict()
+# Two layers of hundreds: otherwise few edits would hit anything else.
+_RESULT["layers"] = dict(list(_RESULT["layers"].items())[:2])
+
+
+def changed(contents: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """
+    Make inputs from a valid mapping by dropping, renaming and replacing what it holds, at any depth.
+
+    :param contents: What is valid.
+    :return: Makes inputs.
+    """
+    paths = st.sampled_from(list(_find_paths(contents)))
+    names = st.one_of(st.none(), st.sampled_from([*KINDS, NNCF]), st.text(max_size=8))
+    values = st.one_of(st.sampled_from([0, -1, 10**400, 1e308, float("nan")]), JSON)
+    return st.builds(
+        lambda names, values: _change(contents, names, values),
+        st.dictionaries(paths, names, max_size=2),
+        st.dictionaries(paths, values, max_size=2),
+    )
+
+
+def _find_paths(contents: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if not isinstance(contents, dict | list):
+        return
+    for key, value in contents.items() if isinstance(contents, dict) else enumerate(contents):
+        yield (*path, key)
+        yield from _find_paths(value, (*path, key))
+
+
+def _change(contents: Any, names: dict[Any, str | None], values: dict[Any, Any], path: tuple[Any, ...] = ()) -> Any:
+    """Copy with other values and other keys at some paths; a key that becomes None goes."""
+    if path in values:
+        return values[path]
+    if isinstance(contents, dict):
+        kept = [key for key in contents if names.get((*path, key), key) is not None]
+        return {names.get((*path, key), key): _change(contents[key], names, values, (*path, key)) for key in kept}
+    if isinstance(contents, list):
+        return [_change(item, names, values, (*path, number)) for number, item in enumerate(contents)]
+    return contents
+
+
+REFERENCES = st.one_of(
+    edited(_EXAMPLE.read_bytes()),
+    changed(make_mapping(_REFERENCE)).map(lambda reference: json.dumps(reference).encode()),
+)
+RESULTS = st.one_of(
+    edited(json.dumps(_RESULT, indent=1).encode()),
+    changed(_RESULT).map(lambda result: json.dumps(result).encode()),
+)
+
+
+def _prepare_references(folder: Path) -> Feed:
+    sound = CaseResult.from_dict(_RESULT, "the example")
+    losses = sound.windows.losses | {NNCF: sound.windows.losses[SPARSE]}
+    # Whatever figures a reference may ask for: only what it keeps itself can lack one.
+    now = replace(sound, figures=dict.fromkeys(KINDS, Figure(1.0)), windows=replace(sound.windows, losses=losses))
+    results = folder / _EXAMPLE.with_suffix(".results").name
+    results.mkdir()
+    (results / _ACCEPTED.result).write_text(json.dumps(_RESULT))
+    (folder / _ACCEPTED.case).write_bytes(_REFERENCE.case_path(_CASE).read_bytes())
+
+    def read(path: Path) -> None:
+        reference = read_reference(path)
+        for name, accepted in reference.cases.items():
+            read_case(reference.case_path(name))
+            differences_table({name: compare_case(accepted, reference.read_result(name), now)})
+
+    return _write(folder / _EXAMPLE.name, read)
+
+
+def _prepare_results(folder: Path) -> Feed:
+    sound = CaseResult.from_dict(_RESULT, "the example")
+
+    def read(path: Path) -> None:
+        result = read_result(path)
+        # What a reference keeps, and what the process that measures hands over.
+        for before, now in ((result, sound), (sound, result)):
+            differences_table({sound.name: compare_case(_ACCEPTED, before, now)})
+
+    return _write(folder / "result.json", read)
 
 
 TARGETS = {
@@ -368,7 +460,7 @@ TARGETS = {
     "targets of a call": Target(SCOPED_CALLS, _prepare_scoped_calls),
     "text sources": Target(TEXTS, _prepare_texts),
     "GGUF files": Target(GGUF_EDITS, _prepare_gguf),
+    "regression cases": Target(CASES, _prepare_cases),
+    "regression references": Target(REFERENCES, _prepare_references),
+    "regression results": Target(RESULTS, _prepare_results),
 }
-# A part of the package of its own.
-if importlib.util.find_spec("actsparse.regression"):
-    TARGETS["regression cases"] = Target(CASES, _prepare_cases)

@@ -173,6 +173,11 @@ class CaseResult:
         if unknown is not None:
             msg = f"{where} has a figure {unknown[:60]!r} that this version does not know"
             raise SourceError(msg)
+        for name in result.figures:
+            lacking = next((side for side in KINDS[name].losses if side not in result.windows.losses), None)
+            if lacking is not None:
+                msg = f"{where} has the figure {name}, but no losses of {lacking!r}, which it comes from"
+                raise SourceError(msg)
         return result
 
 

@@ -1,5 +1,6 @@
 """An OpenVINO model dense and accelerated; sparsity is counted in the portable graph, whose masks can be seen."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,19 @@ def measure_openvino(subject: Subject) -> Sides:
         if subject.case.decode:
             subject.say("timing decoding, dense and accelerated turn by turn")
             ratio = measure_decode_ratio(subject, dense, accelerated, folder)
-    layers = {site.operation: 0 for site in acceleration.accelerated}
-    for site in acceleration.accelerated:
-        layers[site.operation] += len(site.layers)
-    details: dict[str, Any] = {
-        "accelerated_layers": layers,
-        "kept_layers": sum(len(x.layers) for x in acceleration.kept),
-    }
-    both = {DENSE: dense_losses, SPARSE: losses}
-    report = counter.report()
-    return Sides(tokens, both, report, forward_seconds, calibration_seconds, decode_ratio=ratio, details=details)
+    operations = Counter(site.operation for site in acceleration.accelerated for _ in site.layers)
+    return Sides(
+        tokens,
+        {DENSE: dense_losses, SPARSE: losses},
+        counter.report(),
+        forward_seconds,
+        calibration_seconds,
+        decode_ratio=ratio,
+        details={
+            "accelerated_layers": dict(operations),
+            "kept_layers": sum(len(site.layers) for site in acceleration.kept),
+        },
+    )
 
 
 def _convert(subject: Subject, folder: Path) -> ov.Model:

@@ -88,7 +88,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return make_record(typing.cast(Any, hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            msg = f"{where} takes a number that a float can hold, not {_show(value)}"
+            raise SourceError(msg) from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         msg = f"{where} takes {_NAMES[hint]}, not {_show(value)}"
         raise SourceError(msg)

@@ -51,10 +51,12 @@ class _Loader(yaml.SafeLoader):
             found[key.value] = self.construct_object(value, deep=deep)
         return found
 
+    def construct_yaml_int(self, node: Any) -> int:
+        # In YAML 1.1, 010 is 8 and 08 nothing at all.
+        return int(node.value)
 
-for _name, (_pattern, _first) in _TYPES.items():
-    _starts = [*_first, *([""] if _name == "null" else [])]
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _starts)
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -107,10 +109,16 @@ def write_yaml(path: Path, contents: dict[str, Any], heading: str) -> None:
 
 
 class _SafeDumper(yaml.SafeDumper):
-    """Write no aliases, whatever object stands twice."""
+    """Write no aliases, whatever object stands twice, and text in quotes that any reader takes for something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+for _name, (_pattern, _first) in _TYPES.items():
+    for _kind in (_Loader, _SafeDumper):
+        _starts = [*_first, *([""] if _name == "null" else [])]
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _starts)
 
 
 def _refuse(message: str, mark: Any) -> None:

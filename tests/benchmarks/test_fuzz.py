@@ -47,6 +47,8 @@ def test_valid_inputs_of_every_target_are_taken(fuzz: Any, tmp_path: Path) -> No
         "text sources": (".jsonl", targets._JSONL.encode()),
         "GGUF files": ([], None),
         "regression cases": targets.CASE.encode(),
+        "regression references": targets._EXAMPLE.read_bytes(),
+        "regression results": targets.json.dumps(targets._RESULT).encode(),
     }
     for name, target in targets.TARGETS.items():
         folder = tmp_path / name

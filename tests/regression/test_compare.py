@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from actsparse.errors import SourceError
 from actsparse.regression.compare import IMPROVEMENT, OK, REGRESSION, SHOWN, compare_case, judge
-from actsparse.regression.figures import KINDS, CaseResult
+from actsparse.regression.figures import KINDS, NNCF, SPARSE, CaseResult, loss_figures
 from actsparse.regression.reference import ReferenceCase, bind_figures
 from actsparse.regression.tolerance import DEFAULTS, Tolerance
 
@@ -64,6 +64,16 @@ def test_other_windows_or_a_missing_figure_cannot_be_compared(make_result: MakeR
         verdicts(before, replace(now, windows=replace(now.windows, tokens=now.windows.tokens[1:], losses=fewer)))
     with pytest.raises(SourceError, match="sparsity, which was not measured"):
         verdicts(before, replace(now, figures={k: v for k, v in now.figures.items() if k != "sparsity"}))
+
+
+def test_a_reference_that_has_more_than_its_result_cannot_be_compared(make_result: MakeResult) -> None:
+    result = make_result()
+    losses = result.windows.losses | {NNCF: result.windows.losses[SPARSE]}
+    windows = replace(result.windows, losses=losses)
+    now = replace(result, figures=result.figures | loss_figures(windows), windows=windows)
+    bounds = bind_figures(now.figures, {"nncf_word_perplexity": Tolerance(interval=0)})
+    with pytest.raises(SourceError, match="figure nncf_word_perplexity, which its result small.json lacks"):
+        compare_case(ReferenceCase("small.yaml", "small.json", bounds), result, now)
 
 
 @given(

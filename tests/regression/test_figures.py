@@ -1,11 +1,13 @@
 """Figures of the loss, worked out by hand."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from actsparse.errors import SourceError
-from actsparse.regression.figures import DENSE, NNCF, SPARSE, Windows, loss_figures
+from actsparse.regression.figures import DENSE, NNCF, SPARSE, CaseResult, Windows, loss_figures
 
 
 def test_perplexities_are_those_of_the_whole_text() -> None:
@@ -34,3 +36,45 @@ def test_windows_that_do_not_fit_are_refused() -> None:
         Windows(1, (1.0, 1.0), {DENSE: (1.0,)})
     with pytest.raises(SourceError, match="a token each"):
         Windows(1, (0.0,), {DENSE: (1.0,)})
+
+
+@pytest.mark.parametrize(
+    ("figure", "side"),
+    [
+        ("word_perplexity", SPARSE),
+        ("dense_token_perplexity", DENSE),
+        ("loss_increase", DENSE),
+        ("loss_over_nncf", NNCF),
+    ],
+)
+def test_figures_without_the_losses_that_they_come_from_are_refused(
+    make_result: Callable[..., CaseResult], figure: str, side: str
+) -> None:
+    contents: dict[str, Any] = make_result().to_dict()
+    contents["figures"] = {figure: {"value": 1.0}}
+    contents["windows"]["losses"].pop(side, None)
+    with pytest.raises(SourceError, match=f"^it has the figure {figure}, but no losses of '{side}'"):
+        CaseResult.from_dict(contents, "it")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (10**400, r"value of 'sparsity' in figures of it takes a number that a float can hold, not 1000*…"),
+        (-(10**400), "that a float can hold"),
+        (math.inf, "takes a finite number, not inf"),
+        (math.nan, "takes a finite number, not nan"),
+    ],
+    ids=["large", "low", "infinite", "nan"],
+)
+def test_numbers_that_no_float_holds_are_refused(
+    make_result: Callable[..., CaseResult], value: float, message: str
+) -> None:
+    contents: dict[str, Any] = make_result().to_dict()
+    contents["figures"]["sparsity"]["value"] = value
+    with pytest.raises(SourceError, match=message):
+        CaseResult.from_dict(contents, "it")
+    contents = make_result().to_dict()
+    contents["windows"]["tokens"][1] = value
+    with pytest.raises(SourceError, match="item 2 of tokens of windows of it takes a"):
+        CaseResult.from_dict(contents, "it")

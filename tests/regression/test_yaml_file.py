@@ -60,6 +60,7 @@ def test_the_rest_is_refused_in_one_line(text: str, message: str, tmp_path: Path
     [
         ("no", "no"), ("on", "on"), ("1:30", "1:30"), ("2026-01-01", "2026-01-01"), ("0x10", "0x10"), ("1_0", "1_0"),
         ("null", None), ("", None), ("true", True), ("-3", -3), ("1e-3", 0.001), (".5", 0.5), (".inf", ".inf"),
+        ("08", 8), ("-010", -10),
     ],
 )  # fmt: skip
 def test_values_are_what_they_look_like(text: str, value: object, tmp_path: Path) -> None:
@@ -67,6 +68,12 @@ def test_values_are_what_they_look_like(text: str, value: object, tmp_path: Path
     found = read_yaml(tmp_path / "file.yaml")["a"]
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["08", "010", "1e5", "12e-3", "1_0", "no", "2026-01-01", "~", "", "0x1"])
+def test_text_that_looks_like_something_else_stays_text(text: str, tmp_path: Path) -> None:
+    write_yaml(tmp_path / "file.yaml", {text: text}, "A file.")
+    assert read_yaml(tmp_path / "file.yaml") == {text: text}
 
 
 @pytest.mark.parametrize("unit", b"[|{a: |- |? |9|a: &a [*a]\n|!|'|a:\n |1:1|#".split(b"|"))
