@@ -71,7 +71,7 @@ def _order(result: CaseResult, path: Path) -> tuple[datetime, bool, str]:
     when = result.git.get("committed_at") or result.measured_at
     try:
         return datetime.fromisoformat(when).astimezone(), bool(result.git.get("is_dirty")), result.measured_at
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         msg = f"{path} does not say when it was measured"
         raise SourceError(msg) from None
 

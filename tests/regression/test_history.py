@@ -30,9 +30,10 @@ def test_results_are_kept_by_commit_and_drawn_in_its_order(
 def test_an_empty_or_damaged_history_is_told(make_result: Callable[..., CaseResult], tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="holds no results"):
         draw_history(tmp_path)
-    path = append_result(tmp_path, make_result(when="yesterday"))
-    with pytest.raises(SourceError, match="does not say when"):
-        draw_history(tmp_path)
+    for when in ("0001-01-01T00:00:00+14:00", "yesterday"):
+        path = append_result(tmp_path, make_result(when=when))
+        with pytest.raises(SourceError, match="does not say when"):
+            draw_history(tmp_path)
     path.write_text("{}")
     with pytest.raises(SourceError, match="lacks the key"):
         draw_history(tmp_path)
