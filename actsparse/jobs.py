@@ -27,7 +27,7 @@ from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
 from actsparse.models.explain import explain_errors
 from actsparse.models.save import save_folder
-from actsparse.offload import parse_memory, require_weights
+from actsparse.offload import every_weight, parse_memory, require_weights
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
@@ -293,7 +293,7 @@ def _name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
     """Identify model, data and settings, so that what was measured for others is not taken for this calibration's."""
     wanted = [job.targets, job.roles, job.sparsity, job.ignored, job.algorithm, job.skip_first, job.dtype, job.int8]
     # Shapes alone do not tell two trainings of one model apart; some of each parameter's entries do.
-    weights = [p.detach().flatten()[:: max(1, p.numel() // 64)] for p in model.parameters() if not p.is_meta]
+    weights = [weight.flatten()[:: max(1, weight.numel() // 64)] for weight in every_weight(model)]
     return digest_of([fingerprint(model), repr(wanted), json.dumps(library_versions()), weights, batches]).hex()
 
 
