@@ -21,10 +21,17 @@ class ProcessError(ActsparseError):
 
 @dataclass
 class _Team:
-    """The processes that work together at present, as this one sees them; alone unless `together` says otherwise."""
+    """
+    The processes that work together at present, as this one sees them; alone unless `together` says otherwise.
+
+    :param rank: The number of this one.
+    :param size: How many they are.
+    :param group: What they add up in; None for the process group that `together` has made.
+    """
 
     rank: int = 0
     size: int = 1
+    group: Any = None
 
 
 _team = _Team()
@@ -43,17 +50,20 @@ def together() -> Iterator[None]:
     :raises ProcessError: If the processes cannot find each other.
     """
     is_ours = not dist.is_initialized()
-    if is_ours:
-        # Everything that is added up lies on the CPU, whatever the models run on.
-        with _explain_failures():
+    group: Any = None
+    # Everything that is added up lies on the CPU, whatever the models run on: of another's group, which may be NCCL's,
+    # the processes are taken, but not the backend.
+    with _explain_failures():
+        if is_ours:
             dist.init_process_group("gloo")
-    _team.rank, _team.size = dist.get_rank(), dist.get_world_size()
+        else:
+            group = dist.new_group(backend="gloo")
+    _team.rank, _team.size, _team.group = dist.get_rank(), dist.get_world_size(), group
     try:
         yield
     finally:
-        _team.rank, _team.size = 0, 1
-        if is_ours:
-            dist.destroy_process_group()
+        _team.rank, _team.size, _team.group = 0, 1, None
+        dist.destroy_process_group(group)
 
 
 def count_processes() -> int:
@@ -115,7 +125,7 @@ def add_up(*tensors: torch.Tensor) -> None:
     with _explain_failures():
         for tensor in tensors:
             if tensor.numel():
-                dist.all_reduce(tensor)
+                dist.all_reduce(tensor, group=_team.group)
 
 
 def add_up_array(values: np.ndarray) -> None:
@@ -141,7 +151,7 @@ def require_same(digest: bytes, what: str) -> None:
     mine = torch.tensor(list(digest), dtype=torch.int64)
     first = mine.clone()
     with _explain_failures():
-        dist.broadcast(first, 0)
+        dist.broadcast(first, 0, group=_team.group)
     differs = torch.tensor([int(not torch.equal(mine, first))])
     add_up(differs)
     if differs.item():

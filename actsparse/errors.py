@@ -27,6 +27,10 @@ class SourceError(ActsparseError):
     """A text source or a model cannot be found or read."""
 
 
+class MemoryLimitError(SourceError):
+    """A model does not fit into the memory that it may take; its files are in order."""
+
+
 class OutputError(ActsparseError):
     """A result cannot be written where it was asked for."""
 

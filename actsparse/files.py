@@ -1,18 +1,42 @@
-"""Writing results: whole or not at all."""
+"""Looking at paths that a user gave, and writing results: whole or not at all."""
 
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from actsparse.distributed import is_first
-from actsparse.errors import OutputError
+from actsparse.errors import ActsparseError, OutputError, SourceError
 
 UNFINISHED = ".actsparse-unfinished-"
 """What the names of files and folders begin with until they are whole; nothing reads from them."""
+
+
+def kind_of(path: Path, error: type[ActsparseError] = SourceError) -> Literal["file", "folder", "other"] | None:
+    """
+    Tell what lies at a path that a user gave.
+
+    Where the system refuses to look, `Path.is_file` and its like raise before Python 3.14, and say that nothing is
+    there since.
+
+    :param path: The path.
+    :param error: What to raise.
+    :return: What is there, links followed; `other` for a device or a pipe, None for nothing.
+    :raises ActsparseError: If that cannot be told, such as in another user's folder or for a name that is too long.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: what can be no name of a file
+        return None
+    except OSError as refusal:
+        msg = f"cannot reach {path}: {refusal.strerror or refusal}"
+        raise error(msg) from None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
 def write_bytes(path: Path, data: bytes) -> None:

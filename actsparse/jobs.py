@@ -21,13 +21,13 @@ from actsparse.environment import describe_environment, library_versions, peak_m
 from actsparse.errors import ActsparseError, ScopeError, SourceError, nearest
 from actsparse.evaluation.cost import Cost, evaluate_cost
 from actsparse.evaluation.sparsity import measure_sparsity
-from actsparse.files import prepare_folder
+from actsparse.files import kind_of, prepare_folder
 from actsparse.gate import judge, require_limit
 from actsparse.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.models import LoadedModel, load_model
 from actsparse.models.explain import explain_errors
 from actsparse.models.save import save_folder
-from actsparse.offload import parse_memory, require_weights
+from actsparse.offload import every_weight, parse_memory, require_weights
 from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
@@ -293,7 +293,7 @@ def _name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
     """Identify model, data and settings, so that what was measured for others is not taken for this calibration's."""
     wanted = [job.targets, job.roles, job.sparsity, job.ignored, job.algorithm, job.skip_first, job.dtype, job.int8]
     # Shapes alone do not tell two trainings of one model apart; some of each parameter's entries do.
-    weights = [p.detach().flatten()[:: max(1, p.numel() // 64)] for p in model.parameters() if not p.is_meta]
+    weights = [weight.flatten()[:: max(1, weight.numel() // 64)] for weight in every_weight(model)]
     return digest_of([fingerprint(model), repr(wanted), json.dumps(library_versions()), weights, batches]).hex()
 
 
@@ -431,14 +431,14 @@ def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | 
     :raises ActsparseError: If one of them cannot be used.
     """
     name, thresholds, int8 = job.model, job.thresholds, job.int8
-    if (Path(name) / MODEL_FILE).is_file():
+    if kind_of(Path(name) / MODEL_FILE) == "file":
         return _load_openvino(job, say), None
     folder_file = Path(name) / THRESHOLDS_NAME
-    if thresholds is None and folder_file.is_file():
+    if thresholds is None and kind_of(folder_file) == "file":
         thresholds = folder_file
         notes = read_thresholds(thresholds).notes
         int8 = int8 or notes.get("int8")
-        if not (Path(name) / "config.json").is_file():
+        if kind_of(Path(name) / "config.json") != "file":
             name = notes.get("source")
             if not isinstance(name, str):
                 msg = f"{folder_file} does not say which model it belongs to; give the model and --thresholds"

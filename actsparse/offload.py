@@ -47,6 +47,20 @@ def computing_device(layer: nn.Module) -> torch.device:
     return torch.device("cpu" if hook is None else hook.execution_device)
 
 
+def every_weight(model: nn.Module) -> Iterator[torch.Tensor]:
+    """
+    Give a model's weights one by one, those that are not in memory from where they are kept.
+
+    :param model: The model.
+    :return: Each weight: those in memory in the model's order, then the others; what is on disk is read when looked at.
+    """
+    yield from (parameter.detach() for parameter in model.parameters() if not parameter.is_meta)
+    for layer, hook in _offloading_hooks(model):
+        for name, parameter in layer.named_parameters(recurse=hook.place_submodules):
+            if parameter.is_meta:
+                yield hook.weights_map[name]
+
+
 @contextmanager
 def hold_weights(module: nn.Module) -> Iterator[None]:
     """

@@ -132,16 +132,19 @@ def _libraries_on_standard_error() -> Iterator[None]:
 
 def _require_writable(path: Path) -> None:
     from actsparse.errors import OutputError
+    from actsparse.files import kind_of
 
     if path == STANDARD_OUTPUT:
         if sys.stdout is None:
             msg = "--json - is for standard output, which is closed"
             raise OutputError(msg)
         return
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.exists() and not path.is_file():
+    if kind_of(path, OutputError) not in ("file", None):
         msg = f"--json {path} is no regular file; give a file, or - for standard output"
         raise OutputError(msg)
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        msg = f"cannot write {path}: {folder} is {'not writable' if folder.is_dir() else 'no folder'}"
+    # A relative path ends in ".", which is there even where the working folder has been removed.
+    folder = next(parent for parent in path.parents if kind_of(parent, OutputError))
+    is_folder = kind_of(folder, OutputError) == "folder"
+    if not is_folder or not os.access(folder, os.W_OK):
+        msg = f"cannot write {path}: {folder} is {'not writable' if is_folder else 'no folder'}"
         raise OutputError(msg)

@@ -15,7 +15,7 @@ from torch import nn
 from actsparse.environment import library_versions
 from actsparse.errors import ThresholdsError
 from actsparse.experts import with_split_experts
-from actsparse.files import write_bytes
+from actsparse.files import kind_of, write_bytes
 from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, remove_sparsifier
 from actsparse.openvino.detect import find_openvino_model, forget_compiled
 from actsparse.scopes.layers import in_features, named_linears, out_features
@@ -157,7 +157,7 @@ def read_thresholds(path: str | Path) -> ThresholdsFile:
     :raises ThresholdsError: If the file is missing, damaged, foreign or from a newer version.
     """
     path = Path(path)
-    if not path.is_file():
+    if kind_of(path, ThresholdsError) != "file":
         msg = f"there is no thresholds file {path}"
         raise ThresholdsError(msg)
     try:

@@ -21,8 +21,7 @@ JOB = Path(__file__).with_name("distributed_job.py")
 WITH_GRADIENTS = {"auto", "fisher", "corrected-gxo+global"}
 
 
-def start(files: Path, out: Path, rank: int, size: int, port: int) -> subprocess.Popen[str]:
-    out.mkdir(exist_ok=True)
+def start(command: list[str], rank: int, size: int, port: int) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -31,8 +30,8 @@ def start(files: Path, out: Path, rank: int, size: int, port: int) -> subprocess
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    command = [sys.executable, str(JOB), str(files), str(out)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
 
 
 def free_port() -> int:
@@ -47,7 +46,10 @@ def outs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pat
     folder = tmp_path_factory.mktemp("distributed")
     outs = {size: folder / str(size) for size in (1, 2)}
     port = free_port()
-    started = [start(files, outs[size], rank, size, port) for size in outs for rank in range(size)]
+    for out in outs.values():
+        out.mkdir()
+    jobs = {size: [str(JOB), str(files), str(out)] for size, out in outs.items()}
+    started = [start(job, rank, size, port) for size, job in jobs.items() for rank in range(size)]
     for process in started:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -91,6 +93,36 @@ def test_mistakes_are_told_in_every_process(outs):
         mistakes = read(outs[2], rank)["mistakes"]
         assert "given different calibration data" in mistakes["other data"]
         assert "cannot be shared among processes" in mistakes["order"]
+
+
+# As after init_process_group("nccl"), there is no backend for tensors on the CPU.
+JOIN = """
+import torch
+import torch.distributed as dist
+from actsparse import distributed
+dist.init_process_group("cuda:gloo")
+for _ in range(2):
+    with distributed.together():
+        total = torch.ones(2)
+        distributed.add_up(total)
+        distributed.require_same(bytes(32), "data")
+        try:
+            distributed.require_same(bytes([distributed.rank()] * 32), "data")
+        except distributed.ProcessError as error:
+            print(total.tolist(), error)
+    assert dist.is_initialized() and distributed.count_processes() == 1
+dist.destroy_process_group()
+"""
+
+
+def test_a_group_that_cannot_add_up_on_the_cpu_is_joined_all_the_same():
+    port = free_port()
+    for process in [start(["-c", JOIN], rank, 2, port) for rank in range(2)]:
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        first, second = printed.splitlines()
+        assert first == second
+        assert first.startswith("[2.0, 2.0] the processes were given different data")
 
 
 def test_alone_nothing_is_shared():

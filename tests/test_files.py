@@ -9,12 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from actsparse.errors import OutputError
-from actsparse.files import UNFINISHED, prepare_folder, publish, unfinished_folder, write_bytes
+from actsparse.errors import ActsparseError, OutputError, SourceError, ThresholdsError
+from actsparse.files import UNFINISHED, kind_of, prepare_folder, publish, unfinished_folder, write_bytes
 
 
 def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_lies_at_a_path_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    kinds = {name: kind_of(tmp_path / name) for name in ("file", "link", ".", "dangling", "none", "file/x", "a\0b")}
+    assert kinds == {"file": "file", "link": "file", ".": "folder"} | dict.fromkeys(
+        ("dangling", "none", "file/x", "a\0b")
+    )
+    assert kind_of(Path(os.devnull)) == "other"
+
+
+@pytest.mark.parametrize("error", [SourceError, OutputError, ThresholdsError])
+def test_a_path_that_cannot_be_looked_at_is_one_line(error: type[ActsparseError], tmp_path: Path) -> None:
+    with pytest.raises(error, match="cannot reach .*: File name too long") as caught:
+        kind_of(tmp_path / ("x" * 300), error)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:

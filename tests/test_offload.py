@@ -8,15 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actsparse import jobs, lockstep, remove_sparsifiers, sparsify_activations, word_perplexity
 from actsparse.compression import compress_int8
 from actsparse.errors import ActsparseError, DatasetError, SourceError
 from actsparse.insertion import named_sparsifiers
+from actsparse.jobs import SparsifyJob, _name_calibration
 from actsparse.lockstep import run_side_by_side
 from actsparse.models import load_model
-from actsparse.offload import hold_weights, is_offloaded, parse_memory
+from actsparse.offload import every_weight, hold_weights, is_offloaded, parse_memory
 from actsparse.openvino import export_model
 from actsparse.recovery import recover
 
@@ -106,6 +107,31 @@ def test_perplexity_is_that_of_the_model_in_memory(files, tmp_path):
 
 def test_a_model_that_fits_is_not_offloaded(files):
     assert not is_offloaded(load_model(str(files / "model"), device="auto").model)
+
+
+def test_weights_that_are_not_in_memory_are_given_too(llama, offloaded):
+    expected = sorted(weight.sum().item() for weight in llama.parameters())
+    assert sorted(weight.sum().item() for weight in every_weight(llama)) == expected
+    assert sorted(weight.sum().item() for weight in every_weight(offloaded)) == expected
+    assert all(parameter.is_meta for parameter in offloaded.model.layers[1].parameters())
+
+
+def test_a_calibration_of_other_weights_is_another_even_where_they_are_not_in_memory(llama, batches, files, tmp_path):
+    def name() -> str:
+        model = load_model(str(tmp_path), device="auto", max_memory=size).model
+        assert is_offloaded(model)
+        return _name_calibration(job, model, batches)
+
+    size = sum(p.numel() * 4 for p in llama.parameters()) // 2
+    job = SparsifyJob(model=str(tmp_path), out=tmp_path / "out", sparsity=0.5)
+    AutoTokenizer.from_pretrained(files / "model").save_pretrained(tmp_path)
+    llama.save_pretrained(tmp_path)
+    first = name()
+    assert name() == first
+    # A fine-tuned model: the embeddings and all that comes first are the same.
+    llama.model.layers[-1].mlp.down_proj.weight.data.mul_(1.01)
+    llama.save_pretrained(tmp_path)
+    assert name() != first
 
 
 def test_a_bad_batch_is_named_and_nothing_stays_loaded(offloaded, batches):

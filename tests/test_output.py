@@ -123,6 +123,35 @@ def test_a_json_file_that_cannot_be_written_is_told_before_the_work(place, monke
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+LONG = "x" * 300
+TOO_LONG = [
+    ("doctor", "--json", LONG),
+    ("doctor", "--json", f"{LONG}/figures.json"),
+    ("evaluate", LONG),
+    ("evaluate", f"./{LONG}"),
+    ("evaluate", "{files}/model", "--thresholds", LONG),
+    ("evaluate", "{files}/model", "--text", f"{LONG}.txt"),
+    ("sparsify", f"./{LONG}", "--out", "out", "--sparsity", "0.5"),
+    ("sparsify", "{files}/model", "--out", LONG, "--sparsity", "0.5", "--calibration", "{files}/calibration.txt"),
+    ("bench", f"./{LONG}"),
+    ("bench", "tiny", "--plot", LONG),
+    ("attribution", "{files}/model", "--out", "out", "--questions", f"{LONG}.csv"),
+    ("inspect", "--checkpoints", f"{LONG}*/x", "--out", "out"),
+    ("tasks", "{files}/model", "--tasks", "piqa", "--include", LONG),
+]
+
+
+@pytest.mark.parametrize("arguments", TOO_LONG, ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"))
+def test_a_path_that_the_system_refuses_to_look_at_is_a_mistake_in_one_line(
+    arguments, files, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *(argument.format(files=files) for argument in arguments)) == ExitCode.MISTAKE
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert LONG in last
+
+
 def test_libraries_in_c_and_child_processes_cannot_write_into_the_json():
     program = """
 import ctypes, subprocess

@@ -24,7 +24,7 @@ from actsparse.bench.sparse import SparseModel, count_linear_bytes, make_sparse,
 from actsparse.bench.timing import time_decoding, time_first_token
 from actsparse.environment import count_cores, describe_environment
 from actsparse.errors import ActsparseError, OutputError, ScopeError, nearest
-from actsparse.files import prepare_folder
+from actsparse.files import kind_of, prepare_folder
 from actsparse.jobs import parse_targets
 from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.build import extension_path
@@ -301,7 +301,7 @@ def _require_memory(job: BenchJob, weight_bytes: float, vocabulary: int) -> None
 def _require_outputs(job: BenchJob) -> None:
     if job.plot is None:
         return
-    if job.plot.is_dir():
+    if kind_of(job.plot, OutputError) == "folder":
         msg = f"{job.plot} is a folder; give a file"
         raise OutputError(msg)
     prepare_folder(job.plot.parent)

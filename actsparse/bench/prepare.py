@@ -19,9 +19,11 @@ from actsparse.bench.export import WEIGHTS, compress_weights, export_f16
 from actsparse.bench.resources import require_memory
 from actsparse.bench.shapes import SEED, SHAPES, count_parameters, make_random_model
 from actsparse.errors import ActsparseError, SourceError
+from actsparse.files import kind_of
 from actsparse.models import load_model
 from actsparse.models.explain import explain_errors
 from actsparse.models.hub import fetch_from_hub
+from actsparse.models.load import find_local
 from actsparse.models.quiet import quiet_libraries
 from actsparse.openvino.detect import MODEL_FILE
 from actsparse.openvino.require import require_optimum
@@ -83,7 +85,7 @@ class Source:
     @property
     def is_openvino(self) -> bool:
         """Whether it is an OpenVINO model already."""
-        return self.path is not None and (self.path / MODEL_FILE).is_file()
+        return self.path is not None and kind_of(self.path / MODEL_FILE) == "file"
 
     @property
     def has_text(self) -> bool:
@@ -106,11 +108,13 @@ def find_source(name: str) -> Source:
     if re.fullmatch(r"[\d.]+b", name, re.IGNORECASE):
         msg = f"there is no built-in shape {name!r}; there are: {', '.join(SHAPES)}"
         raise SourceError(msg)
-    path = Path(name).expanduser()
-    if not name.strip() or not path.exists():
-        path = fetch_from_hub(name)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = {file.name: file.stat() for file in files if file.is_file()}
+    path = find_local(name) or fetch_from_hub(name)
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = {file.name: file.stat() for file in files if file.is_file()}
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror or error}"
+        raise SourceError(msg) from None
     identity = [str(path.resolve()), {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}]
     return Source(name, identity, path=path)
 
@@ -130,7 +134,7 @@ def prepare_dense(source: Source, weights: str | None, say: Callable[[str], None
     weights = weights or "int8"
     name = re.sub(r"[^\w.-]+", "-", Path(source.name).name)[:40]
     folder = assets.cache_dir() / "dense" / f"{name}-{weights}-{_key(source, weights)}"
-    if all((folder / part).is_file() for part in _PARTS):
+    if all(kind_of(folder / part) == "file" for part in _PARTS):
         return DenseModel(folder, weights, source.has_text)
     require_optimum("exporting a model to OpenVINO")
     if source.config is not None:
@@ -152,7 +156,7 @@ def _use_openvino(source: Source, folder: Path, weights: str | None) -> DenseMod
     if weights is not None:
         msg = f"{source.name} is an OpenVINO model, whose weights stay as they are: leave --weights out"
         raise ActsparseError(msg)
-    if not (folder / "config.json").is_file():
+    if kind_of(folder / "config.json") != "file":
         msg = f"{source.name} has an {MODEL_FILE} but no config.json"
         raise SourceError(msg)
     return DenseModel(folder, "as stored", source.has_text)

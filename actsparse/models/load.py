@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actsparse.errors import SourceError
+from actsparse.files import kind_of
 from actsparse.models.default import load_default
 from actsparse.models.folder import load_folder
 from actsparse.models.gguf import load_gguf
@@ -53,9 +54,9 @@ def load_model(
     placement = _place(name, device, max_memory)
     if name == "default":
         model, tokenizer = load_default(dtype, **placement)
-    elif (path := _find_local(name)) is None:
+    elif (path := find_local(name)) is None:
         model, tokenizer = load_folder(fetch_from_hub(name), name, dtype, **placement)
-    elif path.is_dir():
+    elif kind_of(path) == "folder":
         model, tokenizer = load_folder(path, name, dtype, **placement)
     elif placement:
         msg = f"{name} is a GGUF file, whose weights are all loaded at once: --device auto is for folders and hub ids"
@@ -87,19 +88,19 @@ def _limit_memory(max_memory: int) -> dict[int | str, int]:
     return limits | {"cpu": max_memory}
 
 
-def _find_local(name: str) -> Path | None:
+def find_local(name: str) -> Path | None:
     """
     Find the file or folder of a name, or tell that it must be a hub id.
 
     :param name: What the caller wrote.
     :return: The existing path, or ``None`` where the name may be a hub id.
-    :raises SourceError: If the name is empty, or can only be a path but nothing lies there.
+    :raises SourceError: If the name is empty, or can only be a path but nothing lies there or it cannot be reached.
     """
     try:
         path = Path(name).expanduser()
-        if name.strip() and path.exists():
+        if name.strip() and kind_of(path):
             return path
-    except (OSError, RuntimeError, ValueError):
+    except RuntimeError:  # no such user
         _logger.debug("%r is no usable path", name, exc_info=True)
     is_path = name.startswith((".", "/", "~")) or name.endswith(("/", ".gguf")) or name.count("/") > 1 or "\\" in name
     if is_path or not name.strip():

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from actsparse.errors import SourceError
+from actsparse.errors import MemoryLimitError, SourceError
 from actsparse.offload import is_offloaded
 
 _logger = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ def load_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
     :param name: What to call the model in messages.
     :param options: What ``from_pretrained`` takes besides.
     :return: The model.
-    :raises SourceError: If a weight is missing or has another shape than the configuration says, or none fits into the
-        memory that is allowed.
+    :raises SourceError: If a weight is missing or has another shape than the configuration says.
+    :raises MemoryLimitError: If none fits into the memory that is allowed.
     """
     # Other shapes are let pass only to be refused here, by name; transformers' own error names none.
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -40,7 +40,7 @@ def load_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
         first = next(model.parameters())
         size = first.numel() * first.element_size() / 1e6
         msg = f"no weights of {name} fit into so little memory: its embeddings alone take {size:.0f} MB"
-        raise SourceError(msg)
+        raise MemoryLimitError(msg)
     if unexpected := sorted(report["unexpected_keys"]):
         _logger.warning("%s has %d weights that the model does not use, as %s", name, len(unexpected), unexpected[0])
     return model

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from actsparse.errors import SourceError, shorten_message
+from actsparse.files import kind_of
 from actsparse.openvino.acceleration import Acceleration, accelerate
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.detect import MODEL_FILE
@@ -42,7 +43,7 @@ def load_causal_lm(folder: str | Path, **settings: Any) -> Any:
     :raises BuildError: If the model needs the extension and it cannot be built.
     """
     path = Path(folder) / MODEL_FILE
-    if not path.is_file():
+    if kind_of(path) != "file":
         msg = f"{folder} has no {MODEL_FILE}"
         raise SourceError(msg)
     try:
@@ -51,7 +52,12 @@ def load_causal_lm(folder: str | Path, **settings: Any) -> Any:
     except ImportError:
         purpose = "loading an OpenVINO folder"
         raise missing_optimum(purpose) from None
-    if needs_extension(path):
+    try:
+        needs_it = needs_extension(path)
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path} cannot be read: {shorten_message(error)}"
+        raise SourceError(msg) from None
+    if needs_it:
         for module in (modeling_base, modeling_decoder):
             module.core.add_extension(str(extension_path()))
     try:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from actsparse.errors import SourceError, shorten_message
-from actsparse.files import write_bytes
+from actsparse.files import kind_of, write_bytes
 
 FORMAT = "actsparse.recovery"
 
@@ -62,7 +62,7 @@ def read_checkpoint(path: Path, run: str) -> Checkpoint:
     :return: The checkpoint.
     :raises SourceError: If the file is not one, or belongs to another run.
     """
-    if not path.exists():
+    if kind_of(path) is None:
         return Checkpoint()
     try:
         with safe_open(path, "pt") as file:

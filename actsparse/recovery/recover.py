@@ -19,7 +19,7 @@ from torch import nn
 
 from actsparse.calibration import CalibrationBatches, describe_batch, evaluation_mode, one_line, run_model
 from actsparse.errors import ActsparseError, DatasetError, OutputError
-from actsparse.files import prepare_folder
+from actsparse.files import kind_of, prepare_folder
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.offload import require_weights
 from actsparse.progress import progress_bar
@@ -213,7 +213,7 @@ def recover(
     path = None if checkpoint is None else Path(checkpoint)
     run, state = "", Checkpoint()
     if path is not None:
-        if path.is_dir():
+        if kind_of(path, OutputError) == "folder":
             msg = f"the checkpoint {path} is a folder; name a file"
             raise OutputError(msg)
         prepare_folder(path.parent)

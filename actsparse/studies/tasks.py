@@ -15,6 +15,7 @@ from rich.table import Table
 from actsparse.environment import describe_environment
 from actsparse.errors import ActsparseError, nearest, shorten_message
 from actsparse.evaluation.sparsity import SparsityReport, count_zeros
+from actsparse.files import kind_of
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
 from actsparse.jobs import EvaluateJob, load_for_evaluation
 from actsparse.openvino.detect import find_openvino_model
@@ -59,7 +60,7 @@ class TasksJob:
         if self.batch < 1 or (self.num_fewshot is not None and self.num_fewshot < 0):
             msg = "--batch must be at least 1, and --fewshot at least 0"
             raise ActsparseError(msg)
-        if self.include is not None and not self.include.is_dir():
+        if self.include is not None and kind_of(self.include) != "folder":
             msg = f"--include {self.include} is no folder of task files"
             raise ActsparseError(msg)
 

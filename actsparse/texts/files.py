@@ -1,8 +1,10 @@
 """Text files of every kind that can be read."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from actsparse.errors import SourceError, nearest, shorten_message
+from actsparse.files import kind_of
 from actsparse.texts.pages import split_rows, split_text
 from actsparse.texts.rows import read_jsonl, read_parquet
 from actsparse.texts.text import Text
@@ -56,6 +58,21 @@ def read_text(path: Path) -> str:
         raise SourceError(msg) from error
 
 
+def names_beside(path: Path, suffixes: Collection[str]) -> list[str]:
+    """
+    List files that may have been meant, for an error message.
+
+    :param path: What the user wrote.
+    :param suffixes: How their names end.
+    :return: Those in its folder, or in the working folder where it has none; none where that cannot be listed.
+    """
+    try:
+        folder = path.parent if path.parent.is_dir() else Path()
+        return [str(folder / entry.name) for entry in sorted(folder.iterdir()) if entry.suffix.lower() in suffixes]
+    except (OSError, ValueError):
+        return []
+
+
 def _validate_path(source: str, path: Path) -> None:
     """
     Check that a source is a file of a kind that can be read.
@@ -65,17 +82,12 @@ def _validate_path(source: str, path: Path) -> None:
     :raises SourceError: If it is not.
     """
     suffixes = TEXT_SUFFIXES + ROW_SUFFIXES
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-        folder = path if is_folder else path.parent if path.parent.is_dir() else Path()
-        names = [str(folder / entry.name) for entry in sorted(folder.iterdir()) if entry.suffix.lower() in suffixes]
-    except (OSError, ValueError) as error:
-        msg = f"{source!r} cannot be read: {shorten_message(error)}"
-        raise SourceError(msg) from error
-    if is_folder:
-        msg = f"{source!r} is a folder; give a file of it: {nearest(source, names)}"
-    elif not is_file:
-        msg = f"there is no text source or file {source!r}; nearest: {nearest(source, [*NAMED_SOURCES, *names])}"
+    kind = kind_of(path)
+    if kind == "folder":
+        msg = f"{source!r} is a folder; give a file of it: {nearest(source, names_beside(path / '_', suffixes))}"
+    elif kind != "file":
+        names = [*NAMED_SOURCES, *names_beside(path, suffixes)]
+        msg = f"there is no text source or file {source!r}; nearest: {nearest(source, names)}"
     elif path.suffix.lower() not in suffixes:
         msg = f"{source!r} is not of a kind that can be read: {', '.join(suffixes)}"
     else:

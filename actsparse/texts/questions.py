@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from actsparse.errors import SourceError, nearest, shorten_message
-from actsparse.texts.files import read_text
+from actsparse.files import kind_of
+from actsparse.texts.files import names_beside, read_text
 from actsparse.texts.hub import load_hub_rows
 from actsparse.texts.rows import read_objects
 
@@ -33,10 +34,8 @@ def load_questions(source: str | Path, *, number: int | None = None) -> tuple[st
     elif path.suffix.lower() not in SUFFIXES:
         msg = f"{name!r} is no source of questions: give a file {' or '.join(SUFFIXES)}, or `{TRUTHFULQA}` (hub)"
         raise SourceError(msg)
-    elif not path.is_file():
-        there = path.parent.iterdir() if path.parent.is_dir() else ()
-        files = [str(file) for file in sorted(there) if file.suffix.lower() in SUFFIXES]
-        msg = f"there is no file {name!r}; nearest: {nearest(name, files)}"
+    elif kind_of(path) != "file":
+        msg = f"there is no file {name!r}; nearest: {nearest(name, names_beside(path, SUFFIXES))}"
         raise SourceError(msg)
     else:
         read = _read_csv if path.suffix.lower() == ".csv" else _read_jsonl

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from actsparse import assets
+from actsparse.errors import MemoryLimitError, SourceError
 from actsparse.models import default, load_model
 
 
@@ -59,6 +60,36 @@ def test_a_damaged_conversion_is_made_anew(
     load_model("default")
     load_model("default")
     assert conversion.calls == 2
+
+
+def test_a_conversion_that_cannot_be_used_stays_until_there_is_another(
+    conversion: FakeConversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncate: Callable[[Path], None]
+) -> None:
+    def fail(*_: object) -> None:
+        msg = "cannot load default: can't allocate memory"
+        raise SourceError(msg)
+
+    load_model("default")
+    weights = next((tmp_path / "cache").glob("*/model.safetensors"))
+    truncate(weights)
+    before = weights.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(default, "load_gguf", fail)
+        with pytest.raises(SourceError, match="allocate"):
+            load_model("default")
+    assert weights.read_bytes() == before
+    load_model("default")
+    assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()] == ["default"]
+
+
+def test_too_little_memory_is_no_damage(conversion: FakeConversion, tmp_path: Path, caplog: Any) -> None:
+    load_model("default")
+    weights = next((tmp_path / "cache").glob("*/model.safetensors"))
+    before = weights.stat().st_ino
+    with pytest.raises(MemoryLimitError, match="so little memory"):
+        load_model("default", device="auto", max_memory=1000)
+    assert (conversion.calls, weights.stat().st_ino) == (1, before)
+    assert not caplog.records
 
 
 def test_an_interrupted_conversion_is_never_seen(
@@ -112,6 +143,9 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_default_model(
     monkeypatch.setenv("ACTSPARSE_CACHE", str(tmp_path / "file"))
     assert load_model("default", dtype=torch.bfloat16).model.dtype == torch.bfloat16
     assert "not kept" in caplog.text
+    # Weights can be placed only where they lie in files.
+    with pytest.raises(SourceError, match=r"--device auto needs .* cannot write to the cache folder .*ACTSPARSE_CACHE"):
+        load_model("default", device="auto", max_memory=10**9)
 
 
 @pytest.mark.real_model

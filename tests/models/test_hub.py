@@ -11,7 +11,7 @@ from actsparse.errors import SourceError
 from actsparse.models import hub, load_model
 
 
-@pytest.mark.parametrize("name", ["bad name!", "-x", "nul\0l", "a" * 300])
+@pytest.mark.parametrize("name", ["bad name!", "-x", "nul\0l", "a" * 200])
 def test_a_name_that_no_model_can_have_is_refused(name: str) -> None:
     with pytest.raises(SourceError, match="it is no hub id"):
         load_model(name)

@@ -10,7 +10,7 @@ from typing import Any
 from actsparse.demo import CALIBRATION_LENGTH
 from actsparse.environment import describe_environment
 from actsparse.errors import ActsparseError, SourceError
-from actsparse.files import prepare_folder
+from actsparse.files import kind_of, prepare_folder
 from actsparse.jobs import DTYPES, require_choice, validate_precision
 from actsparse.models import load_model
 from actsparse.plot import plot_heat_map
@@ -145,16 +145,16 @@ def find_checkpoints(pattern: str) -> list[Path]:
     :return: The folders that hold a model.
     :raises SourceError: If there are none.
     """
-    path = Path(pattern).expanduser()
     try:
+        path = Path(pattern).expanduser()
         if not path.name:
             msg = "it names no folder"
             raise ValueError(msg)
         folders = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    except (ValueError, NotImplementedError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         msg = f"--checkpoints takes a pattern of folders such as 'DIR/*', not {pattern!r}: {error}"
         raise SourceError(msg) from None
-    models = [folder for folder in folders if (folder / "config.json").is_file()]
+    models = [folder for folder in folders if kind_of(folder / "config.json") == "file"]
     if not models:
         msg = f"no folder that fits {pattern!r} holds a model (config.json); {len(folders)} files and folders fit"
         raise SourceError(msg)

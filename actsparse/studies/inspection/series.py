@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from actsparse.errors import SourceError
 from actsparse.plot import plot_series
 from actsparse.report import make_caption, percent, read_json
 from actsparse.studies.inspection.law import Law, fit_law
@@ -145,6 +146,11 @@ def describe_checkpoint(folder: Path) -> list[Any]:
 
     :param folder: The checkpoint.
     :return: Its place, and the sizes and times of its files.
+    :raises SourceError: If it cannot be listed.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [str(folder), *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        return [str(folder), *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
+    except OSError as error:
+        msg = f"cannot read the checkpoint {folder}: {error.strerror or error}"
+        raise SourceError(msg) from None
