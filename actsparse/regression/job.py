@@ -1,14 +1,13 @@
 """The job behind `actsparse regress`: check everything, measure the cases, compare, accept, keep."""
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actsparse.errors import OutputError, SourceError
-from actsparse.files import prepare_folder
+from actsparse.files import kind_of, prepare_folder
 from actsparse.regression.case import Case, read_case
 from actsparse.regression.compare import REGRESSION, Difference, compare_case
 from actsparse.regression.figures import CaseResult
@@ -147,8 +146,7 @@ def draw(job: RegressJob) -> list[Path]:
 def _read_reference(job: RegressJob) -> Reference | None:
     if job.reference is None:
         return None
-    # os.path: a name that the system refuses is one that is not there.
-    if not os.path.exists(job.reference):  # noqa: PTH110
+    if kind_of(job.reference) is None:
         if job.update is not None:
             return None
         msg = f"there is no reference {job.reference}; --update REASON with the files of cases makes one"

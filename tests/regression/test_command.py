@@ -216,7 +216,7 @@ def test_an_interrupted_run_says_so_in_one_line(write_case: WriteCase, tmp_path:
         (("x.yaml", "--update", "why"), "give --reference FILE too"),
         (("x.yaml", "--reference", "{out}/r.yaml", "--update", " "), "takes the reason"),
         (("--reference", "{out}/r.yaml"), "there is no reference"),
-        (("--reference", "{out}/" + 300 * "r"), "there is no reference"),
+        (("--reference", "{out}/" + 300 * "r"), "File name too long"),
         (("--reference", "{out}/r.yaml", "--update", "why"), "has no cases yet"),
         (("{out}/none.yaml",), "No such file"),
         (("a/x.yaml", "b/x.yaml"), "two cases named 'x'"),
