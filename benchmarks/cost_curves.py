@@ -55,9 +55,9 @@ class Point:
 # What grows, and the most that its slope may be: time is proportional to tokens and to weights, of which a layer has as
 # many as the next, and which grow with the square of the width.
 CURVES = {
-    "tokens": ([Point(batches=b) for b in (4, 8, 16, 32, 64)], lambda p: p.batches * LENGTH, 1.1),
-    "layers": ([Point(layers=n) for n in (2, 4, 8, 16, 32)], lambda p: p.layers, 1.1),
-    "width": ([Point(width=w) for w in (256, 512, 1024, 2048)], lambda p: p.width, 2.1),
+    "tokens": ([Point(batches=b) for b in (4, 16, 64, 256)], lambda p: p.batches * LENGTH, 1.1),
+    "layers": ([Point(layers=n) for n in (2, 8, 32, 128)], lambda p: p.layers, 1.1),
+    "width": ([Point(width=w) for w in (256, 512, 1024, 2048, 4096)], lambda p: p.width, 2.1),
 }
 
 

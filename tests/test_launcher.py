@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -38,6 +39,13 @@ def run_alone(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     return int(stop.value.code or 0)
 
 
+def require_equal_thresholds(one: Path, two: Path) -> None:
+    here, there = (read_thresholds(folder / "thresholds.safetensors").thresholds for folder in (one, two))
+    assert here.keys() == there.keys()
+    for name, threshold in here.items():
+        torch.testing.assert_close(there[name], threshold, rtol=1e-6, atol=0)
+
+
 def test_one_process_speaks_and_writes(files, tmp_path, monkeypatch):
     process = start(*sparsify(files, tmp_path / "two"), "--json", "-")
     output, errors = process.communicate(timeout=180)
@@ -46,14 +54,45 @@ def test_one_process_speaks_and_writes(files, tmp_path, monkeypatch):
     assert figures["processes"] == 2
     assert errors.count("loading ") == 1
     assert run_alone(monkeypatch, *sparsify(files, tmp_path / "one"), "--quiet") == 0
-    one, two = (read_thresholds(tmp_path / name / "thresholds.safetensors") for name in ("one", "two"))
-    assert one.thresholds.keys() == two.thresholds.keys()
-    for name, threshold in one.thresholds.items():
-        torch.testing.assert_close(two.thresholds[name], threshold, rtol=1e-6, atol=0)
+    require_equal_thresholds(tmp_path / "one", tmp_path / "two")
     assert {path.name for path in (tmp_path / "one").iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
 
 
-def test_a_killed_process_is_told_and_a_rerun_succeeds(files, tmp_path):
+def figures_named(value: Any, ending: str) -> list[float]:
+    if isinstance(value, dict):
+        here = [item for key, item in value.items() if key.endswith(ending) and isinstance(item, float)]
+        return here + [figure for item in value.values() for figure in figures_named(item, ending)]
+    return [figure for item in value for figure in figures_named(item, ending)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sweep", "demo"])
+def test_what_shares_its_work_finds_what_one_process_does(command, files, tmp_path, monkeypatch):
+    text = ["--text", files / "evaluation.txt"]
+    calibration = ["--calibration", files / "calibration.txt", "--batches", "4"]
+    options = {
+        "evaluate": [files / "model", *text, "--max-length", "64"],
+        "sweep": [files / "model", "--algorithms", "magnitude", "--sparsity", "0.5", *text, *calibration],
+        "demo": ["--model", files / "model", *text, *calibration],
+    }[command]
+    found = []
+    for name in ("one", "two"):
+        out = [] if command == "evaluate" else ["--out", tmp_path / name]
+        arguments = [command, *options, *out, "--quiet", "--json", tmp_path / f"{name}.json"]
+        if name == "one":
+            assert run_alone(monkeypatch, *arguments) == 0
+        else:
+            process = start(*arguments)
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+        found.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    one, two = found
+    for ending in ("perplexity", "sparsity"):
+        expected = figures_named(one, ending)
+        assert expected or (command, ending) == ("evaluate", "sparsity")
+        assert figures_named(two, ending) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_killed_process_is_told_and_a_rerun_succeeds(files, tmp_path, monkeypatch):
     out = tmp_path / "out"
     process = start(*sparsify(files, out))
     workers: list[psutil.Process] = []
@@ -75,6 +114,8 @@ def test_a_killed_process_is_told_and_a_rerun_succeeds(files, tmp_path):
     assert {path.name for path in out.iterdir()} == {
         "thresholds.safetensors", "report.json", "report.md", "sparsity_by_layer.png"
     }  # fmt: skip
+    assert run_alone(monkeypatch, *sparsify(files, tmp_path / "one"), "--quiet") == 0
+    require_equal_thresholds(tmp_path / "one", out)
 
 
 def test_a_gate_that_fails_is_told_once_and_by_all(files, tmp_path):
