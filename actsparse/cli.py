@@ -175,6 +175,7 @@ def sparsify(
 ) -> None:
     """Calibrate a model's thresholds and write them to a folder, with --accelerate a ready OpenVINO model too."""
     output = context.with_resource(Output(json, quiet))
+    from actsparse.files import written_since
     from actsparse.jobs import SparsifyJob, run_sparsify
 
     job = SparsifyJob(
@@ -208,9 +209,7 @@ def sparsify(
     output.finish(*tables, figures=result)
     if (gate := result.get("gate")) is not None and not gate["has_passed"]:
         output.fail(f"{gate['message']}: thresholds and model are not written, {out / 'report.json'} is")
-    # The folder may hold the user's own files too.
-    written = sorted(path.name for path in out.iterdir() if path.stat().st_mtime >= start)
-    output.say(f"written to {out}: {', '.join(written)}")
+    output.say(f"written to {out}: {', '.join(written_since(out, start))}")
 
 
 @app.command()

@@ -39,6 +39,22 @@ def kind_of(path: Path, error: type[ActsparseError] = SourceError) -> Literal["f
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
+def written_since(folder: Path, moment: float) -> list[str]:
+    """
+    List what has been written into a folder, which may hold the user's own files too.
+
+    :param folder: The folder.
+    :param moment: Since when, as `time.time` says it.
+    :return: The names, sorted; without unfinished files and those that have gone meanwhile.
+    """
+    names = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if not path.name.startswith(UNFINISHED) and path.lstat().st_mtime >= moment:
+                names.append(path.name)
+    return sorted(names)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """
     Write a file so that nobody ever sees it half-written; of several processes that work together, the first does.

@@ -181,7 +181,6 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     else:
         how = Settings(get_algorithm(job.algorithm), skip_first=job.skip_first, known=kept)
         sparsify_torch(model, batches, targets, job.ignored_scope, how)
-    kept.forget()
     seconds = time.perf_counter() - start
     if training is not None:
         recovery = _recover(model, loaded.tokenizer, job, training, say)
@@ -219,6 +218,7 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
             result["gate"] = verdict.to_dict()
             if not verdict.has_passed:
                 _withdraw(job.out)
+                kept.forget()
                 write_report(report, job.out, result)
                 return result, [*tables, report.to_table()]
     source = str(job.out.resolve()) if training is not None else _absolute(job.model)
@@ -231,6 +231,8 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
         result["acceleration"] = asdict(acceleration)
         tables.append(acceleration_table(acceleration))
     save_thresholds(model, job.out / THRESHOLDS_NAME, **notes, measured_sparsity=measured.sparsity)
+    # Only now: after a conversion that failed, or a full disk, the next run need not calibrate again.
+    kept.forget()
     wait_for_all()
     if report is None:
         write_json(job.out / "report.json", result)
@@ -292,8 +294,9 @@ def move_batches(batches: list[dict[str, torch.Tensor]], model: Any) -> list[dic
 def _name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
     """Identify model, data and settings, so that what was measured for others is not taken for this calibration's."""
     wanted = [job.targets, job.roles, job.sparsity, job.ignored, job.algorithm, job.skip_first, job.dtype, job.int8]
-    # Shapes alone do not tell two trainings of one model apart; some of each parameter's entries do.
-    weights = [weight.flatten()[:: max(1, weight.numel() // 64)] for weight in every_weight(model)]
+    # Shapes alone do not tell two trainings of one model apart; some of each parameter's entries do. Copied, because a
+    # view would hold all of a weight that was read from disk.
+    weights = [weight.flatten()[:: max(1, weight.numel() // 64)].clone() for weight in every_weight(model)]
     return digest_of([fingerprint(model), repr(wanted), json.dumps(library_versions()), weights, batches]).hex()
 
 

@@ -30,6 +30,8 @@ CASES_PLOT = ROOT / "docs" / "figures" / "cases.png"
 CODE = "actsparse"
 # What else some of them measure.
 DATA = {
+    "dependency_ranges": ("pyproject.toml",),
+    "fuzz": ("examples/regression",),
     "planted_regression": ("examples/regression/default-50.yaml", "examples/regression/reference.yaml"),
 }
 # The front page has these, and every bar that is missed.
@@ -202,7 +204,7 @@ def explain_marks(reports: dict[str, dict[str, Any]], stale: dict[str, str]) -> 
     """
     marked = {name: report["git"].get("commit") or "unknown" for name, report in reports.items() if name in stale}
     commits = [f"{name} on {commit[:10]}" for name, commit in marked.items()]
-    return f"\n\n\\* Measured before the code last changed: {', '.join(commits)}." if commits else ""
+    return f"\n\n\\* Measured on other code than what is here: {', '.join(commits)}." if commits else ""
 
 
 def join_rows(lines: Sequence[tuple[str, ...]]) -> str:

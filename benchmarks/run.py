@@ -93,13 +93,13 @@ def run_case(path: Path) -> int:
     Measure a regression case and keep its figures.
 
     :param path: The case's file.
-    :return: The exit code: 0, or 2 for a mistake of the user.
+    :return: The exit code: 0, 2 for a mistake of the user, or 70 where the process that measured ended early.
     """
     try:
         result = measure_apart(path, read_git_state())
-    except ActsparseError as error:
+    except (ActsparseError, RuntimeError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return 2 if isinstance(error, ActsparseError) else 70
     CASE_RESULTS.mkdir(exist_ok=True)
     write_json(CASE_RESULTS / f"{result.name}.json", result.to_dict())
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actsparse.errors import ActsparseError, OutputError, SourceError, ThresholdsError
-from actsparse.files import UNFINISHED, kind_of, prepare_folder, publish, unfinished_folder, write_bytes
+from actsparse.files import UNFINISHED, kind_of, prepare_folder, publish, unfinished_folder, write_bytes, written_since
 
 
 def listing(folder: Path) -> list[str]:
@@ -33,6 +33,15 @@ def test_a_path_that_cannot_be_looked_at_is_one_line(error: type[ActsparseError]
     with pytest.raises(error, match="cannot reach .*: File name too long") as caught:
         kind_of(tmp_path / ("x" * 300), error)
     assert "\n" not in str(caught.value)
+
+
+def test_what_has_been_written_since_is_listed(tmp_path: Path) -> None:
+    for name in ("mine", "b", "a", f"{UNFINISHED}x"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "mine", (1, 1))
+    (tmp_path / "latest").symlink_to(tmp_path / "gone")
+    os.utime(tmp_path / "latest", (1, 1), follow_symlinks=False)
+    assert written_since(tmp_path, 2) == ["a", "b"]
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:

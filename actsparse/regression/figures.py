@@ -169,6 +169,9 @@ class CaseResult:
         :raises SourceError: If it is something else.
         """
         result = make_record(cls, contents, where)
+        if not result.figures:
+            msg = f"{where} has no figures"
+            raise SourceError(msg)
         unknown = next((name for name in result.figures if name not in KINDS), None)
         if unknown is not None:
             msg = f"{where} has a figure {unknown[:60]!r} that this version does not know"

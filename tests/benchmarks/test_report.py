@@ -153,7 +153,7 @@ def test_stale_results_are_refused_or_marked(
     assert benchmarks.report.main(["--mark-stale"]) == 0
     text = readmes[0].read_text(encoding="utf-8")
     assert "| parity \\* | ratio |" in text
-    assert "\n\\* Measured before the code last changed: parity on c0ffeec0ff.\n" in text
+    assert "\n\\* Measured on other code than what is here: parity on c0ffeec0ff.\n" in text
     (tmp_path / "parity.json").write_text('{"bars": [{}]}', encoding="utf-8")
     with pytest.raises(SystemExit):
         benchmarks.report.main(["--mark-stale"])
@@ -213,6 +213,14 @@ def test_a_case_is_run_and_its_result_kept(
     kept = json.loads((tmp_path / "cases" / "kept.json").read_text(encoding="utf-8"))
     assert kept["name"] == "kept"
     assert kept["git"] == benchmarks.bars.read_git_state()
+
+    def end_early(path: Path, git: dict[str, Any]) -> CaseResult:
+        msg = "it ended with code -9"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(benchmarks.run, "measure_apart", end_early)
+    assert benchmarks.run.main([str(case), str(case)]) == 70
+    assert capsys.readouterr().err.count("error: it ended with code -9") == 2
     with pytest.raises(SystemExit) as error:
         benchmarks.run.main(["no-such-benchmark"])
     assert error.value.code == 2

@@ -110,8 +110,10 @@ def test_another_process_that_converts_faster_wins(conversion: FakeConversion, t
     load_model("default")
     folder = next((tmp_path / "cache").iterdir())
     before = folder.stat().st_ino
-    default._keep_conversion(conversion.make_llama(), conversion.make_tokenizer(), folder)
-    assert folder.stat().st_ino == before
+    # The damaged one that this process found has been replaced meanwhile, if there was one.
+    for damaged in (None, before + 1):
+        default._keep_conversion(conversion.make_llama(), conversion.make_tokenizer(), folder, damaged)
+        assert folder.stat().st_ino == before
     assert list((tmp_path / "cache").iterdir()) == [folder]
 
 

@@ -57,6 +57,11 @@ def test_figures_without_the_losses_that_they_come_from_are_refused(
         CaseResult.from_dict(contents, "it")
 
 
+def test_a_result_without_figures_is_refused(make_result: Callable[..., CaseResult]) -> None:
+    with pytest.raises(SourceError, match="^it has no figures$"):
+        CaseResult.from_dict(make_result().to_dict() | {"figures": {}}, "it")
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
