@@ -136,11 +136,22 @@ def test_what_is_for_one_process_says_so(monkeypatch, capsys):
     assert "process 1: actsparse doctor works in one process" in capsys.readouterr().err
 
 
+def note_measured(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Note from now on what is measured anew instead of being found."""
+    measured: list[object] = []
+    find = KeptMeasurements._find
+
+    def note(self: KeptMeasurements, what: object, measure):
+        return find(self, what, lambda: (measured.append(what), measure())[1])
+
+    monkeypatch.setattr(KeptMeasurements, "_find", note)
+    return measured
+
+
 def test_an_interrupted_calibration_goes_on(files, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert run_alone(monkeypatch, *sparsify(files, tmp_path / "undisturbed"), "--quiet") == 0
     asked: list[object] = []
-    measured: list[object] = []
     find = KeptMeasurements._find
 
     def stop_at_the_third(self: KeptMeasurements, what: object, measure):
@@ -149,13 +160,11 @@ def test_an_interrupted_calibration_goes_on(files, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return find(self, what, measure)
 
-    def note(self: KeptMeasurements, what: object, measure):
-        return find(self, what, lambda: (measured.append(what), measure())[1])
-
-    monkeypatch.setattr(KeptMeasurements, "_find", stop_at_the_third)
-    assert run_alone(monkeypatch, *sparsify(files, out), "--quiet") == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptMeasurements, "_find", stop_at_the_third)
+        assert run_alone(monkeypatch, *sparsify(files, out), "--quiet") == 130
     assert len(list((out / "calibration.unfinished").iterdir())) == 2
-    monkeypatch.setattr(KeptMeasurements, "_find", note)
+    measured = note_measured(monkeypatch)
     assert run_alone(monkeypatch, *sparsify(files, out), "--quiet") == 0
     assert not {repr(what) for what in asked[:2]} & {repr(what) for what in measured}
     assert measured
@@ -174,13 +183,7 @@ def test_a_conversion_that_fails_costs_no_calibration(files, tmp_path, monkeypat
     assert run_alone(monkeypatch, *sparsify(files, out), "--accelerate", "--quiet") == 2
     assert "no conversion today" in capsys.readouterr().err
     assert {path.name for path in out.iterdir()} == {"calibration.unfinished"}
-    measured: list[object] = []
-    find = KeptMeasurements._find
-
-    def note(self: KeptMeasurements, what: object, measure):
-        return find(self, what, lambda: (measured.append(what), measure())[1])
-
-    monkeypatch.setattr(KeptMeasurements, "_find", note)
+    measured = note_measured(monkeypatch)
     assert run_alone(monkeypatch, *sparsify(files, out), "--quiet") == 0
     assert not measured
     assert not (out / "calibration.unfinished").exists()
