@@ -10,6 +10,7 @@ from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
 from actsparse.bisection import Tried, next_guess
+from actsparse.bos import warn_of_missing_bos
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import LossComparison, compare_losses
 from actsparse.insertion import remove_sparsifiers
@@ -128,6 +129,8 @@ def sparsify_to_perplexity(
         msg = f"max_perplexity_increase is {max_perplexity_increase!r}; it must be a positive number, such as 0.01"
         raise ActsparseError(msg)
     settings = Settings(get_algorithm(algorithm), skip_first=skip_first)
+    if len(dataset):
+        warn_of_missing_bos(tokenizer, dataset[0])
     limit = math.log1p(max_perplexity_increase)
     steps: list[BudgetStep] = []
 

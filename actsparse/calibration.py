@@ -41,6 +41,16 @@ class CalibrationBatches:
             msg = "the calibration dataset is empty"
             raise DatasetError(msg) from None
 
+    @classmethod
+    def of(cls, dataset: Any) -> "CalibrationBatches":
+        """
+        Read a dataset, unless that has begun.
+
+        :param dataset: A calibration dataset, or the batches of one.
+        :return: Its batches.
+        """
+        return dataset if isinstance(dataset, cls) else cls(dataset)
+
     def __iter__(self) -> Iterator[Any]:
         yield self.first
         yield from self._batches
@@ -59,6 +69,18 @@ class CalibrationBatches:
             if distributed.is_own(number):
                 yield batch
         distributed.require_same(digest.finish(), "calibration data")
+
+    def keep(self) -> list[Any]:
+        """
+        Read all batches into memory, to go through them several times.
+
+        :return: The batches.
+        :raises ProcessError: If the processes have different batches.
+        """
+        kept = list(self)
+        if distributed.count_processes() > 1:
+            distributed.require_same(distributed.digest_of(kept), "calibration data")
+        return kept
 
     @property
     def share_length(self) -> int | None:
@@ -86,6 +108,19 @@ class SiteEstimates:
             if wanted
         }
         self._seen: set[str] = set()
+
+    @classmethod
+    def of(cls, plan: Plan, sites: Sequence[Site], algorithm: Algorithm) -> "SiteEstimates":
+        """
+        Get ready to estimate what a plan needs.
+
+        :param plan: The plan.
+        :param sites: The sites to mask.
+        :param algorithm: What makes the estimators.
+        :return: Estimates that have seen nothing.
+        """
+        zeros = {site.name: {plan.zeros[layer.name] for layer in site.layers} for site in sites}
+        return cls(zeros, algorithm, plan.importance)
 
     def update(self, site: str, x: torch.Tensor) -> None:
         """
@@ -165,13 +200,10 @@ def make_estimates(
         wanted = {name: target.sparsity for name, target in targets.items()}
         plan = Plan(wanted, {}, wanted, {})
     else:
-        kept = list(batches)
-        if distributed.count_processes() > 1:
-            distributed.require_same(distributed.digest_of(kept), "calibration data")
+        kept = batches.keep()
         data = distributed.share(kept)
         plan = algorithm.plan(gather_parts(sites, targets, sizes), measure(kept))
-    zeros = {site.name: {plan.zeros[layer.name] for layer in site.layers} for site in sites}
-    return plan, data, SiteEstimates(zeros, algorithm, plan.importance)
+    return plan, data, SiteEstimates.of(plan, sites, algorithm)
 
 
 @contextmanager

@@ -125,7 +125,8 @@ def sparsify(
         str,
         typer.Option(
             metavar="NAME",
-            help="How thresholds are found: a name or a pair SCORE+ALLOCATION.",
+            help="How thresholds are found: a name or a pair SCORE+ALLOCATION. [bold]auto[/] tries several and takes "
+            "what measures best on calibration batches held out.",
         ),
     ] = "auto",
     max_perplexity_increase: Annotated[

@@ -16,7 +16,7 @@ from actsparse.plot import plot_sparsity_by_layer
 from actsparse.report import Report, Row, write_json
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import sparsify_activations
-from actsparse.texts import load_pages, token_batches
+from actsparse.texts import describe_batches, load_pages, token_batches
 from actsparse.thresholds import save_thresholds
 
 # The setting of NNCF's documentation, by role instead of by name.
@@ -87,7 +87,7 @@ def run_demo(
             "model": model_name,
             "evaluation text": f"{text.name}: {perplexity.num_pages} pages, {perplexity.num_words} words, "
             f"{perplexity.num_tokens} tokens, windows of {perplexity.max_length}",
-            "calibration text": f"{calibration.name}: {num_batches} x {CALIBRATION_LENGTH} tokens",
+            "calibration text": f"{calibration.name}: {describe_batches(loaded.tokenizer, batches)}",
             "algorithm": "magnitude",
             "tokens masked": "all",
         },

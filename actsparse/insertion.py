@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -202,6 +203,37 @@ def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str,
         yield
     finally:
         handle.remove()
+
+
+@dataclass
+class Passes:
+    """
+    How often a model has run.
+
+    :param forwards: All runs.
+    :param backwards: Those that keep what a backward pass needs.
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+@contextmanager
+def count_passes(model: nn.Module, passes: Passes) -> Iterator[None]:
+    """
+    Count how often a model runs.
+
+    :param model: The model.
+    :param passes: What is counted up.
+    :return: A context in which that happens.
+    """
+
+    def see(_args: Any, _kwargs: Any, _output: Any) -> None:
+        passes.forwards += 1
+        passes.backwards += torch.is_grad_enabled()
+
+    with record_calls(model, see):
+        yield
 
 
 @contextmanager

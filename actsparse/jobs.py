@@ -32,11 +32,11 @@ from actsparse.openvino.detect import MODEL_FILE, find_openvino_model
 from actsparse.openvino.require import require_optimum
 from actsparse.plot import plot_sparsity_by_layer
 from actsparse.recovery import Recovery, recover
-from actsparse.report import Report, Row, acceleration_table, read_json, sparsity_table, write_json
+from actsparse.report import Report, Row, acceleration_table, read_json, selection_table, sparsity_table, write_json
 from actsparse.scopes.matching import validate_targets
 from actsparse.scopes.target_scope import TargetScope
-from actsparse.sparsify import Settings, sparsify_torch
-from actsparse.texts import Text, load_pages, take_batches, token_batches
+from actsparse.sparsify import Calibration, Settings, sparsify_torch
+from actsparse.texts import Text, describe_batches, load_pages, take_batches, token_batches
 from actsparse.thresholds import fingerprint, load_thresholds, read_thresholds, save_thresholds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -174,13 +174,17 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     tables: list[Table] = []
     kept = KeptMeasurements(job.out / UNFINISHED_NAME, _name_calibration(job, model, batches))
     start = time.perf_counter()
+    took: Calibration | None = None
     if held_out is not None:
         found = _search(model, loaded.tokenizer, job, batches, held_out, say)
         result["budget"] = found.to_dict()
         tables.append(found.to_table(held_out.name))
     else:
         how = Settings(get_algorithm(job.algorithm), skip_first=job.skip_first, known=kept)
-        sparsify_torch(model, batches, targets, job.ignored_scope, how)
+        took = sparsify_torch(model, batches, targets, job.ignored_scope, how)
+        result["calibration"] = took.to_dict()
+        if took.selection is not None:
+            tables.append(selection_table(took.selection))
     seconds = time.perf_counter() - start
     if training is not None:
         recovery = _recover(model, loaded.tokenizer, job, training, say)
@@ -190,8 +194,8 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     settings = {
         "model": job.model,
         "weights": f"INT8_{job.int8.upper()}" if job.int8 else job.dtype,
-        "calibration text": f"{calibration.name}: {job.num_batches} x {CALIBRATION_LENGTH} tokens",
-        "algorithm": job.algorithm,
+        "calibration text": f"{calibration.name}: {describe_batches(loaded.tokenizer, batches)}",
+        "algorithm": job.algorithm if took is None else took.name_algorithm(job.algorithm),
         "tokens masked": f"all but the first {job.skip_first}" if job.skip_first else "all",
     }
     if training is not None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from actsparse.algorithms import Selection
 from actsparse.environment import describe_environment
 from actsparse.evaluation.cost import Cost
 from actsparse.evaluation.sparsity import SparsityReport
@@ -134,6 +135,22 @@ def sparsity_table(sparsity: SparsityReport, title: str) -> Table:
     table.add_section()
     table.add_row("all, by weight bytes", str(len(sparsity.layers)), "", percent(sparsity.sparsity))
     table.add_row("share of all weight reads skipped", "", "", percent(sparsity.weight_reads_skipped))
+    return table
+
+
+def selection_table(selection: Selection) -> Table:
+    """
+    Draw what an algorithm that chooses has tried.
+
+    :param selection: What was tried and chosen.
+    :return: A rich table.
+    """
+    table = Table(title=f"Tried on {selection.held_out} calibration batches held out")
+    table.add_column("algorithm")
+    table.add_column("divergence from dense, nats a token", justify="right")
+    for name, divergence in selection.divergences.items():
+        is_chosen = name == selection.chosen
+        table.add_row(f"{name} (chosen)" if is_chosen else name, f"{divergence:.4f}", style="bold" if is_chosen else "")
     return table
 
 

@@ -1,6 +1,7 @@
 """The mask: one threshold buffer, and zeros, or what stands in for them, where the magnitude does not exceed it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +57,8 @@ class ActivationSparsifier(nn.Module):
         self.algorithm = algorithm
         self.rows_of = rows_of
         self.skip_first = skip_first
+        # What was tried and chosen when the threshold was calibrated, by an algorithm that chooses.
+        self.selection: dict[str, Any] | None = None
         self.is_active = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

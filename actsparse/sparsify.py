@@ -1,7 +1,8 @@
 """The call: validate, find the sites, calibrate, insert."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import nncf
@@ -10,9 +11,22 @@ from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWra
 from torch import nn
 
 from actsparse import distributed
-from actsparse.algorithms import NNCF_EMA, Algorithm, Known, LayerSize, get_algorithm
+from actsparse.algorithms import (
+    NNCF_EMA,
+    Algorithm,
+    Known,
+    LayerSize,
+    Plan,
+    Selection,
+    Way,
+    gather_parts,
+    get_algorithm,
+    select,
+)
+from actsparse.bos import warn_of_missing_bos
 from actsparse.calibration import (
     CalibrationBatches,
+    SiteEstimates,
     describe_batch,
     evaluation_mode,
     make_estimates,
@@ -22,6 +36,8 @@ from actsparse.calibration import (
 from actsparse.errors import ActsparseError, DatasetError, ScopeError
 from actsparse.experts import has_split_experts, with_split_experts
 from actsparse.insertion import (
+    Passes,
+    count_passes,
     insert_sparsifier,
     intercept_outputs,
     placed_sparsifiers,
@@ -51,6 +67,7 @@ def sparsify_activations(
     keep_existing: bool = False,
     loss: Loss | None = None,
     skip_first: int = 0,
+    tokenizer: Any = None,
 ) -> Any:
     """
     Make Linear layers ignore input entries of small magnitude, with thresholds calibrated on data.
@@ -77,6 +94,8 @@ def sparsify_activations(
         own loss where batches have labels, or the next-token cross entropy of a causal language model.
     :param skip_first: How many tokens at the start of each sequence pass unmasked, as attention sinks: of each forward
         of several tokens, so that they are those of a prompt. Torch models only.
+    :param tokenizer: The model's tokenizer, if there is one, to check the dataset with: a warning says where it begins
+        texts with BOS and the dataset does not.
     :return: The same model, masked.
     :raises ScopeError: If a scope matches nothing, two scopes match one layer, or a target is not in [0, 1].
     :raises DatasetError: If the dataset is empty, does not fit the model, or gives NaN or infinite activations.
@@ -89,6 +108,9 @@ def sparsify_activations(
         msg = f"skip_first is {skip_first!r}; it must be a whole number of tokens, 0 or more"
         raise ActsparseError(msg)
     settings = Settings(chosen, tokens, keep_existing, loss, skip_first)
+    if tokenizer is not None:
+        dataset = CalibrationBatches(dataset)
+        warn_of_missing_bos(tokenizer, dataset.first)
     if (openvino_model := find_openvino_model(model)) is not None:
         if distributed.count_processes() > 1:
             msg = "an OpenVINO model is calibrated by one process: calibrate the torch model, and load its thresholds"
@@ -123,7 +145,40 @@ class Settings:
     known: Known = field(default_factory=Known)
 
 
-def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, settings: Settings) -> None:
+@dataclass(frozen=True)
+class Calibration:
+    """
+    What a calibration of a torch model took and decided.
+
+    :param forwards: How often the data went through the model, this process's share of it; tracing is not counted.
+    :param backwards: How many of these runs went backwards too.
+    :param selection: What was tried and chosen, by an algorithm that chooses.
+    """
+
+    forwards: float
+    backwards: float
+    selection: Selection | None = None
+
+    def name_algorithm(self, name: str) -> str:
+        """
+        Name the algorithm for a report.
+
+        :param name: What the caller said.
+        :return: The same, with what was chosen where it chooses.
+        """
+        return f"{name}, which chose {self.selection.chosen}" if self.selection else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the calibration into what JSON can hold.
+
+        :return: Its fields.
+        """
+        selection = {"selection": self.selection.to_dict()} if self.selection else {}
+        return {"forwards": round(self.forwards, 3), "backwards": round(self.backwards, 3), **selection}
+
+
+def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, settings: Settings) -> Calibration:
     """
     Mask a torch model, as `sparsify_activations` says.
 
@@ -132,6 +187,7 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
     :param targets: Target sparsity for each scope, or one number.
     :param ignored_scope: Layers to leave out.
     :param settings: The rest.
+    :return: What it took.
     :raises ScopeError: As `sparsify_activations`.
     :raises DatasetError: As `sparsify_activations`.
     """
@@ -139,12 +195,29 @@ def sparsify_torch(model: Any, dataset: Any, targets: Any, ignored_scope: Any, s
         msg = f"{NNCF_EMA} averages batch after batch, in their order: it cannot be shared among processes"
         raise ActsparseError(msg)
     _require_module(model)
-    batches = CalibrationBatches(dataset)
+    batches = CalibrationBatches.of(dataset)
     with with_split_experts(model):
-        _sparsify(model, batches, targets, ignored_scope, settings)
+        return _sparsify(model, batches, targets, ignored_scope, settings)
 
 
-def _sparsify(model: Any, batches: CalibrationBatches, targets: Any, ignored_scope: Any, settings: Settings) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """
+    One way to place masks: at inputs alone, or at gates where there are any.
+
+    :param sites: What is masked.
+    :param sparsifiers: The masks by layer name.
+    :param places: The masks by the name of the module that they sit on.
+    """
+
+    sites: list[Site]
+    sparsifiers: dict[str, ActivationSparsifier]
+    places: dict[str, ActivationSparsifier]
+
+
+def _sparsify(
+    model: Any, batches: CalibrationBatches, targets: Any, ignored_scope: Any, settings: Settings
+) -> Calibration:
     if has_split_experts(model) and (settings.tokens == "decode" or settings.skip_first):
         msg = "experts see single tokens of a prompt: tokens='decode' and skip_first cannot be told there"
         raise ActsparseError(msg)
@@ -155,32 +228,55 @@ def _sparsify(model: Any, batches: CalibrationBatches, targets: Any, ignored_sco
     if settings.algorithm.masks_rows:
         with suspend_sparsifiers(existing.values()):
             gate_functions = find_gate_functions(model, batches.first, matched, layers)
-    sites = group_sites(matched, gate_functions)
-    sparsifiers = {
-        layer.name: ActivationSparsifier(
-            by_layer[layer.name].sparsity,
-            tokens=settings.tokens,
-            roles=layer.roles,
-            site=site.name,
-            algorithm=settings.algorithm.name,
-            rows_of=layer.name if site.gate_function else "",
-            skip_first=settings.skip_first,
-        )
-        for site in sites
-        for layer in site.layers
-    }
-    placed = {gate_functions.get(name, name): sparsifier for name, sparsifier in sparsifiers.items()}
+    layouts = _lay_out(matched, by_layer, gate_functions, settings)
+    placed = {place: mask for layout in layouts.values() for place, mask in layout.places.items()}
     replaced = {p: s for p, s in existing.items() if (s.rows_of or p) in by_layer or not settings.keep_existing}
+    passes = Passes()
     try:
         for place, sparsifier in placed.items():
             insert_sparsifier(model, place, sparsifier)
-        with suspend_sparsifiers(replaced.values()):
-            _calibrate(model, batches, sites, by_layer, sparsifiers, settings)
+        with suspend_sparsifiers(replaced.values()), count_passes(model, passes):
+            layout, selection, count = _calibrate(model, batches, layouts, by_layer, settings)
     except BaseException:
         _restore(model, placed, existing)
         raise
-    for place in replaced.keys() - placed.keys():
+    for place in (replaced.keys() | placed.keys()) - layout.places.keys():
         remove_sparsifier(model.get_submodule(place))
+    return Calibration(passes.forwards / max(count, 1), passes.backwards / max(count, 1), selection)
+
+
+def _lay_out(
+    matched: list[Layer], targets: dict[str, Target], gate_functions: dict[str, str], settings: Settings
+) -> dict[bool, Layout]:
+    """Make the masks that the algorithms to try need, by whether they mask rows; they share all masks that they can."""
+    wanted = {algorithm.masks_rows and bool(gate_functions) for algorithm in _candidates(settings.algorithm)}
+    shared: dict[tuple[str, ...], ActivationSparsifier] = {}
+    layouts = {}
+    for has_rows in sorted(wanted):
+        gates = gate_functions if has_rows else {}
+        sites = group_sites(matched, gates)
+        sparsifiers: dict[str, ActivationSparsifier] = {}
+        for site in sites:
+            for layer in site.layers:
+                # An input mask of one layer is the same mask in both layouts, and so is the place that it sits on.
+                key = (layer.name, site.name, site.gate_function)
+                if key not in shared:
+                    shared[key] = ActivationSparsifier(
+                        targets[layer.name].sparsity,
+                        tokens=settings.tokens,
+                        roles=layer.roles,
+                        site=site.name,
+                        algorithm=settings.algorithm.name,
+                        rows_of=layer.name if site.gate_function else "",
+                        skip_first=settings.skip_first,
+                    )
+                sparsifiers[layer.name] = shared[key]
+        layouts[has_rows] = Layout(sites, sparsifiers, {gates.get(name, name): s for name, s in sparsifiers.items()})
+    return layouts
+
+
+def _candidates(algorithm: Algorithm) -> tuple[Algorithm, ...]:
+    return algorithm.candidates or (algorithm,)
 
 
 def _validate(targets: Any, ignored_scope: Any, algorithm: str, tokens: str) -> Algorithm:
@@ -222,26 +318,17 @@ def _resolve(
 def _calibrate(
     model: nn.Module,
     batches: CalibrationBatches,
-    sites: list[Site],
+    layouts: dict[bool, Layout],
     targets: dict[str, Target],
-    sparsifiers: dict[str, ActivationSparsifier],
     settings: Settings,
-) -> None:
-    sizes = {}
-    for site in sites:
-        for layer in site.layers:
-            module = model.get_submodule(layer.name)
-            outputs = out_features(module)
-            channels = outputs if site.gate_function else in_features(module)
-            sizes[layer.name] = LayerSize(channels, outputs, float(weight_bytes(module)))
-
-    def measure(data: list[Any]) -> TorchMeasurements:
-        return TorchMeasurements(model, data, sites, sparsifiers, settings.loss, settings.known)
-
-    plan, data, estimates = make_estimates(settings.algorithm, sites, targets, sizes, batches, measure)
+) -> tuple[Layout, Selection | None, int]:
+    """Find the thresholds; return the layout that they are of, what was chosen, and the number of batches."""
+    layout, plan, data, estimates, selection = _plan(model, batches, layouts, targets, settings)
+    sparsifiers = layout.sparsifiers
     for name, sparsifier in sparsifiers.items():
         sparsifier.target_sparsity = plan.sparsity[name]
         sparsifier.set_stand_in(plan.stand_ins.get(sparsifier.site, NOTHING))
+        sparsifier.selection = selection.to_dict() if selection else None
 
     def calibrate_layer(name: str, x: torch.Tensor) -> torch.Tensor:
         sparsifier = sparsifiers[name]
@@ -254,15 +341,67 @@ def _calibrate(
 
         return sparsifier.mask_rest(x, mask)
 
-    layers = [layer for site in sites for layer in site.layers]
+    layers = [layer for site in layout.sites for layer in site.layers]
     reads_logits = len(block_layers(model, layers)) < len(layers)
     # The estimators mask during calibration; the masks themselves have no thresholds yet.
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, calibrate_layer):
-        run_batches(model, data, total=batches.share_length, description="calibrating", reads_logits=reads_logits)
+        count = run_batches(
+            model, data, total=batches.share_length, description="calibrating", reads_logits=reads_logits
+        )
     estimates.add_up()
     estimates.require_all_seen()
     for name, sparsifier in sparsifiers.items():
         sparsifier.set_threshold(estimates.threshold(sparsifier.site, plan.zeros[name]))
+    return layout, selection, count
+
+
+def _plan(
+    model: nn.Module,
+    batches: CalibrationBatches,
+    layouts: dict[bool, Layout],
+    targets: dict[str, Target],
+    settings: Settings,
+) -> tuple[Layout, Plan, Iterable[Any], SiteEstimates, Selection | None]:
+    def measure(layout: Layout, data: list[Any]) -> TorchMeasurements:
+        return TorchMeasurements(model, data, layout.sites, layout.sparsifiers, settings.loss, settings.known)
+
+    algorithm = settings.algorithm
+    if not algorithm.candidates:
+        (layout,) = layouts.values()
+        sizes = _measure_sizes(model, layout.sites)
+        return (
+            layout,
+            *make_estimates(algorithm, layout.sites, targets, sizes, batches, partial(measure, layout)),
+            None,
+        )
+    kept = batches.keep()
+    models = {rows: measure(layout, kept) for rows, layout in layouts.items()}
+    scopes = {
+        rows: gather_parts(layout.sites, targets, _measure_sizes(model, layout.sites))
+        for rows, layout in layouts.items()
+    }
+    ways = []
+    for candidate in algorithm.candidates:
+        rows = candidate.masks_rows and True in layouts
+        # Where no gate can be masked, rows are inputs as always.
+        tried = candidate if rows == candidate.masks_rows else candidate.without_rows()
+        if all(replace(tried, name=way.algorithm.name) != way.algorithm for way in ways):
+            ways.append(Way(tried, scopes[rows], models[rows]))
+    chosen, plan, selection = select(ways, algorithm.stand_in)
+    layout = layouts[chosen.algorithm.masks_rows]
+    estimates = SiteEstimates.of(plan, layout.sites, chosen.algorithm)
+    return layout, plan, distributed.share(kept), estimates, selection
+
+
+def _measure_sizes(model: nn.Module, sites: list[Site]) -> dict[str, LayerSize]:
+    sizes = {}
+    for site in sites:
+        for layer in site.layers:
+            module = model.get_submodule(layer.name)
+            outputs = out_features(module)
+            channels = outputs if site.gate_function else in_features(module)
+            sizes[layer.name] = LayerSize(channels, outputs, float(weight_bytes(module)))
+    return sizes
 
 
 def _restore(model: nn.Module, inserted: Iterable[str], existing: dict[str, ActivationSparsifier]) -> None:

@@ -1,5 +1,8 @@
 """A constant-size, mergeable sketch of the distribution of magnitudes."""
 
+import struct
+
+import numpy as np
 import torch
 
 MANTISSA_BITS = 9
@@ -7,6 +10,7 @@ LOWEST_EXPONENT = -96
 HIGHEST_EXPONENT = 32
 NUM_BINS = (HIGHEST_EXPONENT - LOWEST_EXPONENT) << MANTISSA_BITS
 _SHIFT = 23 - MANTISSA_BITS
+_LARGEST = torch.finfo(torch.float32).max
 _OFFSET = (127 + LOWEST_EXPONENT) << MANTISSA_BITS
 
 
@@ -24,6 +28,7 @@ class MagnitudeSketch:
 
     def __init__(self, counts: torch.Tensor | None = None) -> None:
         self.counts = torch.zeros(NUM_BINS, dtype=torch.int64) if counts is None else counts
+        self._cumulative: tuple[int, np.ndarray] | None = None
 
     @classmethod
     def of(cls, x: torch.Tensor) -> "MagnitudeSketch":
@@ -64,7 +69,7 @@ class MagnitudeSketch:
         cumulative, total = self._cumulate()
         # Ranks are whole, so the bin that holds the rank is the one that holds the next whole number.
         rank = q * total
-        index = int(torch.searchsorted(cumulative, min(max(int(-(-rank // 1)), 1), total)))
+        index = int(cumulative.searchsorted(min(max(int(-(-rank // 1)), 1), total)))
         if index == 0:
             return 0.0
         before = int(cumulative[index - 1])
@@ -81,7 +86,7 @@ class MagnitudeSketch:
         :raises ValueError: If nothing was counted.
         """
         cumulative, total = self._cumulate()
-        bits = int(torch.tensor(threshold, dtype=torch.float32).view(torch.int32))
+        bits = struct.unpack("i", struct.pack("f", min(threshold, _LARGEST)))[0]
         index = min(max((bits >> _SHIFT) - _OFFSET, 0), NUM_BINS - 1)
         if index == 0:
             return int(cumulative[0]) / total
@@ -108,8 +113,12 @@ class MagnitudeSketch:
         index = int(torch.searchsorted(cumulative, share * cumulative[-1])) if cumulative[-1] > 0 else 0
         return 0.0 if index == 0 else _edge(min(index, NUM_BINS - 1) + 1)
 
-    def _cumulate(self) -> tuple[torch.Tensor, int]:
-        cumulative = torch.cumsum(self.counts, 0)
+    def _cumulate(self) -> tuple[np.ndarray, int]:
+        # Asked for many thousand times while budgets are shared, of counts that do not change any more.
+        version = self.counts._version
+        if self._cumulative is None or self._cumulative[0] != version:
+            self._cumulative = (version, self.counts.cumsum(0).numpy())
+        cumulative = self._cumulative[1]
         total = int(cumulative[-1])
         if total == 0:
             msg = "no activations were counted"

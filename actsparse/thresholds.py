@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from actsparse.algorithms import AUTO
 from actsparse.environment import library_versions
 from actsparse.errors import ThresholdsError
 from actsparse.experts import with_split_experts
@@ -101,6 +102,7 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
     described = {
         "model": model_name(model),
         "versions": library_versions(),
+        **_describe_selection(model),
         **notes,
     }
     try:
@@ -214,6 +216,13 @@ def torch_masks(model: nn.Module) -> dict[str, tuple[torch.Tensor, LayerRecord, 
     return masks
 
 
+def _describe_selection(model: Any) -> dict[str, Any]:
+    """Say what was tried and chosen where an algorithm that chooses has set the thresholds."""
+    masks = placed_sparsifiers(model) if isinstance(model, nn.Module) else ()
+    selection = next((mask.selection for _, mask in masks if mask.selection), None)
+    return {"selection": selection} if selection else {}
+
+
 def _sizes(model: Any) -> dict[str, tuple[int, int]]:
     openvino_model = find_openvino_model(model)
     if openvino_model is None:
@@ -302,6 +311,8 @@ def _make_sparsifier(name: str, contents: ThresholdsFile) -> ActivationSparsifie
     )
     sparsifier.threshold.copy_(threshold)
     sparsifier.set_stand_in(contents.stand_ins.get(name, NOTHING))
+    if record.algorithm.startswith(AUTO) and isinstance(contents.notes.get("selection"), dict):
+        sparsifier.selection = contents.notes["selection"]
     return sparsifier
 
 

@@ -225,7 +225,7 @@ def test_kept_measurements_come_back_as_they_were(tmp_path):
         "tensor": {"a": torch.randn(2), "b": torch.ones(())},
         "sketch": {"a": sketch},
         "gradients": {"a": gradients},
-        "attribution": {"z": Attribution(1.5, 2.0, 0.1), "a": Attribution(0.0, 1e300, 3.0)},
+        "attribution": {"z": Attribution((1.5, -2.0), 0.1), "a": Attribution((0.0, 1e300), 3.0)},
         "number": {"a": 0.1},
         "numbers": {"a": (0.1, -0.2)},
         "text": "a layer",

@@ -9,8 +9,9 @@ To use one::
 
     sparsify_activations(model, dataset, 0.5, algorithm="teal+low-rank")
 
-``rows`` masks rows of up projections, told by the gate, where the others mask their input channels; ``shift`` and
-``low-rank`` put something else than zeros in the place of what is left out.
+``auto`` tries several algorithms and takes the best; see `selection.py`. ``rows`` masks rows of up projections, told by
+the gate, where the others mask their input channels; ``shift`` and ``low-rank`` put something else than zeros in the
+place of what is left out.
 
 Scores are in `scores.py`, allocations in `allocations.py`, stand-ins in `stand_ins.py`; each says how to add one.
 """
@@ -28,16 +29,24 @@ from actsparse.algorithms.measurements import Block as Block
 from actsparse.algorithms.measurements import GradientSums as GradientSums
 from actsparse.algorithms.measurements import Measurements as Measurements
 from actsparse.algorithms.measurements import Trial as Trial
+from actsparse.algorithms.measurements import Trials as Trials
+from actsparse.algorithms.measurements import take_part as take_part
 from actsparse.algorithms.parts import LayerSize as LayerSize
 from actsparse.algorithms.parts import Part as Part
 from actsparse.algorithms.parts import gather_parts as gather_parts
 from actsparse.algorithms.scores import SCORES as SCORES
+from actsparse.algorithms.selection import Selection as Selection
+from actsparse.algorithms.selection import Way as Way
+from actsparse.algorithms.selection import select as select
 from actsparse.algorithms.stand_ins import STAND_INS as STAND_INS
 from actsparse.errors import ActsparseError, nearest
 
+AUTO = "auto"
+# What `auto` chooses among, by measurement on batches held out.
+CANDIDATES = ("magnitude", "magnitude+uniform+rows", "magnitude+attribution+rows", "magnitude+perturbation+rows")
 ALGORITHMS = {
     "magnitude": "magnitude+uniform",
-    "auto": "magnitude+attribution+rows",
+    AUTO: CANDIDATES[-1],
     "nncf": f"magnitude+{NNCF_EMA}",
     "wina": "weight-norm+uniform",
     "teal": "magnitude+greedy",
@@ -72,4 +81,5 @@ def get_algorithm(name: str) -> Algorithm:
     if len(stand_ins) > 1:
         msg = f"{' and '.join(stand_ins)} exclude each other: one thing can stand in for what is left out"
         raise ActsparseError(msg)
-    return Algorithm(name, pair[0], pair[1], ROWS in options, "".join(stand_ins))
+    candidates = tuple(map(get_algorithm, CANDIDATES)) if base == AUTO else ()
+    return Algorithm(name, pair[0], pair[1], ROWS in options, "".join(stand_ins), candidates)

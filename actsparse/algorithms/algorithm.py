@@ -8,7 +8,7 @@ from actsparse.algorithms.allocations import ALLOCATIONS, uniform
 from actsparse.algorithms.estimator import ThresholdEstimator
 from actsparse.algorithms.measurements import Measurements
 from actsparse.algorithms.nncf_ema import NncfMovingAverage
-from actsparse.algorithms.parts import Part
+from actsparse.algorithms.parts import Scopes
 from actsparse.algorithms.pooled_quantile import PooledQuantile
 from actsparse.algorithms.scores import SCORES
 from actsparse.algorithms.stand_ins import STAND_INS, choose_stand_ins
@@ -49,6 +49,8 @@ class Algorithm:
     :param masks_rows: Whether, in gated feed-forward networks, rows of the up projection are masked, told by the gate,
         and not its input channels.
     :param stand_in: A name of `STAND_INS`, or nothing: what is left out becomes zero.
+    :param candidates: Algorithms among which one is chosen by measurement, see `select`; empty for one that is what it
+        says. The other fields are then those of the last candidate.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Algorithm:
     allocation: str
     masks_rows: bool = False
     stand_in: str = ""
+    candidates: tuple["Algorithm", ...] = ()
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -80,6 +83,14 @@ class Algorithm:
         is_plain = not self.masks_rows and not self.stand_in
         return self.score == "magnitude" and self.allocation in ("uniform", NNCF_EMA) and is_plain
 
+    def without_rows(self) -> "Algorithm":
+        """
+        Mask inputs alone.
+
+        :return: The same algorithm otherwise, with the name that it then has.
+        """
+        return Algorithm(self.name.replace(f"+{ROWS}", ""), self.score, self.allocation, stand_in=self.stand_in)
+
     def make_estimator(self, targets: tuple[float, ...], importance: torch.Tensor | None) -> ThresholdEstimator:
         """
         Make the estimator of one site's thresholds.
@@ -90,7 +101,7 @@ class Algorithm:
         """
         return NncfMovingAverage(targets) if self.allocation == NNCF_EMA else PooledQuantile(targets, importance)
 
-    def plan(self, scopes: list[tuple[float, list[Part]]], model: Measurements) -> Plan:
+    def plan(self, scopes: Scopes, model: Measurements) -> Plan:
         """
         Decide how sparse each layer becomes and what its channels are worth.
 

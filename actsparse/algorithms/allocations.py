@@ -14,6 +14,7 @@ from actsparse.algorithms.cett import cett
 from actsparse.algorithms.greedy import greedy
 from actsparse.algorithms.measurements import Measurements
 from actsparse.algorithms.parts import Scopes
+from actsparse.algorithms.perturbation import perturbation
 from actsparse.algorithms.sharing import share_budget
 
 # Gives each layer its sparsity, so that those of each scope reach its target together, by weight bytes.
@@ -36,4 +37,5 @@ ALLOCATIONS: dict[str, Allocation] = {
     "greedy": greedy,
     "cett": cett,
     "attribution": attribution,
+    "perturbation": perturbation,
 }

@@ -1,6 +1,5 @@
-"""The attribution allocation: what each mask does to a model that is masked everywhere, measured and evened out."""
+"""The attribution allocation: what each mask does to a model that is masked everywhere, by the gradient."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -8,68 +7,104 @@ import torch
 from actsparse.algorithms.measurements import Attribution, Measurements
 from actsparse.algorithms.parts import Part, Scopes
 from actsparse.algorithms.sharing import share_budget
+from actsparse.algorithms.smoothing import smooth
+from actsparse.statistics import MagnitudeSketch
 
-# Where the masks are when they are first measured: masks of rows below the others. At equal sparsity the rows' masks
-# leave out all that the down projection's would, whose own part could not be told.
+# Masks of rows are measured below the others. At equal sparsity the rows' masks leave out all that the down
+# projection's would, whose own part could not be told.
 FIRST_SHARE_OF_ROWS = 0.75
-ROUNDS = 2
-# A part that gradients say costs nothing, or less, is taken for this share of what its noise amounts to.
-LEAST_SHARE = 0.02
+# How sparse the model is while it is measured, beside the target: at the target itself some models are so far off that
+# the gradient says nothing.
+MEASURED_SHARE = 0.9
+# The gradients are taken on every other batch.
+PART = (0, 2)
+# The next entries to be left out, where the ones so far are zeros: which of those that are none, by their share.
+SMALL = 0.05
+# What a part's figure is at least, beside the usual one: masks that seem to do good are noise.
+LEAST_FIGURE = 0.1
 
 
 def attribution(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """
-    Give most to the parts whose masks are found to do least, in a model that is masked everywhere.
-
-    One-at-a-time sensitivities miss what masks do to each other: a small error moves entries further on across their
-    thresholds, and so grows. So all masks are put on, about as sparse as they will be, and the divergence from the
-    dense model's predictions is shared among them: -g·(x - x̃), with g its gradient at what the mask lets through, sums
-    up to twice the divergence if that is quadratic. The gradient passes the masks as if they were not there. Their own
-    derivative, which is zero where they leave out, forgets the entries that cross the threshold; on average over those
-    a mask hands on nearly all of a small change.
-
-    Per energy left out, that gives each part its a; with all a, one threshold per weight byte is sought, as by
-    `global_threshold`. Then all is measured again at the sparsities found, on the other half of the data, and the
-    geometric mean of both is taken.
+    Give most to the parts whose masks do least, by the gradient, in a model that is masked everywhere.
 
     :param scopes: Target sparsity and parts of each scope.
     :param model: The model.
     :param importance: a of each site; only its ratios within a site matter.
     :return: The sparsity of each layer.
     """
+    return share_budget(scopes, model.sketches(importance), attribute_worth(scopes, model, importance))
+
+
+def attribute_worth(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Tensor]) -> dict[Part, float]:
+    """
+    Find out what leaving entries out of each part costs, per energy.
+
+    One-at-a-time sensitivities miss what masks do to each other: a small error moves entries further on across their
+    thresholds, and so grows. So all masks are put on, and the divergence from the dense model's predictions is shared
+    among them: -g·(x - x̃), with g its gradient at what the mask lets through, sums up to twice the divergence if that
+    is quadratic. The gradient passes the masks as if they were not there. Their own derivative, which is zero where
+    they leave out, forgets the entries that cross the threshold; on average over those a mask hands on nearly all of a
+    small change.
+
+    In some models such sums are mostly noise: a few tokens, attention sinks above all, rule them. The first token of
+    each sequence is left out of them. The rest is taken as what it is, a mean over batches with a standard error, and
+    what cannot be told of a part is told by those of its role and depth.
+
+    :param scopes: Target sparsity and parts of each scope.
+    :param model: The model.
+    :param importance: a of each site.
+    :return: a of each part: √(increase of the divergence / energy left out), of any unit within a scope.
+    """
     sketches = model.sketches(importance)
-    sparsity = {name: share for target, parts in scopes for name, share in _first_shares(parts, target).items()}
-    logarithms: dict[Part, list[float]] = {part: [] for _, parts in scopes for part in parts}
-    for number in range(ROUNDS):
-        found = model.attributions(sparsity, importance, (number, ROUNDS))
-        for part, measured in logarithms.items():
-            layers = [found[name] for name in part.layers]
-            if layers[0].energy > 0:
-                measured.append(math.log(_worth(layers)))
-        worth = _even_out(logarithms)
-        sparsity = share_budget(scopes, sketches, worth)
-    return sparsity
+    first = {part: share for target, parts in scopes for part, share in _first_shares(parts, target).items()}
+    sparsity = {name: share for part, share in first.items() for name in part.layers}
+    found = model.attributions(sparsity, importance, PART)
+    worth: dict[Part, float] = {}
+    for _, parts in scopes:
+        # The next entries that a part would leave out cost a²τ², and save its cost in bytes.
+        units = [find_threshold(sketches[part.site], first[part]) ** 2 / part.cost for part in parts]
+        measured = [_measure([found[name] for name in part.layers]) for part in parts]
+        values = torch.tensor([v * unit for (v, _), unit in zip(measured, units, strict=True)], dtype=torch.float64)
+        errors = torch.tensor([e * unit for (_, e), unit in zip(measured, units, strict=True)], dtype=torch.float64)
+        figures = smooth(parts, values, errors).clamp(min=LEAST_FIGURE)
+        worth |= {p: (f / unit) ** 0.5 for p, f, unit in zip(parts, figures.tolist(), units, strict=True)}
+    return worth
 
 
-def _first_shares(parts: Sequence[Part], target: float) -> dict[str, float]:
+def find_threshold(sketch: MagnitudeSketch, share: float) -> float:
+    """
+    Find the size of the entries that a mask would leave out next.
+
+    :param sketch: The scores of a site.
+    :param share: How many it leaves out.
+    :return: The quantile; where that is zero, as behind a ReLU, a small one of what is not.
+    """
+    size = sketch.quantile(share)
+    if size > 0:
+        return size
+    zeros = sketch.share(0.0)
+    return max(sketch.quantile(zeros + SMALL * (1 - zeros)), 1e-30)
+
+
+def _first_shares(parts: Sequence[Part], target: float) -> dict[Part, float]:
+    target *= MEASURED_SHARE
     rows = sum(part.weight_bytes for part in parts if part.is_of_rows)
     others = sum(part.weight_bytes for part in parts if not part.is_of_rows)
     # Where much is to be left out, the others must not be left with nothing.
     first = max(FIRST_SHARE_OF_ROWS, 1 - (1 - target) * others / (2 * rows * target)) * target if rows else 0.0
     first = first if others else target
     rest = (target * (rows + others) - first * rows) / others if others else 0.0
-    return {name: first if part.is_of_rows else rest for part in parts for name in part.layers}
+    return {part: first if part.is_of_rows else rest for part in parts}
 
 
-def _worth(layers: Sequence[Attribution]) -> float:
-    """Return √(increase / energy) of the layers of a part, which read one tensor."""
-    increase = sum(layer.increase for layer in layers)
-    noise = sum(layer.noise for layer in layers)
-    return math.sqrt(max(increase, LEAST_SHARE * noise, 1e-30) / layers[0].energy)
-
-
-def _even_out(logarithms: Mapping[Part, Sequence[float]]) -> dict[Part, float]:
-    """Take geometric means; a part whose masks have left nothing out so far is taken for a usual one."""
-    means = {part: sum(values) / len(values) for part, values in logarithms.items() if values}
-    usual = sum(means.values()) / max(len(means), 1)
-    return {part: math.exp(means.get(part, usual)) for part in logarithms}
+def _measure(layers: Sequence[Attribution]) -> tuple[float, float]:
+    """Return the increase per energy that the layers of a part, which read one tensor, have; and its standard error."""
+    energy = layers[0].energy
+    if energy <= 0:
+        return 0.0, float("inf")
+    increases = torch.tensor([layer.increases for layer in layers], dtype=torch.float64).sum(0)
+    count = len(increases)
+    # One batch alone says nothing of its noise, which is then held to be as large as what it gives.
+    error = float(increases.std() * count**0.5) if count > 1 else abs(float(increases.sum()))
+    return float(increases.sum()) / energy, error / energy

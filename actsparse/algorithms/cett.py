@@ -1,6 +1,6 @@
 """The CETT allocation of Sparsing Law (arXiv 2411.02335): the same relative output error for every layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ def cett(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Ten
     sparsity: dict[str, float] = {}
     for target, parts in scopes:
 
-        def share(error: float, part: Part) -> float:
-            return float(np.interp(error, errors[part.site], GRID))
+        def shares(error: float, parts: Sequence[Part] = parts) -> list[float]:
+            return [float(np.interp(error, errors[part.site], GRID)) for part in parts]
 
-        sparsity |= bisect_shares(parts, target, share, 1.0)
+        sparsity |= bisect_shares(parts, target, shares, 1.0)
     return sparsity

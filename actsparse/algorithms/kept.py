@@ -95,7 +95,12 @@ def _restore_gradients(stored: torch.Tensor) -> GradientSums:
 
 
 def _store_attribution(found: Attribution) -> torch.Tensor:
-    return torch.tensor([found.increase, found.noise, found.energy], dtype=torch.float64)
+    return torch.tensor([found.energy, *found.increases], dtype=torch.float64)
+
+
+def _restore_attribution(stored: torch.Tensor) -> Attribution:
+    energy, *increases = stored.tolist()
+    return Attribution(tuple(increases), energy)
 
 
 # What measurements consist of, as tensors and back.
@@ -103,7 +108,7 @@ _KINDS: dict[str, tuple[type, Callable[[Any], torch.Tensor], Callable[[torch.Ten
     "tensor": (torch.Tensor, lambda x: x, lambda x: x),
     "sketch": (MagnitudeSketch, lambda x: x.counts, MagnitudeSketch),
     "gradients": (GradientSums, _store_gradients, _restore_gradients),
-    "attribution": (Attribution, _store_attribution, lambda x: Attribution(*x.tolist())),
+    "attribution": (Attribution, _store_attribution, _restore_attribution),
     "number": (float, lambda x: torch.tensor(x, dtype=torch.float64), lambda x: x.item()),
     "numbers": (tuple, lambda x: torch.tensor(x, dtype=torch.float64), lambda x: tuple(x.tolist())),
 }

@@ -77,14 +77,12 @@ class Attribution:
     """
     What the masks of one layer do to the predictions of a masked model.
 
-    :param increase: Σ -g·(x - x̃) over the data, g the gradient of the divergence from the dense model's predictions:
+    :param increases: Of each batch Σ -g·(x - x̃), g the gradient of the divergence from the dense model's predictions:
         the layer's part in twice that divergence, as far as it grows quadratically.
-    :param noise: The sum of the magnitudes of the channels' parts of it.
-    :param energy: Σ a²(x - x̃)², what the masks leave out.
+    :param energy: Σ a²(x - x̃)², what the masks leave out of all batches.
     """
 
-    increase: float
-    noise: float
+    increases: tuple[float, ...]
     energy: float
 
 
@@ -101,6 +99,10 @@ class Trial:
     site: str
     stand_in: StandIn
     zeros: Mapping[str, float]
+
+
+# For each batch the ways to mask it: the sparsity of each layer.
+Trials = Sequence[Sequence[Mapping[str, float]]]
 
 
 class Measurements(Protocol):
@@ -136,6 +138,28 @@ class Measurements(Protocol):
         :param importance: a of each site.
         :param part: Which part of the data, and how many parts there are.
         :return: What each layer's mask does.
+        """
+        ...
+
+    def divergences(
+        self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
+    ) -> list[list[float]]:
+        """
+        Run the model forwards, masked in several ways, each sequence at its own quantiles; and once without masks.
+
+        :param trials: For each batch the ways to mask it, by the sparsity of each layer.
+        :param importance: a of each site.
+        :param part: Which part of the data, and how many parts there are.
+        :return: For each batch and way the divergence of its predictions from the dense model's, a mean over tokens.
+        """
+        ...
+
+    def count_batches(self, part: tuple[int, int]) -> int:
+        """
+        Count the batches of a part of the data.
+
+        :param part: Which part, and how many parts there are.
+        :return: How many batches it has, in all processes together.
         """
         ...
 
@@ -222,3 +246,15 @@ class Measurements(Protocol):
         :return: The sketch of a_j |x_j| of each site.
         """
         ...
+
+
+def take_part(batches: list[Any], part: tuple[int, int]) -> list[Any]:
+    """
+    Take some of the data.
+
+    :param batches: All of it.
+    :param part: Which part, and how many parts there are.
+    :return: Every n-th batch; all of them where so few leave none.
+    """
+    number, count = part
+    return batches[number::count] or batches

@@ -34,6 +34,7 @@ class Part:
     :param is_of_rows: Whether rows of the weights are masked, and not input channels; `channels` then counts rows.
     :param behind: The site whose masked tensor makes zeros in what these layers read, by a product; empty if none does.
     :param outputs: Output channels, of all layers together.
+    :param role: What the layers do in their block.
     """
 
     site: str
@@ -43,6 +44,7 @@ class Part:
     is_of_rows: bool = False
     behind: str = ""
     outputs: int = 0
+    role: str = ""
 
     @property
     def weight_bytes(self) -> float:
@@ -83,6 +85,8 @@ def gather_parts(
                 is_of_rows=bool(site.gate_function),
                 behind=rows.get(site.name, ""),
                 outputs=sum(sizes[name].outputs for name in names),
+                # A site of gate and up, which read one tensor, is one kind of site; a mask of rows is another.
+                role="+".join(dict.fromkeys(role for layer in site.layers for role in layer.roles)),
             )
             scopes.setdefault(target, []).append(part)
     return [(target.sparsity, parts) for target, parts in scopes.items()]

@@ -5,6 +5,9 @@ import torch
 from actsparse.sparsifier import LARGEST, mask_small
 from actsparse.statistics import MagnitudeSketch
 
+# Entries of a sequence from which on a sample of them tells its quantile to a quarter of a point.
+LARGE_SEQUENCE = 1 << 16
+
 
 class PooledQuantile:
     """
@@ -16,13 +19,15 @@ class PooledQuantile:
 
     :param targets: The target sparsities of the site's layers.
     :param importance: a, 0-d or [in_features]; positive somewhere, nowhere negative. None is 1 everywhere.
+    :param stride: Of a large sequence every `stride`-th entry is counted: for trials, which need no better quantile.
     """
 
-    def __init__(self, targets: tuple[float, ...], importance: torch.Tensor | None = None) -> None:
+    def __init__(self, targets: tuple[float, ...], importance: torch.Tensor | None = None, *, stride: int = 1) -> None:
         self._pooled = MagnitudeSketch()
         self._targets = targets
         # A number common to all channels changes no order.
         self._importance = importance if importance is not None and importance.ndim else None
+        self._stride = stride
         self._sequence_quantiles: dict[float, list[float]] = {}
 
     def update(self, x: torch.Tensor) -> None:
@@ -32,7 +37,7 @@ class PooledQuantile:
         :param x: The site's input: [sequences, tokens, in_features], or [tokens, in_features] for one sequence.
         :raises ValueError: If an entry is NaN or infinite.
         """
-        sketches = [MagnitudeSketch.of(self._score(sequence)) for sequence in _sequences(x)]
+        sketches = [MagnitudeSketch.of(self._sample(self._score(sequence))) for sequence in _sequences(x)]
         for sketch in sketches:
             self._pooled.merge(sketch)
         self._sequence_quantiles = {t: [s.quantile(t) for s in sketches] for t in self._targets}
@@ -70,6 +75,9 @@ class PooledQuantile:
 
     def _score(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._importance is None else x.detach().float() * self._importance.to(x.device)
+
+    def _sample(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores if scores.numel() < LARGE_SEQUENCE else scores.flatten()[:: self._stride]
 
     def _as_threshold(self, quantile: float) -> torch.Tensor:
         if self._importance is None:

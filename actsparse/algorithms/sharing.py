@@ -25,39 +25,43 @@ def share_budget(
     """
     sparsity: dict[str, float] = {}
     for target, parts in scopes:
-        scale = {part: part.cost**0.5 / (worth[part] if worth else 1.0) for part in parts}
-        highest = max(sketches[part.site].quantile(1.0) / scale[part] for part in parts)
+        scored = [(sketches[part.site], part.cost**0.5 / (worth[part] if worth else 1.0)) for part in parts]
+        highest = max(sketch.quantile(1.0) / scale for sketch, scale in scored)
 
-        def share(threshold: float, part: Part, scale: Mapping[Part, float] = scale) -> float:
-            return sketches[part.site].share(threshold * scale[part])
+        def shares(threshold: float, scored: list[tuple[MagnitudeSketch, float]] = scored) -> list[float]:
+            return [sketch.share(threshold * scale) for sketch, scale in scored]
 
-        sparsity |= bisect_shares(parts, target, share, highest)
+        sparsity |= bisect_shares(parts, target, shares, highest)
     return sparsity
 
 
 def bisect_shares(
-    parts: Sequence[Part], target: float, share: Callable[[float, Part], float], highest: float
+    parts: Sequence[Part], target: float, shares: Callable[[float], Sequence[float]], highest: float
 ) -> dict[str, float]:
     """
     Find the one number from which the shares of all parts follow.
 
     :param parts: The parts of one scope.
     :param target: What they are to reach by weight bytes.
-    :param share: The sparsity of a part, growing with the number.
+    :param shares: The sparsity of each part, growing with the number.
     :param highest: A number at which nothing is kept.
     :return: The sparsity of each layer.
     """
     low, high = 0.0, highest
-    total = sum(part.weight_bytes for part in parts)
+    sizes = [part.weight_bytes for part in parts]
+    wanted = target * sum(sizes)
+    rows = {part.site: number for number, part in enumerate(parts) if part.is_of_rows}
+    behind = [(number, rows[part.behind]) for number, part in enumerate(parts) if part.behind in rows]
 
-    def shares(number: float) -> dict[Part, float]:
-        own = {part: share(number, part) for part in parts}
-        rows = {part.site: own[part] for part in parts if part.is_of_rows}
-        # What masked rows leave out is zero further on, too.
-        return {part: max(own[part], rows.get(part.behind, 0.0)) for part in parts}
+    def share(number: float) -> list[float]:
+        found = list(shares(number))
+        for masked, before in behind:
+            # What masked rows leave out is zero further on, too.
+            found[masked] = max(found[masked], found[before])
+        return found
 
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        saved = sum(part.weight_bytes * found for part, found in shares(middle).items())
-        low, high = (middle, high) if saved < target * total else (low, middle)
-    return {name: found for part, found in shares(high).items() for name in part.layers}
+        saved = sum(size * found for size, found in zip(sizes, share(middle), strict=True))
+        low, high = (middle, high) if saved < wanted else (low, middle)
+    return {name: found for part, found in zip(parts, share(high), strict=True) for name in part.layers}

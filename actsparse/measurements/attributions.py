@@ -9,10 +9,13 @@ import torch.nn.functional as F
 
 from actsparse import distributed
 from actsparse.algorithms import Attribution
-from actsparse.algorithms.pooled_quantile import PooledQuantile
-from actsparse.calibration import blame_layer
 from actsparse.insertion import watch_gradient
+from actsparse.measurements.masks import SequenceMasks
 from actsparse.measurements.probe import Probe
+
+# The tokens at the head of a sequence that all others attend to, whose activations are unlike any other's: what is lost
+# of them is not what is lost of a text.
+SINKS = 1
 
 
 def measure_attributions(
@@ -21,7 +24,8 @@ def measure_attributions(
     """
     Run the masked model forwards and backwards, each sequence masked at its own quantiles.
 
-    What gradients are of is the loss the caller gave; else the divergence from the dense model's predictions.
+    What gradients are of is the loss the caller gave; else the divergence from the dense model's predictions. The first
+    `SINKS` tokens of a sequence are masked and not counted.
 
     :param probe: The model.
     :param sparsity: The sparsity of each layer; those without one are left dense.
@@ -30,62 +34,46 @@ def measure_attributions(
     :return: What each layer's mask does.
     :raises ActsparseError: If the model gives no logits, and there is no loss.
     """
-    masks = _SequenceMasks(probe, sparsity, importance)
-    sums = {layer.name: torch.zeros(3, dtype=torch.float64) for site in probe.sites.values() for layer in site.layers}
+    masks = SequenceMasks(probe, sparsity, importance)
+    names = [layer.name for site in probe.sites.values() for layer in site.layers]
+    # Of each batch by itself: what several processes have found then adds up to the same, in whatever order.
+    increases = {name: torch.zeros(len(batches), dtype=torch.float64) for name in names}
+    energies = {name: torch.zeros(len(batches), dtype=torch.float64) for name in names}
+    number = 0
 
     def leave_out(name: str, x: torch.Tensor) -> torch.Tensor:
         dropped = x.detach() - masks.mask(name, x.detach())
         if sparsity.get(name, 0.0) <= 0:
             return x
         if torch.is_grad_enabled():
-            scores = dropped.float() * importance[probe.sparsifiers[name].site].to(x.device)
-            sums[name][2] += float(scores.square().sum(dtype=torch.float64))
+            scores = _without_sinks(dropped).float() * importance[probe.sparsifiers[name].site].to(x.device)
+            energies[name][number] += float(scores.square().sum(dtype=torch.float64))
         # The values of the masked tensor, and the gradient of x itself: see the attribution allocation.
-        return watch_gradient(x - dropped, partial(_add_attribution, sums[name], dropped))
+        return watch_gradient(x - dropped, partial(add, name, dropped))
 
-    def run(batch: Any) -> None:
+    def add(name: str, dropped: torch.Tensor, g: torch.Tensor) -> None:
+        product = _without_sinks(g).float() * _without_sinks(dropped).float()
+        increases[name][number] -= float(product.flatten(0, -2).sum(0, dtype=torch.float64).sum())
+
+    def run(own: tuple[int, Any]) -> None:
+        nonlocal number
+        number, batch = own
         with torch.no_grad(), probe.suspend():
             dense = None if probe.loss is not None else probe.log_probabilities(batch)
         with torch.enable_grad(), probe.watch(leave_out):
             if dense is None:
                 loss = probe.compute_loss(batch)
             else:
-                loss = F.kl_div(probe.log_probabilities(batch), dense, reduction="sum", log_target=True)
+                found = _without_sinks(probe.log_probabilities(batch))
+                loss = F.kl_div(found, _without_sinks(dense), reduction="sum", log_target=True)
             loss.backward()
 
-    probe.run_backwards(run, distributed.share(batches), "attributing")
-    distributed.add_up(*sums.values())
-    return {name: Attribution(*totals.tolist()) for name, totals in sums.items()}
+    numbers = iter(distributed.share(range(len(batches))))
+    probe.run_backwards(lambda batch: run((next(numbers), batch)), distributed.share(batches), "attributing")
+    distributed.add_up(*increases.values(), *energies.values())
+    return {name: Attribution(tuple(increases[name].tolist()), float(energies[name].sum())) for name in names}
 
 
-class _SequenceMasks:
-    """Mask what each site reads at its own quantile, sequence by sequence, as thresholds are calibrated."""
-
-    def __init__(self, probe: Probe, sparsity: Mapping[str, float], importance: Mapping[str, torch.Tensor]) -> None:
-        self._probe = probe
-        self._sparsity = sparsity
-        self._importance = importance
-        self._wanted = {
-            name: tuple(sorted({sparsity[x.name] for x in site.layers if sparsity.get(x.name, 0.0) > 0}))
-            for name, site in probe.sites.items()
-        }
-        self._estimators: dict[str, PooledQuantile] = {}
-
-    def mask(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        sparsifier = self._probe.sparsifiers[name]
-        site, target = sparsifier.site, self._sparsity.get(name, 0.0)
-
-        def mask_rest(rest: torch.Tensor) -> torch.Tensor:
-            if name == site and self._wanted[site]:
-                self._estimators[site] = PooledQuantile(self._wanted[site], self._importance[site])
-                with blame_layer(name):
-                    self._estimators[site].update(rest)
-            return self._estimators[site].mask_batch(rest, target) if target > 0 else rest
-
-        return sparsifier.mask_rest(x, mask_rest)
-
-
-def _add_attribution(sums: torch.Tensor, dropped: torch.Tensor, g: torch.Tensor) -> None:
-    by_channel = -(g.float() * dropped.float()).flatten(0, -2).sum(0, dtype=torch.float64).cpu()
-    sums[0] += by_channel.sum()
-    sums[1] += by_channel.abs().sum()
+def _without_sinks(x: torch.Tensor) -> torch.Tensor:
+    """Leave out the first tokens of sequences; what is not laid out in sequences, such as an expert's, stays whole."""
+    return x[..., SINKS:, :] if x.ndim > 2 and x.shape[-2] > SINKS else x

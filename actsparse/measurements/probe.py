@@ -126,14 +126,24 @@ class Probe:
         Predict.
 
         :param batch: A model input.
-        :return: [tokens, vocabulary].
+        :return: [sequences, tokens, vocabulary].
         :raises ActsparseError: If the model gives no logits.
         """
-        logits = getattr(run_model(self.model, batch), "logits", None)
+        return self.read_logits(run_model(self.model, batch)).float().log_softmax(-1)
+
+    def read_logits(self, output: Any) -> torch.Tensor:
+        """
+        Take the predictions out of what the model gave.
+
+        :param output: Its output.
+        :return: [sequences, tokens, vocabulary].
+        :raises ActsparseError: If there are none.
+        """
+        logits = getattr(output, "logits", None)
         if logits is None:
             msg = f"this algorithm needs a model with logits, which {type(self.model).__name__} has not, or loss=…"
             raise ActsparseError(msg)
-        return logits.flatten(0, -2).float().log_softmax(-1)
+        return logits
 
     def compute_loss(self, batch: Any) -> torch.Tensor:
         """

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from actsparse.algorithms import Attribution, GradientSums, Known, Trial, name_sketches
+from actsparse.algorithms import Attribution, GradientSums, Known, Trial, Trials, name_sketches, take_part
 from actsparse.measurements.attributions import measure_attributions
 from actsparse.measurements.blocks import TorchBlock, take_apart
 from actsparse.measurements.centres import measure_centres
+from actsparse.measurements.divergences import measure_divergences
 from actsparse.measurements.gradients import measure_gradients
 from actsparse.measurements.multipliers import measure_multipliers
 from actsparse.measurements.output_errors import measure_output_errors
@@ -124,10 +125,35 @@ class TorchMeasurements:
         :return: What each layer's mask does.
         :raises ActsparseError: If the model gives no logits, and there is no loss.
         """
-        number, count = part
-        batches = self._probe.batches[number::count] or self._probe.batches
+        batches = take_part(self._probe.batches, part)
         what = ("attributions", part, *sorted(sparsity.items()), name_sketches(importance))
         return self.once(what, lambda: measure_attributions(self._probe, sparsity, importance, batches))
+
+    def divergences(
+        self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
+    ) -> list[list[float]]:
+        """
+        Run the model forwards, masked in several ways, each sequence at its own quantiles; and once without masks.
+
+        :param trials: For each batch the ways to mask it, by the sparsity of each layer.
+        :param importance: a of each site.
+        :param part: Which part of the data, and how many parts there are; a single batch is taken for every part.
+        :return: For each batch and way the divergence of its predictions from the dense model's, a mean over tokens.
+        :raises ActsparseError: If the model gives no logits, and there is no loss.
+        """
+        batches = take_part(self._probe.batches, part)
+        ways = tuple(tuple(tuple(sorted(way.items())) for way in row) for row in trials)
+        what = ("divergences", part, ways, name_sketches(importance))
+        return self.once(what, lambda: measure_divergences(self._probe, trials, importance, batches))
+
+    def count_batches(self, part: tuple[int, int]) -> int:
+        """
+        Count the batches of a part of the data.
+
+        :param part: Which part, and how many parts there are.
+        :return: How many batches it has, in all processes together.
+        """
+        return len(take_part(self._probe.batches, part))
 
     def output_errors(
         self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]

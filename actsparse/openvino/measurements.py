@@ -7,7 +7,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import Attribution, Block, GradientSums, Known, Trial, name_sketches
+from actsparse.algorithms import Attribution, Block, GradientSums, Known, Trial, Trials, name_sketches, take_part
 from actsparse.calibration import blame_layer
 from actsparse.errors import ActsparseError
 from actsparse.openvino.calibration import run_intercepted
@@ -112,6 +112,25 @@ class OpenVinoMeasurements:
         :raises ActsparseError: Always.
         """
         _refuse("attributions")
+
+    def divergences(
+        self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
+    ) -> list[list[float]]:
+        """
+        Refuse: they are measured on torch models.
+
+        :raises ActsparseError: Always.
+        """
+        _refuse("divergences")
+
+    def count_batches(self, part: tuple[int, int]) -> int:
+        """
+        Count the batches of a part of the data.
+
+        :param part: Which part, and how many parts there are.
+        :return: How many batches it has.
+        """
+        return len(take_part(self._batches, part))
 
     def output_errors(
         self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]

@@ -44,7 +44,7 @@ def sparsify_openvino(
             "that, save_thresholds, and load_thresholds here, or deploy_model"
         )
         raise ActsparseError(msg)
-    batches = CalibrationBatches(dataset)
+    batches = CalibrationBatches.of(dataset)
     bare = model.clone()
     remove_masks(bare)
     layers, target_by_layer = _resolve(bare, targets, ignored_scope)

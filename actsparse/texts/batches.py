@@ -1,9 +1,11 @@
 """Batches of tokens to calibrate with."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from actsparse.bos import leading_tokens
 from actsparse.errors import DatasetError
 from actsparse.evaluation.wikitext import detokenize
 from actsparse.texts.text import Text
@@ -62,7 +64,7 @@ def _lay_out(tokenizer: Any, num_batches: int, length: int, batch_size: int) -> 
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             msg = f"{name} is {value!r}; it must be a whole number, at least 1"
             raise DatasetError(msg)
-    start = _leading_tokens(tokenizer)
+    start = leading_tokens(tokenizer)
     if length <= len(start):
         msg = f"length is {length}, which leaves no room for text after the tokenizer's BOS token"
         raise DatasetError(msg)
@@ -78,9 +80,17 @@ def _cut(
     return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in windows.split(batch_size)]
 
 
-def _leading_tokens(tokenizer: Any) -> list[int]:
-    tokens = tokenizer.encode("a")
-    return tokens[:1] if tokens and tokens[0] == tokenizer.bos_token_id else []
+def describe_batches(tokenizer: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> str:
+    """
+    Say what was calibrated on, for a report.
+
+    :param tokenizer: The model's tokenizer.
+    :param batches: What `token_batches` made.
+    :return: How many windows of how many tokens, and whether each begins with BOS.
+    """
+    windows, length = sum(len(batch["input_ids"]) for batch in batches), batches[0]["input_ids"].shape[1]
+    start = "each beginning with BOS" if leading_tokens(tokenizer) else "none beginning with BOS"
+    return f"{windows} x {length} tokens, {start}"
 
 
 def _read_tokens(tokenizer: Any, text: Text, limit: int) -> list[int]:

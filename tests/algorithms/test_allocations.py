@@ -67,7 +67,15 @@ def test_global_grows_with_the_target_everywhere(model: Any) -> None:
 
 @pytest.mark.parametrize(
     "algorithm",
-    ["layer-fisher+global", "weight-norm+global", "measured+global", "teal", "cett", "auto", "fisher+attribution"],
+    [
+        "layer-fisher+global",
+        "weight-norm+global",
+        "measured+global",
+        "teal",
+        "cett",
+        "magnitude+perturbation+rows",
+        "fisher+attribution",
+    ],
 )
 def test_a_scope_meets_its_target_together(algorithm: str, make_model: Any, make_batches: Any) -> None:
     batches = make_batches(2, batch_size=1, length=48)

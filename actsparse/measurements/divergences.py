@@ -1,0 +1,86 @@
+"""How far the predictions move when a model is masked in one way or another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+
+from actsparse import distributed
+from actsparse.algorithms import Trials
+from actsparse.calibration import evaluation_mode, run_each, run_model
+from actsparse.lockstep import run_side_by_side
+from actsparse.measurements.masks import SequenceMasks
+from actsparse.measurements.probe import Probe
+
+Measure = Callable[[Any], float]
+# Which masks are on: runs of an offloaded model are side by side, each in a context of its own.
+_masks: ContextVar[SequenceMasks | None] = ContextVar("masks", default=None)
+
+
+def measure_divergences(
+    probe: Probe,
+    trials: Trials,
+    importance: Mapping[str, torch.Tensor],
+    batches: Sequence[Any],
+) -> list[list[float]]:
+    """
+    Run each batch without masks, and then masked in several ways, each sequence at its own quantiles.
+
+    :param probe: The model.
+    :param trials: For each batch the ways to mask it: the sparsity of each layer.
+    :param importance: a of each site.
+    :param batches: The data.
+    :return: For each batch and way the mean over tokens of KL(dense ‖ masked), in nats. For a model without logits how
+        far the caller's loss moves.
+    :raises ActsparseError: If the model gives no logits, and there is no loss.
+    """
+    found = [torch.zeros(len(row), dtype=torch.float64) for row in trials]
+
+    def intercept(name: str, x: torch.Tensor) -> torch.Tensor:
+        masks = _masks.get()
+        return x if masks is None else masks.mask(name, x)
+
+    def run(number: int, batch: Any) -> None:
+        dense: list[Measure] = []
+
+        def run_dense() -> None:
+            dense.append(_measure_from(probe, batch, run_model(probe.model, batch)))
+
+        def run_masked(column: int, sparsity: Mapping[str, float]) -> None:
+            token = _masks.set(SequenceMasks(probe, sparsity, importance))
+            try:
+                output = run_model(probe.model, batch)
+            finally:
+                _masks.reset(token)
+            found[number][column] = dense[0](output)
+
+        jobs = [partial(run_masked, column, sparsity) for column, sparsity in enumerate(trials[number])]
+        # The dense run begins first, and so ends first.
+        run_side_by_side(probe.model, [run_dense, *jobs])
+
+    numbers = iter(distributed.share(range(len(batches))))
+    own = distributed.share(batches)
+    with evaluation_mode(probe.model), torch.no_grad(), probe.watch(intercept):
+        run_each(lambda batch: run(next(numbers), batch), own, total=len(own), description="comparing masks")
+    distributed.add_up(*found)
+    return [row.tolist() for row in found]
+
+
+def _measure_from(probe: Probe, batch: Any, output: Any) -> Measure:
+    """Return what tells how far another output of the model is from this one."""
+    if getattr(output, "logits", None) is None and probe.loss is not None:
+        loss = float(probe.loss(output, batch))
+        return lambda other: abs(float(probe.loss(other, batch)) - loss)  # type: ignore[misc]
+    expected = probe.read_logits(output).float().log_softmax(-1)
+    probabilities = expected.exp()
+    negative_entropy = float((probabilities * expected).sum(-1).double().mean())
+
+    def measure(other: Any) -> float:
+        # Σ p log p - Σ p log q, without another tensor as large as the predictions.
+        logits = probe.read_logits(other).float()
+        cross = (torch.linalg.vecdot(probabilities, logits) - logits.logsumexp(-1)).double().mean()
+        return max(negative_entropy - float(cross), 0.0)
+
+    return measure

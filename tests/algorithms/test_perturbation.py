@@ -1,0 +1,90 @@
+"""The perturbation allocation: trials that move all parts at once, on a model whose divergence is known."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from actsparse.algorithms import ALLOCATIONS, Attribution, Part
+from actsparse.algorithms.perturbation import SPREAD, TRIALS
+from actsparse.statistics import MagnitudeSketch
+
+ROLES = ("attention.qkv", "attention.out", "ffn.gate", "ffn.down")
+PARTS = [Part(f"{i}.{role}", (f"{i}.{role}",), 64, (1e4,), role=role) for i in range(4) for role in ROLES]
+SKETCH = MagnitudeSketch.of(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
+
+
+class Additive:
+    """A model whose divergence is a sum over parts of their cost times the energy that is left out."""
+
+    def __init__(self, costs: Mapping[str, float], noise: float = 0.0) -> None:
+        self._costs = costs
+        self._noise = noise
+        self._generator = torch.Generator().manual_seed(5)
+        self.trials: list[Sequence[Mapping[str, float]]] = []
+
+    def sketches(self, _importance: Any) -> dict[str, MagnitudeSketch]:
+        return dict.fromkeys(self._costs, SKETCH)
+
+    def attributions(self, sparsity: Mapping[str, float], _importance: Any, _part: Any) -> dict[str, Attribution]:
+        # A gradient that says nothing.
+        return {name: Attribution((1.0, -1.0, 0.5), 1.0) for name in sparsity}
+
+    def count_batches(self, part: tuple[int, int]) -> int:
+        assert part == (1, 4)
+        return 8
+
+    def divergences(self, trials: Any, _importance: Any, _part: Any) -> list[list[float]]:
+        self.trials += trials
+        return [[self.divergence(way) * self._draw() for way in row] for row in trials]
+
+    def divergence(self, sparsity: Mapping[str, float]) -> float:
+        return sum(cost * SKETCH.quantile(sparsity[name]) ** 3 for name, cost in self._costs.items())
+
+    def _draw(self) -> float:
+        return float((self._noise * torch.randn((), generator=self._generator)).exp())
+
+
+def allocate(name: str, model: Additive, target: float = 0.5) -> dict[str, float]:
+    return ALLOCATIONS[name]([(target, PARTS)], model, {})  # type: ignore[arg-type]
+
+
+COSTS = {part.site: 4.0 if part.role == "ffn.down" else 1.0 for part in PARTS}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_trials_find_what_the_gradient_does_not(noise: float) -> None:
+    model = Additive(COSTS, noise)
+    sparsity = allocate("perturbation", model)
+    without = allocate("attribution", model)
+    assert model.divergence(sparsity) < 0.95 * model.divergence(without)
+    down = [sparsity[part.site] for part in PARTS if part.role == "ffn.down"]
+    others = [sparsity[part.site] for part in PARTS if part.role != "ffn.down"]
+    assert max(down) < min(others)
+
+
+def test_every_trial_meets_the_target_or_moves_it_as_it_says() -> None:
+    model = Additive(COSTS)
+    sparsity = allocate("perturbation", model)
+    assert sum(sparsity.values()) / len(PARTS) == pytest.approx(0.5, abs=1e-3)
+    assert [len(row) for row in model.trials] == [TRIALS] * 8
+    means = [sum(way.values()) / len(PARTS) for row in model.trials for way in row]
+    assert all(abs(abs(mean - 0.5) - SPREAD) < 1e-3 for mean in means)
+    # As many above as below, in each batch.
+    assert all(sum(sum(way.values()) / len(PARTS) > 0.5 for way in row) == TRIALS / 2 for row in model.trials)
+
+
+def test_the_same_model_gives_the_same_shares() -> None:
+    assert allocate("perturbation", Additive(COSTS, 0.1)) == allocate("perturbation", Additive(COSTS, 0.1))
+
+
+@pytest.mark.parametrize("target", [0.005, 0.995])
+def test_targets_near_the_ends_are_met(target: float) -> None:
+    sparsity = allocate("perturbation", Additive(COSTS), target)
+    assert sum(sparsity.values()) / len(PARTS) == pytest.approx(target, abs=1e-3)
+
+
+def test_a_model_that_nothing_moves_keeps_its_shares() -> None:
+    model = Additive(dict.fromkeys(COSTS, 0.0))
+    assert allocate("perturbation", model) == pytest.approx(allocate("attribution", model), abs=1e-9)
