@@ -251,4 +251,4 @@ def test_a_benchmark_that_is_killed_has_failed(benchmarks: Any) -> None:
 
 def test_a_result_depends_on_the_modules_that_the_program_imports(benchmarks: Any) -> None:
     names = {path.name for path in benchmarks.stale.find_sources(FOLDER / "recovery.py")}
-    assert names == {"recovery.py", "frontier.py", "workload.py"}
+    assert names == {"recovery.py", "frontier.py", "real_models.py", "workload.py"}
