@@ -14,6 +14,8 @@ DEPTH_SCALE = 0.25
 VARIANCE = 0.3
 # What noise is held to be where the data cannot tell: beside the usual figure.
 LEAST_ERROR = 0.05
+# The share of the trials' variance about the common slope that is taken for noise.
+NOISE_SHARE = 0.72
 
 
 def make_covariance(parts: Sequence[Part]) -> torch.Tensor:
@@ -84,7 +86,3 @@ def regress(parts: Sequence[Part], moved: torch.Tensor, found: torch.Tensor, gro
     covariance = VARIANCE * slope.square() * make_covariance(parts)
     seen = moved @ covariance @ moved.T + noise * torch.eye(len(rest), dtype=torch.float64)
     return 1 + covariance @ moved.T @ torch.linalg.solve(seen, rest) / slope
-
-
-# The share of the trials' variance about the common slope that is taken for noise.
-NOISE_SHARE = 0.72
