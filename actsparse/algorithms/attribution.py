@@ -13,8 +13,8 @@ from actsparse.statistics import MagnitudeSketch
 # Masks of rows are measured below the others. At equal sparsity the rows' masks leave out all that the down
 # projection's would, whose own part could not be told.
 FIRST_SHARE_OF_ROWS = 0.75
-# How sparse the model is while it is measured, beside the target. Between what was best on two models at 50%: 0.8 on the
-# default one, 1 on Gemma 3 270M.
+# How sparse the model is while it is measured, beside the target. Between what was best on two models at 50%: 0.8 on
+# the default one, 1 on Gemma 3 270M.
 MEASURED_SHARE = 0.9
 # The gradients are taken on every other batch.
 PART = (0, 2)
