@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from actsparse.jobs import load_for_job, move_batches, validate_precision
 from actsparse.plot import plot_frontier
 from actsparse.report import make_caption, percent, read_json, write_json
 from actsparse.scopes.target_scope import TargetScope
-from actsparse.sparsify import Settings, sparsify_torch
+from actsparse.sparsify import Calibration, Settings, sparsify_torch
 from actsparse.texts import Text, load_pages, token_batches
 
 # Points are compared at equal measured sparsity: so far may it be from what was asked for, after so many corrections.
@@ -83,11 +84,13 @@ class Attempt:
 
     :param target: The target sparsity that calibration was given.
     :param seconds: How long it took.
+    :param calibration: What it took besides, and what was chosen.
     :param comparison: The masked model beside the dense one.
     """
 
     target: float
     seconds: float
+    calibration: Calibration
     comparison: Comparison
 
 
@@ -241,7 +244,9 @@ def _measure(
         say(f"{algorithm.name} at {percent(sparsity)} ({number} of {len(missing)})")
         settings = Settings(algorithm, known=known.setdefault(algorithm.name, Known()))
         compare = partial(compare_with_dense, model, loaded.tokenizer, text.pages, max_length=job.max_length)
-        first = sparsity + offsets.get(algorithm.name, 0.0)
+        # What an algorithm that has no point yet will measure beyond its target is near what others do.
+        usual = fmean(offsets.values()) if offsets else 0.0
+        first = sparsity + offsets.get(algorithm.name, usual)
         best = _meet(sparsity, first, partial(_attempt, model, batches, settings, compare, job.roles))
         offsets[algorithm.name] = best.target - best.comparison.sparsity.sparsity
         yield {
@@ -251,6 +256,7 @@ def _measure(
             "sparsity": sparsity,
             "target": best.target,
             "calibration_seconds": round(best.seconds, 2),
+            "calibration": best.calibration.to_dict(),
             **best.comparison.to_dict(),
         }
 
@@ -265,10 +271,11 @@ def _attempt(
 ) -> Attempt:
     settings.known.begin()
     start = time.perf_counter()
-    sparsify_torch(model, batches, {TargetScope(roles=roles): target} if roles else target, None, settings)
+    targets = {TargetScope(roles=roles): target} if roles else target
+    calibration = sparsify_torch(model, batches, targets, None, settings)
     # As long as it takes alone: what it took from earlier points counts too.
     seconds = settings.known.reused_seconds + time.perf_counter() - start
-    return Attempt(target, seconds, compare())
+    return Attempt(target, seconds, calibration, compare())
 
 
 def _meet(sparsity: float, first: float, attempt: Callable[[float], Attempt]) -> Attempt:

@@ -147,6 +147,9 @@ def make_bars(title: str, limits: Bars, sweep: Sweep) -> list[Bar]:
             note = f"{ours['loss_increase']:.3f} / {point['loss_increase']:.3f}; 95% {low:.2f} to {high:.2f}; at "
             note += f"{100 * ours['measured_sparsity']:.1f} / {100 * point['measured_sparsity']:.1f}%"
             bars.append(Bar(f"{own}: loss of {OURS} over {name}", ratio, limit_of.get(name), note=note))
+            ratio = ours["kl_divergence"] / point["kl_divergence"]
+            note = f"{ours['kl_divergence']:.3f} / {point['kl_divergence']:.3f} nats from the dense model's predictions"
+            bars.append(Bar(f"{own}: divergence of {OURS} over {name}", ratio, note=note))
         bars.append(Bar(f"{own}: calibration of {OURS}", ours["calibration_seconds"], unit="s"))
     return bars
 

@@ -26,10 +26,8 @@ from actsparse.evaluation.word_perplexity import (
     score_window,
 )
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.logits import split_tokens
 from actsparse.progress import progress_bar
-
-# How many positions get fp32 log-probabilities at a time: two of 256 rows of 256,000 words are 520 MB.
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -203,16 +201,15 @@ def _scoring(model: Any, tokenizer: Any, pages: Sequence[str], max_length: int) 
 def _window_loss(model: Any, ids: torch.Tensor, window: Any) -> tuple[float, int]:
     logits, targets = score_window(model, ids, window)
     total = 0.0
-    for rows in torch.arange(len(targets)).split(_CHUNK):
-        total += float(F.cross_entropy(logits[rows].float(), targets[rows], reduction="sum").double())
+    for rows, labels in split_tokens(logits, targets):
+        total += float(F.cross_entropy(rows.float(), labels, reduction="sum").double())
     return total, len(targets)
 
 
 def _compare(dense: torch.Tensor, sparse: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:
     sums = torch.zeros(4, dtype=torch.float64)
-    for rows in torch.arange(len(targets)).split(_CHUNK):
-        p, q = dense[rows].float().log_softmax(-1), sparse[rows].float().log_softmax(-1)
-        labels = targets[rows]
+    for dense_rows, sparse_rows, labels in split_tokens(dense, sparse, targets):
+        p, q = dense_rows.float().log_softmax(-1), sparse_rows.float().log_softmax(-1)
         agreement = (p.argmax(-1) == q.argmax(-1)).sum()
         divergence = F.kl_div(q, p, reduction="sum", log_target=True)
         losses = (F.nll_loss(p, labels, reduction="sum"), F.nll_loss(q, labels, reduction="sum"))

@@ -18,12 +18,11 @@ from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.wikitext import detokenize
 from actsparse.lockstep import run_side_by_side
+from actsparse.logits import split_tokens
 from actsparse.openvino.detect import find_openvino_model
 from actsparse.progress import progress_bar
 
 DEFAULT_MAX_LENGTH = 2048
-# How many positions get fp32 log-probabilities at a time: 256 rows of a 256,000-word vocabulary are 260 MB.
-_CHUNK = 256
 # The names transformers' configs give a model's longest input, in the harness's order.
 _LENGTH_ATTRIBUTES = ("n_positions", "max_position_embeddings", "n_ctx")
 
@@ -225,8 +224,8 @@ def count_words(pages: Iterable[str]) -> int:
 
 
 def _sum_losses(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    chunks = zip(logits.split(_CHUNK), targets.split(_CHUNK), strict=True)
-    return math.fsum(F.cross_entropy(rows.float(), labels, reduction="sum").item() for rows, labels in chunks)
+    pieces = split_tokens(logits, targets)
+    return math.fsum(F.cross_entropy(rows.float(), labels, reduction="sum").item() for rows, labels in pieces)
 
 
 def _as_callable(model: Any) -> Any:

@@ -11,6 +11,7 @@ from actsparse import distributed
 from actsparse.algorithms import Trials
 from actsparse.calibration import evaluation_mode, run_each, run_model
 from actsparse.lockstep import run_side_by_side
+from actsparse.logits import split_tokens
 from actsparse.measurements.masks import SequenceMasks
 from actsparse.measurements.probe import Probe
 
@@ -73,14 +74,20 @@ def _measure_from(probe: Probe, batch: Any, output: Any) -> Measure:
     if getattr(output, "logits", None) is None and probe.loss is not None:
         loss = float(probe.loss(output, batch))
         return lambda other: abs(float(probe.loss(other, batch)) - loss)  # type: ignore[misc]
-    expected = probe.read_logits(output).float().log_softmax(-1)
-    probabilities = expected.exp()
-    negative_entropy = float((probabilities * expected).sum(-1).double().mean())
+    logits = probe.read_logits(output).flatten(0, -2)
+    probabilities = torch.empty_like(logits, dtype=torch.float32)
+    negative_entropy = 0.0
+    for rows, p in split_tokens(logits, probabilities):
+        expected = rows.float().log_softmax(-1)
+        torch.exp(expected, out=p)
+        negative_entropy += float(torch.linalg.vecdot(p, expected).sum(dtype=torch.float64))
 
     def measure(other: Any) -> float:
-        # Σ p log p - Σ p log q, without another tensor as large as the predictions.
-        logits = probe.read_logits(other).float()
-        cross = (torch.linalg.vecdot(probabilities, logits) - logits.logsumexp(-1)).double().mean()
-        return max(negative_entropy - float(cross), 0.0)
+        # Σ p log p - Σ p log q.
+        cross = 0.0
+        for rows, p in split_tokens(probe.read_logits(other).flatten(0, -2), probabilities):
+            found = rows.float()
+            cross += float((torch.linalg.vecdot(p, found) - found.logsumexp(-1)).sum(dtype=torch.float64))
+        return max(negative_entropy - cross, 0.0) / len(probabilities)
 
     return measure

@@ -12,10 +12,8 @@ from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.wikitext import detokenize
 from actsparse.evaluation.word_perplexity import encode_page, prefix_token, rolling_windows, score_window
+from actsparse.logits import split_tokens
 from actsparse.progress import progress_bar
-
-# How many positions get fp32 log-probabilities at a time: 256 rows of a 256,000-word vocabulary are 260 MB.
-_CHUNK = 256
 
 
 def measure_losses(
@@ -40,8 +38,8 @@ def measure_losses(
     with evaluation_mode(model), torch.no_grad(), bar as advance:
         for number, (ids, window) in enumerate(windows, start=1):
             logits, targets = score_window(model, ids, window)
-            chunks = zip(logits.split(_CHUNK), targets.split(_CHUNK), strict=True)
-            loss = math.fsum(float(F.cross_entropy(rows.float(), y, reduction="sum")) for rows, y in chunks)
+            pieces = split_tokens(logits, targets)
+            loss = math.fsum(float(F.cross_entropy(rows.float(), y, reduction="sum")) for rows, y in pieces)
             if not math.isfinite(loss):
                 msg = f"the loss of window {number} of {len(windows)} of the evaluation text is {loss}"
                 raise ActsparseError(msg)

@@ -190,7 +190,7 @@ def test_the_result_is_over_all_pages_and_not_a_mean_of_pages(llama: LlamaForCau
     assert whole.word_perplexity == pytest.approx(math.exp(loss / words))
 
 
-def test_no_more_than_a_chunk_of_fp32_log_probabilities_exists_at_a_time(
+def test_no_more_than_a_piece_of_fp32_log_probabilities_exists_at_a_time(
     llama: LlamaForCausalLM, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
@@ -201,8 +201,9 @@ def test_no_more_than_a_chunk_of_fp32_log_probabilities_exists_at_a_time(
         return cross_entropy(logits, *args, **kwargs)
 
     monkeypatch.setattr(nn.functional, "cross_entropy", count_rows)
+    monkeypatch.setattr("actsparse.logits._PIECE", 8 * llama.config.vocab_size + 1)
     result = word_perplexity(llama, tokenizer, PAGES, max_length=LIMIT, progress=False)
-    assert max(rows) == 256
+    assert max(rows) == 8
     assert sum(rows) == result.num_tokens
 
 
