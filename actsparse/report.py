@@ -148,9 +148,13 @@ def selection_table(selection: Selection) -> Table:
     table = Table(title=f"Tried on {selection.held_out} calibration batches held out")
     table.add_column("algorithm")
     table.add_column("divergence from dense, nats a token", justify="right")
+    if selection.losses:
+        table.add_column("Δ loss of the text", justify="right")
     for name, divergence in selection.divergences.items():
         is_chosen = name == selection.chosen
-        table.add_row(f"{name} (chosen)" if is_chosen else name, f"{divergence:.4f}", style="bold" if is_chosen else "")
+        loss = [f"{selection.losses[name]:+.4f}"] if selection.losses else []
+        title = f"{name} (chosen)" if is_chosen else name
+        table.add_row(title, f"{divergence:.4f}", *loss, style="bold" if is_chosen else "")
     return table
 
 

@@ -28,6 +28,7 @@ from actsparse.algorithms.measurements import Attribution as Attribution
 from actsparse.algorithms.measurements import Block as Block
 from actsparse.algorithms.measurements import GradientSums as GradientSums
 from actsparse.algorithms.measurements import Measurements as Measurements
+from actsparse.algorithms.measurements import Movement as Movement
 from actsparse.algorithms.measurements import Trial as Trial
 from actsparse.algorithms.measurements import Trials as Trials
 from actsparse.algorithms.measurements import take_part as take_part

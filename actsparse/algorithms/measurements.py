@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -86,6 +86,19 @@ class Attribution:
     energy: float
 
 
+class Movement(NamedTuple):
+    """
+    How far masks move the predictions on one batch.
+
+    :param divergence: From the dense model's predictions, KL(dense ‖ masked) in nats, a mean over tokens.
+    :param loss: How much more a token of the text itself costs, in nats, a mean over tokens; NaN where that is not
+        known.
+    """
+
+    divergence: float
+    loss: float
+
+
 @dataclass(frozen=True)
 class Trial:
     """
@@ -143,14 +156,14 @@ class Measurements(Protocol):
 
     def divergences(
         self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
-    ) -> list[list[float]]:
+    ) -> list[list[Movement]]:
         """
         Run the model forwards, masked in several ways, each sequence at its own quantiles; and once without masks.
 
         :param trials: For each batch the ways to mask it, by the sparsity of each layer.
         :param importance: a of each site.
         :param part: Which part of the data, and how many parts there are.
-        :return: For each batch and way the divergence of its predictions from the dense model's, a mean over tokens.
+        :return: For each batch and way how far the predictions move from the dense model's.
         """
         ...
 

@@ -55,8 +55,9 @@ def perturbation(scopes: Scopes, model: Measurements, importance: Mapping[str, t
                 moved = {part: worth[part] * factor for part, factor in zip(parts, factors, strict=True)}
                 trials.append(share_budget(_move_targets(scopes, sign * side), sketches, moved))
     rows = [trials[i : i + TRIALS] for i in range(0, len(trials), TRIALS)]
-    divergences = torch.tensor(model.divergences(rows, importance, PART), dtype=torch.float64)
-    found = divergences.clamp(min=LEAST_DIVERGENCE).log().flatten()
+    measured = model.divergences(rows, importance, PART)
+    divergences = torch.tensor([movement.divergence for row in measured for movement in row], dtype=torch.float64)
+    found = divergences.clamp(min=LEAST_DIVERGENCE).log()
     figures = regress(parts, _bytes_left_out(parts, trials), found, torch.arange(len(trials)) // TRIALS)
     figures = figures.clamp(min=2 * LEAST_FIGURE).tolist()
     return share_budget(

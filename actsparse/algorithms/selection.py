@@ -1,11 +1,14 @@
 """The choice among algorithms by measurement: what `auto` does."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from actsparse.algorithms.algorithm import Algorithm, Plan
-from actsparse.algorithms.measurements import Measurements
+from actsparse.algorithms.measurements import Measurements, Movement
 from actsparse.algorithms.parts import Scopes
 
 # The batches that are held out: none of them is seen by what is chosen among.
@@ -35,11 +38,14 @@ class Selection:
     :param chosen: The algorithm that was taken.
     :param divergences: For each algorithm that was tried the divergence from the dense model's predictions on batches
         held out, KL(dense ‖ masked) in nats, a mean over tokens.
+    :param losses: For each of them how much more a token of the text costs there, in nats; none where that is not
+        known.
     :param held_out: How many batches those are.
     """
 
     chosen: str
     divergences: dict[str, float]
+    losses: dict[str, float]
     held_out: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,24 +68,42 @@ def select(ways: Sequence[Way], stand_in: str = "") -> tuple[Way, Plan, Selectio
     Whatever assumptions an allocation makes, and on whatever model they fail, the choice is then not worse than the
     plainest of them, but for the noise of the batches held out.
 
+    The divergence is told from few tokens, but where the dense model predicts its texts badly, as without the BOS that
+    it was trained with, to stay near it is no merit. The text's own loss is what counts, and is noisy. So those are
+    chosen among whose loss is within one standard error of the least, paired by batches (the rule of Breiman et al.,
+    Classification and Regression Trees, 1984).
+
     :param ways: The algorithms; those that need the same masks share one model.
     :param stand_in: What is to stand in for what is left out once shares are chosen, a name of `STAND_INS`; or nothing.
     :return: The chosen one, its plan, and what was found.
     """
     plans = [way.algorithm.plan(way.scopes, way.model) for way in ways]
-    divergences = [0.0] * len(ways)
+    movements: dict[int, list[Movement]] = {}
     count = ways[0].model.count_batches(HELD_OUT)
     for model in dict.fromkeys(way.model for way in ways):
         numbers = [number for number, way in enumerate(ways) if way.model is model]
         trials = [[plans[number].sparsity for number in numbers]] * count
         found = model.divergences(trials, plans[numbers[0]].importance, HELD_OUT)
-        for column, number in enumerate(numbers):
-            divergences[number] = sum(row[column] for row in found) / count
-    best = min(range(len(ways)), key=divergences.__getitem__)
+        movements |= zip(numbers, map(list, zip(*found, strict=True)), strict=True)
+    # [ways, batches, divergence and loss]
+    found = np.array([movements[number] for number in range(len(ways))])
+    divergences, losses = found.mean(1).T.tolist()
+    best = min(_within_one_error(found[..., 1]), key=divergences.__getitem__)
     chosen = ways[best]
     names = [way.algorithm.name for way in ways]
-    selection = Selection(names[best], dict(zip(names, divergences, strict=True)), count)
+    known = {} if any(map(math.isnan, losses)) else dict(zip(names, losses, strict=True))
+    selection = Selection(names[best], dict(zip(names, divergences, strict=True)), known, count)
     plan = plans[best]
     if stand_in:
         plan = replace(chosen.algorithm, stand_in=stand_in).plan(chosen.scopes, chosen.model)
     return chosen, plan, selection
+
+
+def _within_one_error(losses: np.ndarray) -> list[int]:
+    """Return the ways that lose about as little as any, by their losses, [ways, batches]."""
+    batches = losses.shape[1]
+    if batches < 2 or np.isnan(losses).any():
+        return list(range(len(losses)))
+    more = losses - losses[losses.mean(1).argmin()]
+    errors = more.std(1, ddof=1) / batches**0.5
+    return np.flatnonzero(more.mean(1) <= errors).tolist()

@@ -22,6 +22,8 @@ from actsparse.sparsifier import ActivationSparsifier
 
 # On how many tokens it is measured what would take too long on all of them.
 PROBE_TOKENS = 512
+# What stands for no next token, as transformers' losses have it.
+NO_TOKEN = -100
 
 Loss = Callable[[Any, Any], torch.Tensor]
 Intercept = Callable[[str, torch.Tensor], torch.Tensor]
@@ -159,15 +161,28 @@ class Probe:
             return self.loss(output, batch)
         if getattr(output, "loss", None) is not None:
             return output.loss * batch["labels"].numel()
-        can_generate = getattr(self.model, "can_generate", lambda: False)
-        if not (can_generate() and isinstance(batch, Mapping) and "input_ids" in batch):
+        labels = self.read_next_tokens(batch)
+        if labels is None:
             msg = (
                 f"{type(self.model).__name__} has no next-token loss to take gradients of: put labels into the "
                 f"batches, pass loss=…, or choose a score that needs no gradient"
             )
             raise ActsparseError(msg)
-        labels = batch["input_ids"].masked_fill(batch.get("attention_mask", torch.ones(())) == 0, -100)[:, 1:]
-        return F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        return F.cross_entropy(output.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+    def read_next_tokens(self, batch: Any) -> torch.Tensor | None:
+        """
+        Read what a causal language model is to predict out of its input.
+
+        :param batch: A model input.
+        :return: For each token the next one, -100 where there is none, [sequences, tokens]; None if the model predicts
+            no next tokens, or the input has none.
+        """
+        can_generate = getattr(self.model, "can_generate", lambda: False)
+        if not (can_generate() and isinstance(batch, Mapping) and "input_ids" in batch):
+            return None
+        ids = batch["input_ids"].masked_fill(batch.get("attention_mask", torch.ones(())) == 0, NO_TOKEN)
+        return F.pad(ids[:, 1:], (0, 1), value=NO_TOKEN)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from actsparse.algorithms import Attribution, GradientSums, Known, Trial, Trials, name_sketches, take_part
+from actsparse.algorithms import Attribution, GradientSums, Known, Movement, Trial, Trials, name_sketches, take_part
 from actsparse.measurements.attributions import measure_attributions
 from actsparse.measurements.blocks import TorchBlock, take_apart
 from actsparse.measurements.centres import measure_centres
@@ -131,14 +131,14 @@ class TorchMeasurements:
 
     def divergences(
         self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
-    ) -> list[list[float]]:
+    ) -> list[list[Movement]]:
         """
         Run the model forwards, masked in several ways, each sequence at its own quantiles; and once without masks.
 
         :param trials: For each batch the ways to mask it, by the sparsity of each layer.
         :param importance: a of each site.
         :param part: Which part of the data, and how many parts there are; a single batch is taken for every part.
-        :return: For each batch and way the divergence of its predictions from the dense model's, a mean over tokens.
+        :return: For each batch and way how far the predictions move from the dense model's.
         :raises ActsparseError: If the model gives no logits, and there is no loss.
         """
         batches = take_part(self._probe.batches, part)

@@ -7,7 +7,17 @@ import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import Attribution, Block, GradientSums, Known, Trial, Trials, name_sketches, take_part
+from actsparse.algorithms import (
+    Attribution,
+    Block,
+    GradientSums,
+    Known,
+    Movement,
+    Trial,
+    Trials,
+    name_sketches,
+    take_part,
+)
 from actsparse.calibration import blame_layer
 from actsparse.errors import ActsparseError
 from actsparse.openvino.calibration import run_intercepted
@@ -115,7 +125,7 @@ class OpenVinoMeasurements:
 
     def divergences(
         self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
-    ) -> list[list[float]]:
+    ) -> list[list[Movement]]:
         """
         Refuse: they are measured on torch models.
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from actsparse.algorithms import ALLOCATIONS, Attribution, Part
+from actsparse.algorithms import ALLOCATIONS, Attribution, Movement, Part
 from actsparse.algorithms.perturbation import SPREAD, TRIALS
 from actsparse.statistics import MagnitudeSketch
 
@@ -35,9 +35,9 @@ class Additive:
         assert part == (1, 4)
         return 8
 
-    def divergences(self, trials: Any, _importance: Any, _part: Any) -> list[list[float]]:
+    def divergences(self, trials: Any, _importance: Any, _part: Any) -> list[list[Movement]]:
         self.trials += trials
-        return [[self.divergence(way) * self._draw() for way in row] for row in trials]
+        return [[Movement(self.divergence(way) * self._draw(), 0.0) for way in row] for row in trials]
 
     def divergence(self, sparsity: Mapping[str, float]) -> float:
         return sum(cost * SKETCH.quantile(sparsity[name]) ** 3 for name, cost in self._costs.items())
