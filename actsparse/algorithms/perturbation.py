@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from actsparse.algorithms.attribution import LEAST_FIGURE, attribute_worth
-from actsparse.algorithms.measurements import Measurements
+from actsparse.algorithms.measurements import Measurements, Movement
 from actsparse.algorithms.parts import Part, Scopes
 from actsparse.algorithms.sharing import share_budget
 from actsparse.algorithms.smoothing import make_covariance, regress
@@ -27,10 +27,10 @@ def perturbation(scopes: Scopes, model: Measurements, importance: Mapping[str, t
     Correct the attribution allocation by trials of the masked model, which need no gradient.
 
     Where thresholds amplify errors, a gradient is a poor guide to what a finite change does. So what each part is worth
-    is moved at random, parts of one role and near each other in depth together, and budgets are shared anew; the
-    logarithm of the divergence from the dense model's predictions, on the same tokens, is regressed on the bytes that
-    each part leaves out. At the best allocation a byte costs the same in every part: where one is found to cost more
-    than the usual one, a² grows by as much.
+    is moved at random, parts of one role and near each other in depth together, and budgets are shared anew; what a
+    trial costs beside others on the same tokens is regressed on the bytes that each part leaves out. At the best
+    allocation a byte costs the same in every part: where one is found to cost more than the usual one, a² grows by as
+    much.
 
     This is evolution strategies' gradient estimate with antithetic trials (arXiv 1703.03864) in as many dimensions as
     the model has parts, with a prior in the place of a step size.
@@ -55,14 +55,25 @@ def perturbation(scopes: Scopes, model: Measurements, importance: Mapping[str, t
                 moved = {part: worth[part] * factor for part, factor in zip(parts, factors, strict=True)}
                 trials.append(share_budget(_move_targets(scopes, sign * side), sketches, moved))
     rows = [trials[i : i + TRIALS] for i in range(0, len(trials), TRIALS)]
-    measured = model.divergences(rows, importance, PART)
-    divergences = torch.tensor([movement.divergence for row in measured for movement in row], dtype=torch.float64)
-    found = divergences.clamp(min=LEAST_DIVERGENCE).log()
+    found = _costs(model.divergences(rows, importance, PART))
     figures = regress(parts, _bytes_left_out(parts, trials), found, torch.arange(len(trials)) // TRIALS)
     figures = figures.clamp(min=2 * LEAST_FIGURE).tolist()
     return share_budget(
         scopes, sketches, {part: worth[part] * figure**0.5 for part, figure in zip(parts, figures, strict=True)}
     )
+
+
+def _costs(measured: Sequence[Sequence[Movement]]) -> torch.Tensor:
+    """
+    Return what each trial costs beside the usual one on its batch.
+
+    That is the mean of the divergence and of the loss of the text. What masks do to the loss alone is noisy; and the
+    divergence alone keeps near the dense model where that is wrong: beside it, the mean took the loss of Gemma 3 270M
+    at 40% from 0.240 to 0.225, and without BOS from 0.174 to 0.126; the default model's at 50% stayed (0.231, 0.236).
+    """
+    found = torch.tensor(measured, dtype=torch.float64)  # [batches, trials, divergence and loss]
+    usual = found[..., 0].mean(1, keepdim=True).clamp(min=LEAST_DIVERGENCE)
+    return (found.nanmean(-1) / usual).flatten()
 
 
 def _move_targets(scopes: Scopes, side: int) -> Scopes:

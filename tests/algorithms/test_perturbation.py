@@ -1,5 +1,6 @@
 """The perturbation allocation: trials that move all parts at once, on a model whose divergence is known."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ SKETCH = MagnitudeSketch.of(torch.randn(20000, generator=torch.Generator().manua
 class Additive:
     """A model whose divergence is a sum over parts of their cost times the energy that is left out."""
 
-    def __init__(self, costs: Mapping[str, float], noise: float = 0.0) -> None:
+    def __init__(self, costs: Mapping[str, float], noise: float = 0.0, loss_costs: Mapping[str, float] | None = None):
+        self._loss_costs = loss_costs
         self._costs = costs
         self._noise = noise
         self._generator = torch.Generator().manual_seed(5)
@@ -37,13 +39,20 @@ class Additive:
 
     def divergences(self, trials: Any, _importance: Any, _part: Any) -> list[list[Movement]]:
         self.trials += trials
-        return [[Movement(self.divergence(way) * self._draw(), 0.0) for way in row] for row in trials]
+        return [[Movement(self.divergence(way) * self._draw(), self.loss(way)) for way in row] for row in trials]
 
     def divergence(self, sparsity: Mapping[str, float]) -> float:
-        return sum(cost * SKETCH.quantile(sparsity[name]) ** 3 for name, cost in self._costs.items())
+        return add_up(self._costs, sparsity)
+
+    def loss(self, sparsity: Mapping[str, float]) -> float:
+        return add_up(self._loss_costs, sparsity) if self._loss_costs else math.nan
 
     def _draw(self) -> float:
         return float((self._noise * torch.randn((), generator=self._generator)).exp())
+
+
+def add_up(costs: Mapping[str, float], sparsity: Mapping[str, float]) -> float:
+    return sum(cost * SKETCH.quantile(sparsity[name]) ** 3 for name, cost in costs.items())
 
 
 def allocate(name: str, model: Additive, target: float = 0.5) -> dict[str, float]:
@@ -62,6 +71,13 @@ def test_trials_find_what_the_gradient_does_not(noise: float) -> None:
     down = [sparsity[part.site] for part in PARTS if part.role == "ffn.down"]
     others = [sparsity[part.site] for part in PARTS if part.role != "ffn.down"]
     assert max(down) < min(others)
+
+
+def test_what_costs_the_text_gives_less_though_predictions_stay_where_they_are() -> None:
+    flat = dict.fromkeys(COSTS, 1.0)
+    alike, told = (allocate("perturbation", Additive(flat, loss_costs=costs)) for costs in (flat, COSTS))
+    down = [part.site for part in PARTS if part.role == "ffn.down"]
+    assert all(told[site] < alike[site] - 0.02 for site in down)
 
 
 def test_every_trial_meets_the_target_or_moves_it_as_it_says() -> None:
