@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from actsparse import distributed
@@ -18,7 +17,7 @@ from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.wikitext import detokenize
 from actsparse.lockstep import run_side_by_side
-from actsparse.logits import split_tokens
+from actsparse.logits import sum_losses
 from actsparse.openvino.detect import find_openvino_model
 from actsparse.progress import progress_bar
 
@@ -153,7 +152,7 @@ def _score_pages(
             if np.isnan(losses).any():
                 return  # the result is lost already
             page, window = places[number]
-            losses[number] = _sum_losses(*score_window(model, page_ids[page], window))
+            losses[number] = sum_losses(*score_window(model, page_ids[page], window))
             advance(window.num_scored)
 
         run_side_by_side(model, [partial(score, number) for number in own])
@@ -221,11 +220,6 @@ def count_words(pages: Iterable[str]) -> int:
     :return: How many words they have.
     """
     return sum(len(re.split(r"\s+", page)) for page in pages)
-
-
-def _sum_losses(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    pieces = split_tokens(logits, targets)
-    return math.fsum(F.cross_entropy(rows.float(), labels, reduction="sum").item() for rows, labels in pieces)
 
 
 def _as_callable(model: Any) -> Any:

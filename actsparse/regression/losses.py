@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from actsparse.calibration import evaluation_mode
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.wikitext import detokenize
 from actsparse.evaluation.word_perplexity import encode_page, prefix_token, rolling_windows, score_window
-from actsparse.logits import split_tokens
+from actsparse.logits import sum_losses
 from actsparse.progress import progress_bar
 
 
@@ -37,9 +36,7 @@ def measure_losses(
     bar = progress_bar(description, total=len(windows), unit="windows")
     with evaluation_mode(model), torch.no_grad(), bar as advance:
         for number, (ids, window) in enumerate(windows, start=1):
-            logits, targets = score_window(model, ids, window)
-            pieces = split_tokens(logits, targets)
-            loss = math.fsum(float(F.cross_entropy(rows.float(), y, reduction="sum")) for rows, y in pieces)
+            loss = sum_losses(*score_window(model, ids, window))
             if not math.isfinite(loss):
                 msg = f"the loss of window {number} of {len(windows)} of the evaluation text is {loss}"
                 raise ActsparseError(msg)

@@ -15,11 +15,11 @@ from actsparse.scopes.graph import trace_graph
 from actsparse.scopes.layers import find_layers
 
 
-def measure(model: Any, batches: list[Any], *ways: float, loss: Any = None) -> Any:
+def measure(model: Any, batches: list[Any], *ways: float) -> Any:
     layers = [layer for layer in find_layers(model, trace_graph(model, batches[0])) if "layers" in layer.name]
     sparsify_activations(model, batches, 0.5)
     masks = dict(named_sparsifiers(model))
-    measurements = TorchMeasurements(model, batches, group_sites(layers), masks, loss=loss, known=Known())
+    measurements = TorchMeasurements(model, batches, group_sites(layers), masks, known=Known())
     importance = dict.fromkeys((mask.site for mask in masks.values()), torch.ones(()))
     trials = [[dict.fromkeys(masks, share) for share in ways]] * len(batches)
     return measurements.divergences(trials, importance, (0, 1))
