@@ -26,7 +26,7 @@ from actsparse.evaluation.word_perplexity import (
     score_window,
 )
 from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
-from actsparse.logits import split_tokens
+from actsparse.logits import split_tokens, sum_losses
 from actsparse.progress import progress_bar
 
 
@@ -200,10 +200,7 @@ def _scoring(model: Any, tokenizer: Any, pages: Sequence[str], max_length: int) 
 
 def _window_loss(model: Any, ids: torch.Tensor, window: Any) -> tuple[float, int]:
     logits, targets = score_window(model, ids, window)
-    total = 0.0
-    for rows, labels in split_tokens(logits, targets):
-        total += float(F.cross_entropy(rows.float(), labels, reduction="sum").double())
-    return total, len(targets)
+    return sum_losses(logits, targets), len(targets)
 
 
 def _compare(dense: torch.Tensor, sparse: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:
