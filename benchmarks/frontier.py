@@ -5,29 +5,34 @@ Compare algorithms at equal measured sparsity on WikiText, on several real model
 
 Every point is a file in the folder and is not measured again: an interrupted run goes on. What is compared is
 log(perplexity sparse / perplexity dense) per token; the bar is `auto`'s over that of another algorithm. A model that
-cannot be had is left out, and the reason is told.
+cannot be had is left out, and the reason is told. Small models lose by chance more or less text with each calibration:
+--draws calibrates several times, on other pages of C4, and compares what all draws lose together.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
-from real_models import REAL_MODELS, RealModel, cut_windows
+from real_models import REAL_MODELS, RealModel, cut_windows, write_pages
 from workload import find_wikitext
 
 from actsparse.errors import SourceError
 from actsparse.evaluation.bootstrap import bootstrap_ratio
 from actsparse.sweep import Point, Sweep, SweepJob, run_sweep
+from actsparse.texts import load_pages
 
 OURS, UNIFORM, GREEDY = "auto", "magnitude", "teal"
 FFN = ("ffn.gate", "ffn.up", "ffn.down")
 # Windows of text that begins with BOS; the others are cut out of whole pages.
 WINDOWS = 32
+# So many draws of 32 x 256 tokens fit into the packaged calibration text without common pages.
+DRAWS = 6
 # What `auto` has to reach beside uniform and greedy.
 Bars = dict[float, tuple[float | None, float | None]]
 
@@ -87,14 +92,16 @@ def measure(options: argparse.Namespace) -> Measurement:
                 continue
             # The default model's figures are named as they always were.
             title = setting.title if name == "default" else f"{model.title}: {setting.title}"
-            sweep = sweep_setting(options, setting, name, model, source)
-            bars += make_bars(title, setting.bars[name], sweep)
-            samples[title] = [summarize(point) for point in sweep.points]
-            settings["models"][name] = sweep.settings
+            sweeps = [sweep_setting(options, setting, name, model, source, draw) for draw in range(options.draws)]
+            bars += make_bars(title, setting.bars[name], sweeps)
+            samples[title] = [summarize(point) for sweep in sweeps for point in sweep.points]
+            settings["models"][name] = sweeps[0].settings
     return Measurement(tuple(bars), settings, samples)
 
 
-def sweep_setting(options: argparse.Namespace, setting: Setting, name: str, model: RealModel, source: str) -> Sweep:
+def sweep_setting(
+    options: argparse.Namespace, setting: Setting, name: str, model: RealModel, source: str, draw: int
+) -> Sweep:
     """
     Measure what is missing of one setting.
 
@@ -103,6 +110,7 @@ def sweep_setting(options: argparse.Namespace, setting: Setting, name: str, mode
     :param name: The model's name.
     :param model: The model.
     :param source: Where it is.
+    :param draw: Which draw of the calibration text; 0 is the text as it is.
     :return: Its points.
     """
     algorithms = [x for x in options.algorithms if x != GREEDY or (setting.has_greedy and name == "default")]
@@ -113,7 +121,8 @@ def sweep_setting(options: argparse.Namespace, setting: Setting, name: str, mode
         text = cut_windows(source, out, WINDOWS)
     job = SweepJob(
         model=source,
-        out=out,
+        out=out / f"draw-{draw + 1}" if draw else out,
+        calibration=turn_pages(draw, out) if draw else "default",
         algorithms=tuple(algorithms),
         sparsities=tuple(sparsities),
         roles=setting.roles,
@@ -126,42 +135,75 @@ def sweep_setting(options: argparse.Namespace, setting: Setting, name: str, mode
     return run_sweep(job, announce)
 
 
-def make_bars(title: str, limits: Bars, sweep: Sweep) -> list[Bar]:
+def turn_pages(draw: int, out: Path) -> str:
+    """
+    Write the calibration text with other pages first.
+
+    :param draw: Which draw.
+    :param out: A folder for the file.
+    :return: The file, a text source.
+    """
+    pages = load_pages("default", purpose="calibration").pages
+    ends = np.cumsum([len(page) for page in pages])
+    first = int(np.searchsorted(ends, ends[-1] * draw / DRAWS))
+    path = out / f"calibration-{draw + 1}.jsonl"
+    write_pages(path, pages[first:] + pages[:first])
+    return str(path)
+
+
+def make_bars(title: str, limits: Bars, draws: Sequence[Sweep]) -> list[Bar]:
     """
     Compare `auto` with the others.
 
     :param title: What tables call the setting.
     :param limits: What is to be reached.
-    :param sweep: Its points.
+    :param draws: Its points, once for each draw of the calibration text.
     :return: A bar for uniform and for greedy, a figure for the rest.
     """
     bars = []
-    for sparsity in sweep.sparsities:
+    for sparsity in draws[0].sparsities:
         own = f"{title} {100 * sparsity:.0f}%"
-        points = {point["algorithm"]: point for point in sweep.at(sparsity)}
+        points = {
+            name: [point for sweep in draws for point in sweep.at(sparsity) if point["algorithm"] == name]
+            for name in dict.fromkeys(point["algorithm"] for point in draws[0].at(sparsity))
+        }
         ours = points.pop(OURS)
         limit_of = dict(zip((UNIFORM, GREEDY), limits[sparsity], strict=True))
-        for name, point in points.items():
-            ratio = ours["loss_increase"] / point["loss_increase"]
-            low, high = bootstrap_ratio(increases(ours), increases(point))
-            note = f"{ours['loss_increase']:.3f} / {point['loss_increase']:.3f}; 95% {low:.2f} to {high:.2f}; at "
-            note += f"{100 * ours['measured_sparsity']:.1f} / {100 * point['measured_sparsity']:.1f}%"
-            bars.append(Bar(f"{own}: loss of {OURS} over {name}", ratio, limit_of.get(name), note=note))
-            ratio = ours["kl_divergence"] / point["kl_divergence"]
-            note = f"{ours['kl_divergence']:.3f} / {point['kl_divergence']:.3f} nats from the dense model's predictions"
-            bars.append(Bar(f"{own}: divergence of {OURS} over {name}", ratio, note=note))
-        bars.append(Bar(f"{own}: calibration of {OURS}", ours["calibration_seconds"], unit="s"))
+        for name, others in points.items():
+            loss, other = mean(ours, "loss_increase"), mean(others, "loss_increase")
+            low, high = bootstrap_ratio(increases(ours), increases(others))
+            note = f"{loss:.3f} / {other:.3f}; 95% {low:.2f} to {high:.2f}; at "
+            note += f"{100 * mean(ours, 'measured_sparsity'):.1f} / {100 * mean(others, 'measured_sparsity'):.1f}%"
+            if len(draws) > 1:
+                single = [a["loss_increase"] / b["loss_increase"] for a, b in zip(ours, others, strict=True)]
+                note += f"; draws {', '.join(f'{ratio:.2f}' for ratio in single)}"
+            bars.append(Bar(f"{own}: loss of {OURS} over {name}", loss / other, limit_of.get(name), note=note))
+            moved, other = mean(ours, "kl_divergence"), mean(others, "kl_divergence")
+            note = f"{moved:.3f} / {other:.3f} nats from the dense model's predictions"
+            bars.append(Bar(f"{own}: divergence of {OURS} over {name}", moved / other, note=note))
+        bars.append(Bar(f"{own}: calibration of {OURS}", mean(ours, "calibration_seconds"), unit="s"))
     return bars
 
 
-def increases(point: Point) -> np.ndarray:
+def mean(points: Sequence[Point], figure: str) -> float:
     """
-    Read what a point loses, window by window.
+    Average a figure.
 
-    :param point: The point.
-    :return: Summed loss increase of each window.
+    :param points: The draws' points.
+    :param figure: Its name.
+    :return: The mean.
     """
-    return np.array(point["window_losses"]) - np.array(point["dense_window_losses"])
+    return fmean(point[figure] for point in points)
+
+
+def increases(points: Sequence[Point]) -> np.ndarray:
+    """
+    Read what is lost, window by window.
+
+    :param points: The draws' points.
+    :return: Loss increase of each window, summed over its tokens and the draws.
+    """
+    return np.sum([np.array(x["window_losses"]) - np.array(x["dense_window_losses"]) for x in points], axis=0)
 
 
 def summarize(point: Point) -> dict[str, Any]:
@@ -199,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_points_parser("Compare algorithms at equal measured sparsity on WikiText.")
     parser.add_argument("--models", nargs="+", choices=REAL_MODELS, default=["default"], help="which models")
     parser.add_argument("--batches", type=positive, default=32, help="calibration batches of 256 tokens")
+    draws = range(1, DRAWS + 1)
+    parser.add_argument("--draws", type=int, choices=draws, default=1, help="calibrations, each on other pages")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="what to compare")
     parser.add_argument("--sparsities", nargs="+", type=float, help="only these of each setting")
     parser.add_argument("--algorithms", nargs="+", default=[OURS, UNIFORM, GREEDY, "nncf", "fisher"], help="which")

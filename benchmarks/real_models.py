@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,9 +141,19 @@ def cut_windows(model: str, out: Path, windows: int) -> str:
         if len(pages) == windows:
             break
     path = out / f"windows-{windows}.jsonl"
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": page}) + "\n" for page in pages), encoding="utf-8")
+    write_pages(path, pages)
     return str(path)
+
+
+def write_pages(path: Path, pages: Sequence[str]) -> None:
+    """
+    Write a text that is loaded as these pages.
+
+    :param path: The file, a text source; its folder is made.
+    :param pages: The pages.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": page}) + "\n" for page in pages), encoding="utf-8")
 
 
 def _run(command: list[str], **environment: str) -> None:

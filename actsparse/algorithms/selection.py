@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from actsparse.algorithms.algorithm import Algorithm, Plan
-from actsparse.algorithms.measurements import Measurements, Movement
+from actsparse.algorithms.measurements import Measurements
 from actsparse.algorithms.parts import Scopes
 
 # The batches that are held out: none of them is seen by what is chosen among.
@@ -78,15 +78,13 @@ def select(ways: Sequence[Way], stand_in: str = "") -> tuple[Way, Plan, Selectio
     :return: The chosen one, its plan, and what was found.
     """
     plans = [way.algorithm.plan(way.scopes, way.model) for way in ways]
-    movements: dict[int, list[Movement]] = {}
     count = ways[0].model.count_batches(HELD_OUT)
+    found = np.empty((len(ways), count, 2))  # divergence and loss
     for model in dict.fromkeys(way.model for way in ways):
         numbers = [number for number, way in enumerate(ways) if way.model is model]
         trials = [[plans[number].sparsity for number in numbers]] * count
-        found = model.divergences(trials, plans[numbers[0]].importance, HELD_OUT)
-        movements |= zip(numbers, map(list, zip(*found, strict=True)), strict=True)
-    # [ways, batches, divergence and loss]
-    found = np.array([movements[number] for number in range(len(ways))])
+        movements = model.divergences(trials, plans[numbers[0]].importance, HELD_OUT)
+        found[numbers] = np.array(movements).swapaxes(0, 1)
     divergences, losses = found.mean(1).T.tolist()
     best = min(_within_one_error(found[..., 1]), key=divergences.__getitem__)
     chosen = ways[best]
