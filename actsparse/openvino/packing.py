@@ -6,7 +6,8 @@ import numpy as np
 
 from actsparse.openvino.weights import UnsupportedWeightsError, Weights
 
-ROW_BYTES = 1024
+# The order that weights are laid out in. An extension refuses what it does not know.
+LAYOUT = 1
 # What a single row is read by, and padded to.
 ROW_LINE = 64
 # Outputs that a row of a full panel holds, and the multiple that outputs are padded to.
@@ -44,6 +45,7 @@ class PackedSite:
             "in_features": self.in_features,
             "group_size": self.group_size,
             "out_features": list(self.out_features),
+            "layout": LAYOUT,
         }
 
 

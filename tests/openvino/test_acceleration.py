@@ -184,6 +184,29 @@ def test_a_saved_model_needs_the_extension_and_nothing_else(
     np.testing.assert_array_equal(logits(loaded, tokens), expected)
 
 
+def test_a_model_saved_before_layouts_had_a_number_runs(
+    make_sparse: Callable[..., ov.Model], tokens: np.ndarray, tmp_path: Path
+) -> None:
+    model = make_sparse()
+    accelerate(model)
+    expected = logits(model, tokens)
+    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    xml, count = re.subn(r' (\w+_)?layout="1"', "", (tmp_path / "model.xml").read_text())
+    assert count >= len(operations(model))
+    (tmp_path / "model.xml").write_text(xml)
+    np.testing.assert_array_equal(logits(make_core().read_model(tmp_path / "model.xml"), tokens), expected)
+
+
+def test_an_unknown_layout_is_named(make_sparse: Callable[..., ov.Model], tmp_path: Path) -> None:
+    model = make_sparse()
+    accelerate(model)
+    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    xml = (tmp_path / "model.xml").read_text().replace('layout="1"', 'layout="7"')
+    (tmp_path / "model.xml").write_text(xml)
+    with pytest.raises(RuntimeError, match=r"layout of the weights is 7.*knows only 1"):
+        make_core().read_model(tmp_path / "model.xml")
+
+
 def test_damaged_operations_are_refused_when_they_are_read(
     make_sparse: Callable[..., ov.Model], tmp_path: Path
 ) -> None:
@@ -198,6 +221,7 @@ def test_damaged_operations_are_refused_when_they_are_read(
         (r'in_features="\d+', 'in_features="-1'),
         (r'in_features="\d+', 'in_features="9223372036854775807'),
         (r'activation="silu"', 'activation="tan"'),
+        (r'layout="1"', 'layout="2"'),
     ]:
         damaged, count = re.subn(pattern, damage, xml, count=1)
         assert count == 1

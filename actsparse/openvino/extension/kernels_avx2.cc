@@ -16,7 +16,7 @@
 namespace actsparse {
 namespace {
 
-constexpr size_t kMaxWidth = 2048;  // outputs of a u4 panel
+constexpr size_t kMaxWidth = outputs_per_bytes(WeightType::u4, kPageBytes);
 
 // Two activations as 16-bit integers, for the two rows of a pair.
 INLINE __m256i broadcast2(const int8_t* quantized) {

@@ -16,7 +16,7 @@
 namespace actsparse {
 namespace {
 
-constexpr size_t kMaxWidth = 2048;  // outputs of a u4 panel
+constexpr size_t kMaxWidth = outputs_per_bytes(WeightType::u4, kPageBytes);
 
 TARGET size_t compact(const float* x, const float* threshold, size_t begin, size_t end, uint32_t* row, float* value) {
     size_t n = 0;

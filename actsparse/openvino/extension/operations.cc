@@ -36,14 +36,15 @@ bool SparseLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& i
 }
 
 bool SparseLinear::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const Site site = site_of(m_site, inputs[1], inputs[0].get_shape(), m_is_exact);
+    const Threads threads = openvino_threads();
+    const Site site = site_of(m_site, inputs[1], inputs[0].get_shape(), m_is_exact, m_packed, threads);
     std::vector<float*> data;
     for (size_t i = 0; i < outputs.size(); ++i) {
         outputs[i].set_shape(with_last(inputs[0].get_shape(), m_site.out_features[i]));
         data.push_back(outputs[i].data<float>());
     }
     multiply_site(site, inputs[0].data<const float>(), inputs[0].get_size() / site.weights.in,
-                  site_outputs(m_site.out_features, data), selected_kernels(), openvino_threads());
+                  site_outputs(m_site.out_features, data), selected_kernels(), threads);
     return true;
 }
 
@@ -85,9 +86,9 @@ bool SparseFeedForward::evaluate(ov::TensorVector& outputs, const ov::TensorVect
 }
 
 bool SparseFeedForward::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const Site in = site_of(m_in, inputs[1], inputs[0].get_shape(), m_is_exact);
-    const Site down = site_of(m_down, inputs[2], inputs[0].get_shape(), m_is_exact);
     const Threads threads = openvino_threads();
+    const Site in = site_of(m_in, inputs[1], inputs[0].get_shape(), m_is_exact, m_packed_in, threads);
+    const Site down = site_of(m_down, inputs[2], inputs[0].get_shape(), m_is_exact, m_packed_down, threads);
     const size_t tokens = inputs[0].get_size() / in.weights.in, hidden = down.weights.in;
     outputs[0].set_shape(with_last(inputs[0].get_shape(), m_down.out_features[0]));
     static thread_local std::vector<float> between;
@@ -149,10 +150,10 @@ bool GatedFeedForward::evaluate(ov::TensorVector& outputs, const ov::TensorVecto
 
 bool GatedFeedForward::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const ov::Shape shape = inputs[0].get_shape();
-    const Site gate = site_of(m_gate, inputs[1], shape, m_is_exact);
-    const Rows up = rows_of(m_up, inputs[2], shape);
-    const Site down = site_of(m_down, inputs[3], shape, m_is_exact);
     const Threads threads = openvino_threads();
+    const Site gate = site_of(m_gate, inputs[1], shape, m_is_exact, m_packed_gate, threads);
+    const Rows up = rows_of(m_up, inputs[2], shape, m_packed_up, threads);
+    const Site down = site_of(m_down, inputs[3], shape, m_is_exact, m_packed_down, threads);
     const auto* x = inputs[0].data<const float>();
     const size_t in = gate.weights.in, hidden = down.weights.in, tokens = inputs[0].get_size() / in;
     outputs[0].set_shape(with_last(shape, m_down.out_features[0]));

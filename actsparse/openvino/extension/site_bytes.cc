@@ -80,6 +80,8 @@ void check_attributes(const ov::Node* node, const SiteAttributes& attributes, si
     const auto check = [&](bool is_fine, const char* what) {
         NODE_VALIDATION_CHECK(node, is_fine, "actsparse: ", what, " (input ", input, ")");
     };
+    NODE_VALIDATION_CHECK(node, attributes.layout == kLayout, "actsparse: the layout of the weights is ", attributes.layout,
+                          ", and this extension knows only ", kLayout, ": the model was made by another version of actsparse");
     check(!attributes.out_features.empty(), "out_features must not be empty");
     for (const int64_t out : attributes.out_features)
         check(out > 0 && out <= kMaxFeatures, "out_features must be positive, and not absurd");
@@ -109,6 +111,7 @@ void SiteAttributes::visit(ov::AttributeVisitor& visitor, const std::string& pre
     visitor.on_attribute(prefix + "group_size", group_size);
     visitor.on_attribute(prefix + "out_features", out_features);
     visitor.on_attribute(prefix + "is_decode_only", is_decode_only);
+    visitor.on_attribute(prefix + "layout", layout);
 }
 
 Threads openvino_threads() {
@@ -128,7 +131,8 @@ Threads openvino_threads() {
             }};
 }
 
-Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact) {
+Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact,
+             const PackedWeights& packed, const Threads& threads) {
     const WeightType type = weight_type_of(attributes.weight_type);
     const auto in = static_cast<size_t>(attributes.in_features);
     const Layout layout = layout_of(attributes);
@@ -142,19 +146,21 @@ Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov
     site.weights.zero = data + layout.zero;
     site.weights.is_scale_f16 = attributes.scale_type == "f16";
     if (type == WeightType::u4) site.weights.group = static_cast<size_t>(attributes.group_size);
+    site.weights = packed.pack(site.weights, threads);
     return site;
 }
 
-Rows rows_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x) {
+Rows rows_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x,
+             const PackedWeights& packed, const Threads& threads) {
     const WeightType type = weight_type_of(attributes.weight_type);
     const Layout layout = row_layout_of(attributes);
     const auto* data = static_cast<const uint8_t*>(bytes.data());
     const size_t in = padded_in(attributes), out = sum(attributes.out_features);
     const size_t group = type == WeightType::u4 ? static_cast<size_t>(attributes.group_size) : in;
     const bool masks = !attributes.is_decode_only || run_length(x) == 1;
-    return {{type, in, out, group, data + layout.weights, data + layout.scale, attributes.scale_type == "f16",
-             data + layout.zero},
-            masks ? reinterpret_cast<const float*>(data) : no_thresholds(out)};
+    const RowWeights saved{type, in, out, group, data + layout.weights, data + layout.scale,
+                           attributes.scale_type == "f16", data + layout.zero};
+    return {packed.pack(saved, threads), masks ? reinterpret_cast<const float*>(data) : no_thresholds(out)};
 }
 
 void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t input) {

@@ -5,10 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "packed_weights.hpp"
 #include "rows.hpp"
 #include "site.hpp"
 
 namespace actsparse {
+
+// The only order of bytes that there is so far: weights.hpp and rows.hpp describe it.
+constexpr int64_t kLayout = 1;
 
 // What a site's bytes do not say of themselves.
 struct SiteAttributes {
@@ -18,6 +22,7 @@ struct SiteAttributes {
     int64_t group_size = 0;             // input channels that share a scale (u4)
     std::vector<int64_t> out_features;  // of each layer that reads the site's input
     bool is_decode_only = false;        // mask runs of a single token, let longer ones pass
+    int64_t layout = kLayout;           // what order the bytes are in; files without it have the first
 
     void visit(ov::AttributeVisitor& visitor, const std::string& prefix);
 };
@@ -25,8 +30,9 @@ struct SiteAttributes {
 // OpenVINO's own threads: evaluate() runs inside its arena. A second pool would fight it for the cores.
 Threads openvino_threads();
 
-// The site that `attributes` and `bytes` describe, for an input x of that shape.
-Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact);
+// The site that `attributes` and `bytes` describe, for an input x of that shape; `packed` keeps its weights.
+Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact,
+             const PackedWeights& packed, const Threads& threads);
 
 // Where the outputs of the site's layers go.
 std::vector<Output> site_outputs(const std::vector<int64_t>& out_features, const std::vector<float*>& data);
@@ -39,7 +45,8 @@ struct Rows {
     RowWeights weights;
     const float* threshold;
 };
-Rows rows_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x);
+Rows rows_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x,
+             const PackedWeights& packed, const Threads& threads);
 void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t input);
 
 // Refuse an input x that the site cannot take.

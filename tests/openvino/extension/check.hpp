@@ -47,6 +47,7 @@ inline actsparse::Threads std_threads(size_t count) {
 void test_elementwise();
 void test_float16();
 void test_lists();
+void test_packing();
 void test_rows();
 void test_sites();
 void test_special_values();

@@ -14,8 +14,9 @@ int main(int count, char**) {
     const struct {
         const char* name;
         void (*run)();
-    } tests[] = {{"float16", test_float16}, {"elementwise", test_elementwise},   {"lists", test_lists},
-                 {"sites", test_sites},         {"rows", test_rows},     {"special values", test_special_values}, {"two callers", test_two_callers}};
+    } tests[] = {{"float16", test_float16}, {"elementwise", test_elementwise}, {"lists", test_lists},
+                 {"packing", test_packing}, {"sites", test_sites},             {"rows", test_rows},
+                 {"special values", test_special_values}, {"two callers", test_two_callers}};
     for (const auto& test : tests) {
         const auto start = std::chrono::steady_clock::now();
         test.run();

@@ -123,6 +123,12 @@ Site RandomSite::site(bool is_exact) const {
             is_exact};
 }
 
+Site RandomSite::packed_site(bool is_exact) const {
+    Site packed = site(is_exact);
+    packed.weights = m_packed.pack(packed.weights, std_threads(2));
+    return packed;
+}
+
 Reference compute_reference(const RandomSite& site, const std::vector<float>& x, size_t tokens) {
     const size_t in = site.shape.in, out = site.shape.out();
     Reference reference;
@@ -153,24 +159,24 @@ Reference compute_reference(const RandomSite& site, const std::vector<float>& x,
     return reference;
 }
 
-std::vector<float> compute(const RandomSite& site, const std::vector<float>& x, size_t tokens, bool is_exact,
+std::vector<float> compute(const Site& site, const Shape& shape, const std::vector<float>& x, size_t tokens,
                            const Kernels& kernels, size_t threads) {
-    const size_t out = site.shape.out();
+    const size_t out = shape.out();
     std::vector<std::vector<float>> layers;
     std::vector<Output> outputs;
     size_t begin = 0;
-    for (const size_t features : site.shape.out_features) layers.emplace_back(tokens * features, 1e30f);
+    for (const size_t features : shape.out_features) layers.emplace_back(tokens * features, 1e30f);
     for (size_t i = 0; i < layers.size(); ++i) {
-        outputs.push_back({layers[i].data(), begin, begin + site.shape.out_features[i]});
-        begin += site.shape.out_features[i];
+        outputs.push_back({layers[i].data(), begin, begin + shape.out_features[i]});
+        begin += shape.out_features[i];
     }
     std::thread([&] {
-        multiply_site(site.site(is_exact), x.data(), tokens, outputs, kernels, std_threads(threads));
+        multiply_site(site, x.data(), tokens, outputs, kernels, std_threads(threads));
     }).join();
     std::vector<float> y(tokens * out);
     for (size_t t = 0; t < tokens; ++t)
         for (size_t i = 0; i < layers.size(); ++i) {
-            const size_t features = site.shape.out_features[i];
+            const size_t features = shape.out_features[i];
             std::copy_n(layers[i].data() + t * features, features, y.data() + t * out + outputs[i].begin);
         }
     return y;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "packed_weights.hpp"
 #include "site.hpp"
 
 struct Shape {
@@ -23,7 +24,8 @@ struct Shape {
 // Every buffer is exactly as long as it must be, so that the address sanitizer sees a read past its end.
 struct RandomSite {
     explicit RandomSite(const Shape& shape);
-    actsparse::Site site(bool is_exact) const;
+    actsparse::Site site(bool is_exact) const;         // as it is saved
+    actsparse::Site packed_site(bool is_exact) const;  // as it is read
 
     Shape shape;
     size_t padded;
@@ -40,6 +42,7 @@ private:
     std::vector<uint8_t> m_data, m_zero_u8;
     std::vector<float> m_scale, m_zero;
     std::vector<uint16_t> m_scale_f16;
+    actsparse::PackedWeights m_packed;
 };
 
 // What a site must compute for x [tokens][in], in double precision.
@@ -53,5 +56,5 @@ struct Reference {
 Reference compute_reference(const RandomSite& site, const std::vector<float>& x, size_t tokens);
 
 // The same by the kernels, in a new thread, whose scratch memory is as short as it can be: [tokens][out].
-std::vector<float> compute(const RandomSite& site, const std::vector<float>& x, size_t tokens, bool is_exact,
+std::vector<float> compute(const actsparse::Site& site, const Shape& shape, const std::vector<float>& x, size_t tokens,
                            const actsparse::Kernels& kernels, size_t threads);

@@ -75,16 +75,19 @@ void test_shape(RandomSite& site, size_t tokens, Kept kept, bool is_every_thread
     const Reference reference = compute_reference(site, x, tokens);
     const auto all_kernels = available_kernels();
     for (const bool is_exact : {false, true}) {
-        const auto first = compute(site, x, tokens, is_exact, portable_kernels, 1);
+        const Site saved = site.site(is_exact), packed = site.packed_site(is_exact);
+        const auto first = compute(saved, site.shape, x, tokens, portable_kernels, 1);
         for (const Kernels* kernels : all_kernels)
             for (size_t threads = 1; threads <= 3; ++threads) {
                 if (!is_every_thread_count && threads != 1 + (tokens + site.shape.in) % 3) continue;
                 const auto what = site.shape.name() + ", " + std::to_string(tokens) + " tokens, " + name_of(kept) +
                                   " kept, " + (is_exact ? "exact, " : "") + kernels->name + ", " +
                                   std::to_string(threads) + " threads";
-                const auto y = compute(site, x, tokens, is_exact, *kernels, threads);
+                const auto y = compute(packed, site.shape, x, tokens, *kernels, threads);
                 check_result(site, reference, y, is_exact, what);
                 check_equal(site, reference, y, first, what);
+                if (threads > 1) continue;
+                CHECK(y == compute(saved, site.shape, x, tokens, *kernels, threads), "%s: packing changes it", what.c_str());
             }
         if (!site.shape.is_integer()) break;
     }
@@ -106,7 +109,8 @@ std::vector<Shape> small_shapes() {
 std::vector<Shape> large_shapes() {
     const auto u8 = WeightType::u8, u4 = WeightType::u4, f16 = WeightType::f16, bf16 = WeightType::bf16;
     return {{u8, 77, {1000, 60}}, {u8, 250, {2049}},          {f16, 77, {500, 50}},      {bf16, 130, {1030}},
-            {u4, 96, {2100}, 32}, {u4, 256, {2048, 1}, 128, true}};
+            {u4, 96, {2100}, 32}, {u4, 256, {2048, 1}, 128, true}, {u8, 65, {4000, 1200}}, {bf16, 30, {2100}},
+            {u4, 64, {9000}, 32}};
 }
 
 }  // namespace
@@ -144,7 +148,7 @@ void test_special_values() {
                         auto x = random_input(site, tokens, Kept::half);
                         const size_t spoilt = tokens / 2;
                         x[spoilt * in + static_cast<size_t>(integer(0, static_cast<int>(in) - 1))] = special;
-                        const auto y = compute(site, x, tokens, is_exact, *kernels, 2);
+                        const auto y = compute(site.packed_site(is_exact), shape, x, tokens, *kernels, 2);
                         const Reference reference = compute_reference(site, x, tokens);
                         for (size_t i = 0; i < y.size(); ++i) {
                             const auto what = shape.name() + ", " + kernels->name;
@@ -162,7 +166,7 @@ void test_special_values() {
                 for (float& value : x) value *= tiny;
                 const Reference reference = compute_reference(site, x, tokens);
                 for (const Kernels* kernels : available_kernels()) {
-                    const auto y = compute(site, x, tokens, true, *kernels, 1);
+                    const auto y = compute(site.packed_site(true), shape, x, tokens, *kernels, 1);
                     for (size_t i = 0; i < y.size(); ++i)
                         CHECK(std::fabs(y[i] - reference.y[i]) <= 1e-5 * reference.magnitude[i] + 1e-28 * double(in),
                               "%s, %s: denormals become %g", shape.name().c_str(), kernels->name, y[i]);
