@@ -27,7 +27,12 @@ OPTIONAL_LIBRARIES = ("optimum-intel", "openvino-tokenizers", "openvino-genai")
 # The second is loaded into the first, which takes exactly its own release.
 MATCHING_LIBRARIES = ("openvino-tokenizers", "openvino-genai")
 
-KERNELS = {"avx512": "AVX-512 with VNNI", "avx2": "AVX2", "portable": "portable C++"}
+KERNELS = {
+    "amx": "AMX with bf16, AVX-512 with VNNI",
+    "avx512": "AVX-512 with VNNI",
+    "avx2": "AVX2",
+    "portable": "portable C++",
+}
 
 # The exact mode is as exact as f32.
 MAX_ERROR = 1e-5

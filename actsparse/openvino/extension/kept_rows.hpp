@@ -18,6 +18,10 @@ struct Segment {
 // A list of kept channels for `tokens` tokens. Each segment is padded to whole passes with value 0. The padding, and
 // kPrefetchPasses beyond the end, repeats a kept channel, so that kernels read and fetch valid rows. The vectors only
 // ever grow: their sizes say nothing.
+// A tile of bf16 activations.
+constexpr size_t kHalfTokens = 16;
+constexpr size_t kHalfRows = 32;
+
 struct KeptRows {
     size_t tokens = 0;
     size_t passes = 0;
@@ -29,8 +33,16 @@ struct KeptRows {
     std::vector<float> scale;         // [tokens][segments]: value ~ scale * quantized
     std::vector<int32_t> pass_sum;    // [tokens][passes]: sum of quantized
     std::vector<int32_t> segment_sum; // [tokens][segments]: the same
-    std::vector<float> sum;           // [tokens]: sum of scale * quantized
+    std::vector<float> sum;           // [tokens]: sum of scale * quantized, or of half
+    // In the place of what is quantized, where half_steps is not 0: bf16 in tiles [block of tokens][step][kHalfTokens]
+    // [kHalfRows], with zeros beyond the list. A block holds half_tokens tokens.
+    size_t half_steps = 0;
+    size_t half_tokens = 0;
+    std::vector<uint16_t> half;
 
+    size_t half_place(size_t token) const {
+        return (token / half_tokens * half_steps * kHalfTokens + token % half_tokens) * kHalfRows;
+    }
     size_t length() const { return passes * kPassRows; }
 };
 

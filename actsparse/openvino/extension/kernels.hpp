@@ -1,6 +1,8 @@
 // The inner loops, one table for each instruction set; which one runs is chosen when the library is loaded.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "kept_rows.hpp"
@@ -36,6 +38,11 @@ struct Kernels {
                      float* y);
     void (*dot_row)(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs,
                     size_t count, float* y);
+
+    // From so many tokens on multiply_tokens takes integer weights times bf16 activations, where these need not be
+    // exact, and sets acc instead of adding to it; and how to round a token's values to its row of the tiles. Returns the sum of what was rounded.
+    size_t min_half_tokens = SIZE_MAX;
+    float (*round_to_bf16)(const float* value, size_t n, uint16_t* half) = nullptr;
 };
 
 extern const Kernels portable_kernels;
@@ -44,10 +51,19 @@ extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif
 
+// Compilers have known AMX since these.
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define ACTSPARSE_AMX
+extern const Kernels amx_kernels;
+
+// Whether the processor has AMX with bf16, and the system lets this process use it.
+bool is_amx_available();
+#endif
+
 // The kernels this processor can run, best first.
 std::vector<const Kernels*> available_kernels();
 
-// The best of them, or the one that the environment variable ACTSPARSE_ISA names (portable, avx2, avx512).
+// The best of them, or the one that the environment variable ACTSPARSE_ISA names (portable, avx2, avx512, amx).
 const Kernels& selected_kernels();
 
 }  // namespace actsparse

@@ -26,10 +26,12 @@ void copy_rows(const Weights& saved, const Weights& packed, size_t panel, size_t
 }  // namespace
 
 template <typename Copy>
-const uint8_t* PackedWeights::copy_once(size_t bytes, Copy&& copy) const {
+const uint8_t* PackedWeights::copy_once(const uint8_t* saved, size_t bytes, Copy&& copy) const {
     std::call_once(m_once, [&] {
         uint8_t* data = m_pages.allocate(bytes);
-        if (data) copy(data);
+        if (!data) return;
+        copy(data);
+        release_file_pages(saved, bytes);
         m_data = data;
     });
     return m_data;
@@ -42,7 +44,7 @@ Weights PackedWeights::pack(const Weights& saved, const Threads& threads) const 
     size_t bytes = 0;
     for (size_t p = 0; p < packed.panels(); ++p) bytes += packed.in * packed.row_bytes(p);
     const size_t chunks = (packed.in + kChunkRows - 1) / kChunkRows;
-    const uint8_t* data = copy_once(bytes, [&](uint8_t* to) {
+    const uint8_t* data = copy_once(saved.data, bytes, [&](uint8_t* to) {
         threads.run(packed.panels() * chunks, [&](size_t task) {
             const size_t panel = task / chunks, begin = task % chunks * kChunkRows;
             copy_rows(saved, packed, panel, begin, std::min(packed.in, begin + kChunkRows),
@@ -56,7 +58,7 @@ Weights PackedWeights::pack(const Weights& saved, const Threads& threads) const 
 
 RowWeights PackedWeights::pack(const RowWeights& saved, const Threads& threads) const {
     const size_t bytes = saved.out * saved.row_bytes(), chunk = kChunkRows * saved.row_bytes();
-    const uint8_t* data = copy_once(bytes, [&](uint8_t* to) {
+    const uint8_t* data = copy_once(saved.data, bytes, [&](uint8_t* to) {
         threads.run((bytes + chunk - 1) / chunk, [&](size_t task) {
             const size_t begin = task * chunk;
             std::memcpy(to + begin, saved.data + begin, std::min(chunk, bytes - begin));

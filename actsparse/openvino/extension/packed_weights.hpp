@@ -20,7 +20,7 @@ public:
 
 private:
     template <typename Copy>
-    const uint8_t* copy_once(size_t bytes, Copy&& copy) const;
+    const uint8_t* copy_once(const uint8_t* saved, size_t bytes, Copy&& copy) const;
 
     mutable std::once_flag m_once;
     mutable Pages m_pages;

@@ -23,4 +23,8 @@ private:
     size_t m_bytes = 0;
 };
 
+// Give back the memory of what is read from a file and not needed for now: read again, it comes from the file.
+// Nothing happens to other memory.
+void release_file_pages(const uint8_t* data, size_t bytes);
+
 }  // namespace actsparse

@@ -12,10 +12,11 @@ namespace {
 
 // More tokens than this keep every channel anyway: looking for those that none of them needs does not pay.
 constexpr size_t kMaxUnionTokens = 8;
-constexpr size_t kBlockTokens = 240;            // tokens that share one reading of the weights; a multiple of 6
+constexpr size_t kBlockTokens = 240;            // tokens that share one reading of the weights; a multiple of 6 and 16
 constexpr size_t kBlockSums = 64 * 1024;        // floats of sums a thread works on: they stay in its second-level cache
 constexpr size_t kTileOutputs = 128;            // a line of u4 weights
 constexpr size_t kTilesPerThread = 4;
+static_assert(kBlockTokens % kHalfTokens == 0);
 
 bool is_integer(const Weights& weights) { return weights.type == WeightType::u8 || weights.type == WeightType::u4; }
 
@@ -149,7 +150,14 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     kept.tokens = tokens;
     kept.passes = length / kPassRows;
     grow(kept.value, tokens * length);
-    if (is_integer(site.weights)) {
+    const bool is_half = is_integer(site.weights) && !is_exact && tokens >= kernels.min_half_tokens;
+    kept.half_steps = is_half ? (length + kHalfRows - 1) / kHalfRows : 0;
+    if (is_half) {
+        // Blocks of about the same size, that begin where blocks of tokens do.
+        const size_t few = std::min(tokens, kBlockTokens), blocks = (few + kHalfTokens - 1) / kHalfTokens;
+        kept.half_tokens = (few + blocks - 1) / blocks;
+        grow(kept.half, kept.half_place((tokens + kHalfTokens) / kept.half_tokens * kept.half_tokens + kept.half_tokens));
+    } else if (is_integer(site.weights)) {
         grow(kept.quantized, tokens * length);
         grow(kept.scale, tokens * kept.segments.size());
         grow(kept.pass_sum, tokens * kept.passes);
@@ -162,7 +170,11 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     }
     threads.run(tokens, [&](size_t token) {
         copy_values(site, x, kept, token, repeats);
-        if (is_integer(site.weights)) quantize_token(kept, token, is_exact, kernels);
+        if (is_half)
+            kept.sum[token] = kernels.round_to_bf16(kept.value.data() + token * length, length,
+                                                    kept.half.data() + kept.half_place(token));
+        else if (is_integer(site.weights))
+            quantize_token(kept, token, is_exact, kernels);
     });
 }
 
@@ -253,7 +265,7 @@ void multiply_many(const Weights& weights, size_t tokens, const std::vector<Outp
             if (begin >= end) return;
             const size_t n = (token_end - token) * (end - begin);
             float* sums = grow(block, n);
-            std::fill(sums, sums + n, 0.0f);
+            if (!kept.half_steps) std::fill(sums, sums + n, 0.0f);
             kernels.multiply_tokens(weights, panel, begin, end, kept, token, token_end, sums);
             const size_t offset = panel * panel_outputs;
             for (size_t t = token; t < token_end; ++t)

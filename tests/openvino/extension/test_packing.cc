@@ -1,4 +1,9 @@
 // Packed weights are the saved ones in another order, whoever asks first.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdio>
 #include <cstring>
 #include <numeric>
 #include <thread>
@@ -43,9 +48,50 @@ void test_row_weights(size_t in, size_t out) {
     CHECK(packing.pack(saved, std_threads(1)).data == packed.data, "rows are packed twice");
 }
 
+#if defined(__linux__)
+// How many of the pages of this memory the process holds; -1 where the system does not tell.
+int count_pages(const uint8_t* data, size_t bytes) {
+    std::FILE* pages = std::fopen("/proc/self/pagemap", "rb");
+    if (!pages) return -1;
+    std::fseek(pages, static_cast<long>(reinterpret_cast<uintptr_t>(data) / kPageBytes * 8), SEEK_SET);
+    int held = 0;
+    uint64_t page;
+    for (size_t i = 0; i < bytes / kPageBytes; ++i)
+        held += std::fread(&page, sizeof page, 1, pages) == 1 && page >> 63;
+    std::fclose(pages);
+    return held;
+}
+
+void test_weights_of_a_file() {
+    const size_t in = 64, out = 4096, bytes = in * out;
+    std::vector<uint8_t> expected(bytes);
+    for (uint8_t& byte : expected) byte = static_cast<uint8_t>(integer(0, 255));
+    std::FILE* file = std::tmpfile();
+    CHECK(file && std::fwrite(expected.data(), 1, bytes, file) == bytes && std::fflush(file) == 0, "no temporary file");
+    for (const int protection : {PROT_READ, PROT_READ | PROT_WRITE}) {
+        auto* data = static_cast<uint8_t*>(mmap(nullptr, bytes, protection, MAP_PRIVATE, fileno(file), 0));
+        CHECK(data != MAP_FAILED, "the file cannot be mapped");
+        const bool is_changed = protection & PROT_WRITE;
+        if (is_changed) data[5000] = static_cast<uint8_t>(~expected[5000]);
+        const PackedWeights packing;
+        packing.pack(Weights{WeightType::u8, in, out, in, data, nullptr, false, nullptr}, std_threads(2));
+        const int held = count_pages(data, bytes);
+        // What somebody may have written to is not given back.
+        CHECK(held == -1 || (is_changed ? held == 64 : held == 0), "%d pages of the file are held", held);
+        for (size_t i = 0; i < bytes; ++i)
+            CHECK((data[i] == expected[i]) == !(is_changed && i == 5000), "byte %zu of the file is another one", i);
+        munmap(data, bytes);
+    }
+    std::fclose(file);
+}
+#else
+void test_weights_of_a_file() {}
+#endif
+
 }  // namespace
 
 void test_packing() {
+    test_weights_of_a_file();
     for (const size_t out : {128, 1024, 1152, 4096, 5248, 9216})
         for (const size_t in : {1, 70}) {
             test_weights(WeightType::u8, in, out);
