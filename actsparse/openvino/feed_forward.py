@@ -68,7 +68,9 @@ def find_gated(mask: Mask, linears: dict[str, Linear]) -> Gated | None:
     """
     behind = _behind_activation(mask.source, linears)
     up = mask.linears[0]
-    is_only_masked = all(x.get_node().get_type_name() in {"Abs", "Select"} for x in mask.source.get_target_inputs())
+    # A mask of decoded tokens reads the shape too.
+    readers = {"Abs", "Select"} | ({"ShapeOf"} if mask.tokens == "decode" else set())
+    is_only_masked = all(x.get_node().get_type_name() in readers for x in mask.source.get_target_inputs())
     if behind is None or not is_only_masked or not _has_one_reader(up.node.output(0)):
         return None
     (product,) = mask.select.output(0).get_target_inputs()

@@ -167,8 +167,37 @@ def _is_one_token(source: ov.Output) -> ov.Node:
     return ops.equal(length, ops.constant(1, dtype=np.int64))
 
 
+def require_sequences(model: ov.Model) -> None:
+    """
+    Keep decode masks of a language model out of graphs that cannot tell prompts from single tokens.
+
+    OpenVINO's transformation to PagedAttention lays all tokens out as sequences of one token. It also takes the
+    attention mask away: what needs it is refused there. Without this, prompts would be masked.
+
+    :param model: A masked model; changed in place, once.
+    """
+    attention_mask = next((port for port in model.inputs if "attention_mask" in port.get_names()), None)
+    masks = [mask for mask in find_masks(model) if mask.tokens == "decode"]
+    if attention_mask is None or not masks:
+        return
+    zero = ops.constant(0, dtype=np.int64)
+    has_sequences = ops.greater_equal(ops.gather(ops.shape_of(attention_mask), zero, zero), zero)
+    has_sequences.set_friendly_name("actsparse: tokens='decode' needs sequences, which PagedAttention does not have")
+    for mask in masks:
+        condition = _limit_of(mask.select).get_node().input(0)
+        if condition.get_source_output().get_node().get_type_name() == "Equal":
+            both = ops.logical_and(condition.get_source_output(), has_sequences)
+            condition.replace_source_output(both.output(0))
+
+
+def _limit_of(select: ov.Node) -> ov.Output:
+    return select.input_value(0).get_node().input_value(1)
+
+
 def _tells_one_token(output: ov.Output, source: ov.Output) -> bool:
     equal = output.get_node()
+    if equal.get_type_name() == "LogicalAnd":
+        equal = equal.input_value(0).get_node()
     gather = equal.input_value(0).get_node() if equal.get_type_name() == "Equal" else None
     shape = gather.input_value(0).get_node() if gather and gather.get_type_name() == "Gather" else None
     if gather is None or shape is None or shape.get_type_name() != "ShapeOf" or shape.input_value(0) != source:

@@ -10,7 +10,14 @@ import torch
 
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
-from actsparse.openvino.masks import find_masks, group_by_source, insert_mask, insert_row_mask, remove_masks
+from actsparse.openvino.masks import (
+    find_masks,
+    group_by_source,
+    insert_mask,
+    insert_row_mask,
+    remove_masks,
+    require_sequences,
+)
 from actsparse.stand_in import NOTHING, StandIn
 from actsparse.thresholds import LayerRecord
 
@@ -85,6 +92,7 @@ def replace_masks(model: ov.Model, masks: Mapping[str, LayerMask]) -> None:
     for site in group_by_source([call for name in of_inputs for call in calls[name]]):
         for mask, linears in _group_by_mask(site, of_inputs, calls):
             insert_mask(linears, mask.threshold, mask.tokens, mask.stand_in)
+    require_sequences(model)
     records = {name: asdict(mask.record) for name, mask in masks.items() if mask.record}
     model.set_rt_info(json.dumps(records), _PATH)
 

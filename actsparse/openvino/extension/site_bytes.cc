@@ -184,6 +184,15 @@ void check_input(const ov::Node* node, int64_t in) {
                           shape);
 }
 
+void check_runs(const ov::Node* node, bool is_decode_only) {
+    const auto& shape = node->get_input_partial_shape(0);
+    if (!is_decode_only || shape.size() < 3 || shape.is_static()) return;
+    NODE_VALIDATION_CHECK(node, shape[shape.size() - 2].is_dynamic() || shape[shape.size() - 2].get_length() != 1,
+                          "actsparse: masks with tokens='decode' cannot tell prompts from single tokens where every "
+                          "token is a sequence of its own, as in PagedAttention: set ATTENTION_BACKEND to SDPA, or "
+                          "calibrate with tokens='all'");
+}
+
 ov::Shape with_last(ov::Shape shape, int64_t last) {
     shape.back() = static_cast<size_t>(last);
     return shape;

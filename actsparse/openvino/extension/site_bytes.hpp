@@ -52,6 +52,9 @@ void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t i
 // Refuse an input x that the site cannot take.
 void check_input(const ov::Node* node, int64_t in);
 
+// Refuse an input in which runs of a single token cannot be told from others.
+void check_runs(const ov::Node* node, bool is_decode_only);
+
 ov::Shape with_last(ov::Shape shape, int64_t last);
 
 }  // namespace actsparse

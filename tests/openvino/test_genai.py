@@ -1,0 +1,116 @@
+"""openvino-genai on both of its backends: the same tokens as optimum-intel, or a refusal that says why."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+import pytest
+from openvino._offline_transformations import paged_attention_transformation
+
+from actsparse import sparsify_activations
+from actsparse.compression import compress_int8
+from actsparse.models import load_model
+from actsparse.openvino import accelerate, deploy_model, export_model, extension_path, load_causal_lm
+from actsparse.openvino.masks import find_masks
+from actsparse.openvino.runner import EXACT
+from actsparse.texts import load_pages, token_batches
+
+genai = pytest.importorskip("openvino_genai")
+
+# The model is sure how these go on: two ways to round do not turn a token.
+PROMPTS = [
+    "1, 2, 3, 4, 5, 6, 7,",
+    "A B C D E F G H",
+    "Monday, Tuesday, Wednesday,",
+    "one two three four one two three four",
+]
+NEW_TOKENS = 8
+# Both backends keep keys and values in their own precision by default.
+SETTINGS = {**EXACT, "KV_CACHE_PRECISION": "f32"}
+
+
+def save_default(folder: Path, tokens: str) -> Path:
+    loaded = load_model("default")
+    text = load_pages("default", purpose="calibration")
+    batches = token_batches(loaded.tokenizer, text, num_batches=4, length=64)
+    model = sparsify_activations(compress_int8(loaded.model, "asym", batches[0]), batches, 0.3, tokens=tokens)
+    assert not deploy_model(model, folder, loaded.tokenizer, exact=True).kept
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_default(tmp_path_factory.mktemp("all"), "all")
+
+
+def generate_by_optimum(folder: Path) -> list[str]:
+    model, tokenizer = load_causal_lm(folder, ov_config=SETTINGS), load_model("default").tokenizer
+    texts = []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+        texts.append(tokenizer.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def make_settings(**settings: Any) -> Any:
+    return genai.GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, apply_chat_template=False, **settings)
+
+
+def generate(folder: Path, backend: str) -> list[str]:
+    pipeline = genai.LLMPipeline(
+        folder, "CPU", ATTENTION_BACKEND=backend, extensions=[str(extension_path())], **SETTINGS
+    )
+    return [str(pipeline.generate(prompt, make_settings())) for prompt in PROMPTS]
+
+
+@pytest.mark.real_model
+def test_every_way_to_generate_gives_the_same_tokens(deployed: Path) -> None:
+    expected = generate_by_optimum(deployed)
+    assert generate(deployed, "SDPA") == expected
+    # Named, because openvino-genai turns to SDPA without a word where it cannot convert a model.
+    assert generate(deployed, "PA") == expected
+    properties = {**SETTINGS, "extensions": [str(extension_path())]}
+    together = genai.ContinuousBatchingPipeline(deployed, genai.SchedulerConfig(), "CPU", properties)
+    results = together.generate(PROMPTS, [make_settings()] * len(PROMPTS))
+    assert [result.m_generation_ids[0] for result in results] == expected
+    lookup = genai.LLMPipeline(deployed, "CPU", ATTENTION_BACKEND="PA", prompt_lookup=True, **properties)
+    settings = make_settings(num_assistant_tokens=4, max_ngram_size=3)
+    assert [str(lookup.generate(prompt, settings)) for prompt in PROMPTS] == expected
+
+
+@pytest.mark.real_model
+def test_masks_of_decoded_tokens_are_refused_where_prompts_cannot_be_told(tmp_path: Path) -> None:
+    folder = save_default(tmp_path, "decode")
+    with pytest.raises(RuntimeError, match="set ATTENTION_BACKEND to SDPA"):
+        generate(folder, "PA")
+    assert generate(folder, "SDPA") == generate_by_optimum(folder)
+
+
+@pytest.mark.parametrize("is_accelerated", [False, True], ids=["portable", "accelerated"])
+@pytest.mark.parametrize("algorithm", ["magnitude", "magnitude+uniform+rows"])
+def test_a_graph_without_sequences_refuses_decode_masks(
+    make_model: Any, make_batches: Callable[..., Any], tmp_path: Path, is_accelerated: bool, algorithm: str
+) -> None:
+    batches = make_batches()
+    model = compress_int8(make_model("llama"), "asym", batches[0])
+    sparsify_activations(model, batches, 0.5, tokens="decode", algorithm=algorithm)
+    converted = ov.Core().read_model(export_model(model, tmp_path) / "openvino_model.xml")
+    assert {mask.tokens for mask in find_masks(converted)} == {"decode"}
+    if is_accelerated:
+        assert not accelerate(converted).kept
+    with pytest.raises(RuntimeError, match="ATTENTION_BACKEND" if is_accelerated else "attention_mask"):
+        paged_attention_transformation(converted)
+
+
+@pytest.mark.parametrize("is_accelerated", [False, True], ids=["portable", "accelerated"])
+def test_masks_of_all_tokens_need_no_sequences(
+    make_openvino_model: Callable[..., ov.Model], make_batches: Callable[..., Any], is_accelerated: bool
+) -> None:
+    model = make_openvino_model("llama", "INT8_ASYM")
+    sparsify_activations(model, make_batches(), 0.5)
+    if is_accelerated:
+        accelerate(model)
+    paged_attention_transformation(model)
+    ov.Core().compile_model(model, "CPU")
