@@ -28,7 +28,7 @@ OPTIONAL_LIBRARIES = ("optimum-intel", "openvino-tokenizers", "openvino-genai")
 MATCHING_LIBRARIES = ("openvino-tokenizers", "openvino-genai")
 
 KERNELS = {
-    "amx": "AMX with bf16, AVX-512 with VNNI",
+    "amx": "AMX with INT8, AVX-512 with VNNI",
     "avx512": "AVX-512 with VNNI",
     "avx2": "AVX2",
     "portable": "portable C++",

@@ -39,10 +39,10 @@ struct Kernels {
     void (*dot_row)(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* const* inputs,
                     size_t count, float* y);
 
-    // From so many tokens on multiply_tokens takes integer weights times bf16 activations, where these need not be
-    // exact, and sets acc instead of adding to it; and how to round a token's values to its row of the tiles. Returns the sum of what was rounded.
-    size_t min_half_tokens = SIZE_MAX;
-    float (*round_to_bf16)(const float* value, size_t n, uint16_t* half) = nullptr;
+    // From so many tokens on multiply_tokens takes integer weights times activations in tiles, where these need not be
+    // exact; and how to quantise the values of a token's segment to its rows of the tiles, kTileBytes apart.
+    size_t min_tile_tokens = SIZE_MAX;
+    void (*quantize_tiles)(const float* value, size_t n, int8_t* tiles, float* scale, int32_t* sum) = nullptr;
 };
 
 extern const Kernels portable_kernels;
@@ -56,7 +56,7 @@ extern const Kernels avx512_kernels;
 #define ACTSPARSE_AMX
 extern const Kernels amx_kernels;
 
-// Whether the processor has AMX with bf16, and the system lets this process use it.
+// Whether the processor has AMX for INT8, and the system lets this process use it.
 bool is_amx_available();
 #endif
 

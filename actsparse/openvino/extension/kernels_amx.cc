@@ -1,36 +1,30 @@
-// Kernels for AMX with bf16: many tokens are multiplied by tiles of 16 outputs, in bf16 activations and f32 sums. All
-// else is left to the AVX-512 kernels. Weights without their zero point fit bf16 exactly.
+// Kernels for AMX with INT8: several tokens are multiplied by tiles of 64 input channels and 16 outputs. All else is left
+// to the AVX-512 kernels.
 #include "kernels.hpp"
 
 #if defined(ACTSPARSE_AMX)
-#include <immintrin.h>
-
 #include <cpuid.h>
+#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
+#include <limits>
 
-#include "scratch.hpp"
+#include "fetcher.hpp"
 
-#define TARGET \
-    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,f16c")))
+#define TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
 #define INLINE TARGET inline __attribute__((always_inline))
 
 namespace actsparse {
 namespace {
 
-constexpr size_t kTile = 1024;        // bytes of a tile: 16 rows of 64
-constexpr size_t kTileOutputs = 16;   // columns of a tile of weights or sums
-constexpr size_t kTileRows = kHalfRows;  // input channels in a tile of weights, two in each of its rows
-constexpr size_t kLineTiles = 4;      // tiles of outputs that a line of 64 makes
-// Fewer tokens do not pay for widening all weights.
-constexpr size_t kMinTokens = 16;
-// Input channels that are widened at a time: a line of each becomes 16 KiB, which stay in the first-level cache.
-constexpr size_t kDepth = 128;
-// Bytes of weights that are fetched while others are multiplied.
-constexpr size_t kFetchedBytes = 512 * 1024;
+// Fewer tokens are multiplied faster without tiles.
+constexpr size_t kMinTokens = 12;
+constexpr size_t kTileOutputs = 16;                       // columns of a tile of weights or sums
+constexpr size_t kLineTiles = 4;                          // that 64 outputs make
+constexpr size_t kSteps = kSharedSegmentRows / kTileRows;  // tiles of input channels in a segment, at most
 
 // The first layout of LDTILECFG.
 struct alignas(64) TileConfig {
@@ -49,241 +43,189 @@ INLINE void configure(size_t tokens) {
     _tile_loadconfig(&config);
 }
 
-TARGET float round_to_bf16(const float* value, size_t n, uint16_t* half) {
-    __m512 sum = _mm512_setzero_ps();
-    for (size_t k = 0; k < n; k += kHalfRows, half += kHalfTokens * kHalfRows)
-#pragma GCC unroll 2
-        for (size_t i = 0; i < kHalfRows; i += 16) {
-            const size_t rest = n > k + i ? n - k - i : 0;
-            const __mmask16 valid = rest < 16 ? static_cast<__mmask16>((1u << rest) - 1) : 0xffff;
-            const auto bits = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(valid, value + k + i));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(half + i), bits);
-            sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+TARGET void quantize_tiles(const float* value, size_t n, int8_t* tiles, float* scale, int32_t* sum) {
+    __m512 largest = _mm512_setzero_ps();
+    __mmask16 not_finite = 0;
+    const auto valid = [n](size_t k) { return static_cast<__mmask16>(n >= k + 16 ? 0xffff : n > k ? (1u << (n - k)) - 1 : 0); };
+    for (size_t k = 0; k < n; k += 16) {
+        const __m512 v = _mm512_maskz_loadu_ps(valid(k), value + k);
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
+        not_finite |= _mm512_fpclass_ps_mask(v, 0x99);  // NaN or infinite
+    }
+    const float m = _mm512_reduce_max_ps(largest);
+    *scale = not_finite ? std::numeric_limits<float>::quiet_NaN() : m / 127.0f;
+    const __m512 inverse = _mm512_set1_ps(!not_finite && m > 1e-30f ? 127.0f / m : 0.0f);
+    __m512i total = _mm512_setzero_si512();
+    for (size_t k = 0; k < n; k += kTileRows, tiles += kTileBytes)
+        for (size_t i = 0; i < kTileRows; i += 16) {
+            const __m512 v = _mm512_maskz_loadu_ps(not_finite ? 0 : valid(k + i), value + k + i);
+            const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(tiles + i), _mm512_cvtepi32_epi8(q));
+            total = _mm512_add_epi32(total, q);
         }
-    return _mm512_reduce_add_ps(sum);
+    *sum = _mm512_reduce_add_epi32(total);
 }
 
-// Four vectors of 16 outputs of a line to four of a tile each, or back: column 4 v + d of tile l is output
-// 16 v + 4 l + d.
-INLINE void transpose(__m512 x[4]) {
-    const __m512 a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[2], x[3], 0x44);
-    const __m512 c = _mm512_shuffle_f32x4(x[0], x[1], 0xee), d = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
-    x[0] = _mm512_shuffle_f32x4(a, b, 0x88);
-    x[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
-    x[2] = _mm512_shuffle_f32x4(c, d, 0x88);
-    x[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+// Load 64 bytes of u8 weights, or half the nibbles of 64 bytes of u4 weights.
+template <bool kIsU4>
+INLINE __m512i load_weights(const uint8_t* line, bool is_high) {
+    const __m512i bytes = _mm512_loadu_si512(line);
+    if (!kIsU4) return bytes;
+    return _mm512_and_si512(is_high ? _mm512_srli_epi16(bytes, 4) : bytes, _mm512_set1_epi8(15));
 }
 
-// Of a line of 64 outputs in one group of u4 weights, in the order of tiles.
+// Lay 64 outputs of a segment's rows out as tiles [steps][4][16 fours of rows][64].
+template <bool kIsU4>
+INLINE void interleave(const uint8_t* line, bool is_high, size_t row_bytes, const uint32_t* row, size_t rows,
+                       Fetcher& fetcher, uint8_t* to) {
+    for (size_t k = 0; k < rows; k += 4) {
+        __m512i r[4];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; ++i) r[i] = load_weights<kIsU4>(line + row[k + i] * row_bytes, is_high);
+        for (size_t i = 0; i < (kIsU4 ? 2 : 4); ++i) fetcher.fetch();
+        const __m512i l01 = _mm512_unpacklo_epi8(r[0], r[1]), h01 = _mm512_unpackhi_epi8(r[0], r[1]);
+        const __m512i l23 = _mm512_unpacklo_epi8(r[2], r[3]), h23 = _mm512_unpackhi_epi8(r[2], r[3]);
+        uint8_t* out = to + k / kTileRows * kLineTiles * kTileBytes + k % kTileRows / 4 * 64;
+        _mm512_store_si512(out, _mm512_unpacklo_epi16(l01, l23));
+        _mm512_store_si512(out + kTileBytes, _mm512_unpackhi_epi16(l01, l23));
+        _mm512_store_si512(out + 2 * kTileBytes, _mm512_unpacklo_epi16(h01, h23));
+        _mm512_store_si512(out + 3 * kTileBytes, _mm512_unpackhi_epi16(h01, h23));
+    }
+}
+
+// dots[4][16 tokens][16 outputs] = a block of tokens times 64 outputs.
+INLINE void multiply_block(const int8_t* tokens, const uint8_t* weights, size_t steps, int32_t* dots) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t step = 0; step < steps; ++step, weights += kLineTiles * kTileBytes) {
+        _tile_loadd(4, tokens + step * kTileBytes, 64);
+        _tile_loadd(6, weights, 64);
+        _tile_dpbsud(0, 4, 6);
+        _tile_loadd(7, weights + kTileBytes, 64);
+        _tile_dpbsud(1, 4, 7);
+        _tile_loadd(6, weights + 2 * kTileBytes, 64);
+        _tile_dpbsud(2, 4, 6);
+        _tile_loadd(7, weights + 3 * kTileBytes, 64);
+        _tile_dpbsud(3, 4, 7);
+    }
+    _tile_stored(0, dots, 64);
+    _tile_stored(1, dots + 256, 64);
+    _tile_stored(2, dots + 512, 64);
+    _tile_stored(3, dots + 768, 64);
+}
+
+// dots[2 outputs' tiles][16 tokens][16 outputs] = each of two blocks of tokens times 32 outputs.
+INLINE void multiply_two_blocks(const int8_t* tokens, const int8_t* others, const uint8_t* weights, size_t steps,
+                                int32_t* dots, int32_t* other_dots) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t step = 0; step < steps; ++step, weights += kLineTiles * kTileBytes) {
+        _tile_loadd(4, tokens + step * kTileBytes, 64);
+        _tile_loadd(6, weights, 64);
+        _tile_dpbsud(0, 4, 6);
+        _tile_loadd(7, weights + kTileBytes, 64);
+        _tile_dpbsud(1, 4, 7);
+        _tile_loadd(5, others + step * kTileBytes, 64);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+    }
+    _tile_stored(0, dots, 64);
+    _tile_stored(1, dots + 256, 64);
+    _tile_stored(2, other_dots, 64);
+    _tile_stored(3, other_dots + 256, 64);
+}
+
+// Of a tile's 16 outputs in one group of u4 weights.
 struct Factors {
-    __m512 scale[kLineTiles];
-    __m512 zero[kLineTiles];  // times scale
+    __m512 scale, zero;
 };
 
 template <bool kIsF16>
-INLINE void read_factors(const Weights& weights, size_t first, Factors& factors) {
-    for (size_t v = 0; v < 4; ++v) {
-        const size_t o = first + 16 * v;
-        if (kIsF16)
-            factors.scale[v] = _mm512_cvtph_ps(_mm256_loadu_si256(
-                reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(weights.scale) + o)));
+INLINE Factors read_factors(const Weights& weights, size_t output) {
+    const auto* zero = reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(weights.zero) + output);
+    Factors factors;
+    if (kIsF16)
+        factors.scale = _mm512_cvtph_ps(_mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(weights.scale) + output)));
+    else
+        factors.scale = _mm512_loadu_ps(static_cast<const float*>(weights.scale) + output);
+    factors.zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zero)));
+    return factors;
+}
+
+// acc[token][0..16) += what the integer sums of 16 outputs stand for; `scale` and `sum` belong to the tokens' segments.
+template <bool kIsU4>
+INLINE void add_dots(const int32_t* dots, size_t tokens, const float* scale, const int32_t* sum, size_t segments,
+                     const Factors& factors, float* acc, size_t width) {
+    for (size_t t = 0; t < tokens; ++t, acc += width) {
+        __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(dots + 16 * t));
+        const __m512 total = _mm512_set1_ps(static_cast<float>(sum[t * segments]));
+        if (kIsU4)
+            value = _mm512_mul_ps(_mm512_fnmadd_ps(factors.zero, total, value), factors.scale);
         else
-            factors.scale[v] = _mm512_loadu_ps(static_cast<const float*>(weights.scale) + o);
-        const auto* zero = reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(weights.zero) + o);
-        factors.zero[v] = _mm512_mul_ps(factors.scale[v], _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zero))));
-    }
-    transpose(factors.scale);
-    transpose(factors.zero);
-}
-
-// 16 weights of one row as floats whose upper halves are the nearest bf16.
-template <bool kIsU4>
-INLINE __m512i widen(__m128i bytes, bool is_high, const Factors& factors, size_t tile) {
-    if (kIsU4) bytes = _mm_and_si128(is_high ? _mm_srli_epi16(bytes, 4) : bytes, _mm_set1_epi8(15));
-    const __m512 integer = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-    if (!kIsU4) return _mm512_castps_si512(integer);  // exact
-    const __m512 value = _mm512_fmsub_ps(integer, factors.scale[tile], factors.zero[tile]);
-    return _mm512_add_epi32(_mm512_castps_si512(value), _mm512_set1_epi32(0x8000));
-}
-
-// Fetches rows into the second-level cache one after another, a line at a time, while earlier ones are multiplied.
-class Fetcher {
-public:
-    Fetcher(const uint8_t* data, size_t row_bytes, size_t bytes, const uint32_t* row, size_t rows)
-        : m_data(data), m_row_bytes(row_bytes), m_bytes(bytes), m_row(row), m_end(row + rows) {
-        start_row();
-    }
-    void fetch() {
-        if (m_row == m_end) return;
-        __builtin_prefetch(m_from, 0, 2);
-        m_from += kLineBytes;
-        if (m_from == m_to) {
-            ++m_row;
-            start_row();
-        }
-    }
-
-private:
-    void start_row() {
-        if (m_row == m_end) return;
-        m_from = m_data + *m_row * m_row_bytes;
-        m_to = m_from + m_bytes;
-    }
-
-    const uint8_t* m_data;
-    size_t m_row_bytes, m_bytes;
-    const uint32_t *m_row, *m_end;
-    const uint8_t *m_from = nullptr, *m_to = nullptr;
-};
-
-// Rows [begin, end) of those that are widened together share a group.
-struct Run {
-    size_t begin, end, group;
-};
-
-// Widen 64 weights of each row of a run to tiles [rows / 32][4], rows in pairs.
-template <bool kIsU4>
-INLINE void widen_line(const uint8_t* line, bool is_high, size_t row_bytes, const uint32_t* row, const Run& run,
-                       const Factors& factors, Fetcher& fetcher, uint8_t* to) {
-    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-    for (size_t k = run.begin; k < run.end; k += 2) {
-        const auto* a = reinterpret_cast<const __m128i*>(line + row[k] * row_bytes);
-        const auto* b = reinterpret_cast<const __m128i*>(line + row[k + 1] * row_bytes);
-        uint8_t* out = to + k / kTileRows * kLineTiles * kTile + k % kTileRows / 2 * 64;
-        fetcher.fetch();
-        if (!kIsU4) fetcher.fetch();
-#pragma GCC unroll 4
-        for (size_t l = 0; l < kLineTiles; ++l) {
-            const __m512i low = widen<kIsU4>(_mm_loadu_si128(a + l), is_high, factors, l);
-            const __m512i high = widen<kIsU4>(_mm_loadu_si128(b + l), is_high, factors, l);
-            // (high & upper) | low >> 16
-            _mm512_store_si512(out + l * kTile,
-                               _mm512_ternarylogic_epi32(high, upper, _mm512_srli_epi32(low, 16), 0xea));
-        }
+            value = _mm512_fnmadd_ps(_mm512_set1_ps(kMiddle), total, value);
+        _mm512_storeu_ps(acc, _mm512_fmadd_ps(value, _mm512_set1_ps(scale[t * segments]), _mm512_loadu_ps(acc)));
     }
 }
 
-// sums[token block][output tile] (+)= activations times weights, for two blocks of tokens and two tiles of outputs.
-template <bool kIsFirst, bool kHasSecond>
-INLINE void multiply_tiles(const uint8_t* half, size_t block_bytes, const uint8_t* weights, size_t steps, float* sums,
-                           size_t sums_stride) {
-    constexpr size_t kStep = kLineTiles * kTile;
-    if (kIsFirst) {
-        _tile_zero(0);
-        _tile_zero(1);
-        if (kHasSecond) _tile_zero(2);
-        if (kHasSecond) _tile_zero(3);
-    } else {
-        _tile_loadd(0, sums, 64);
-        _tile_loadd(1, sums + 256, 64);
-        if (kHasSecond) _tile_loadd(2, sums + sums_stride, 64);
-        if (kHasSecond) _tile_loadd(3, sums + sums_stride + 256, 64);
-    }
-    for (size_t k = 0; k < steps; ++k) {
-        _tile_loadd(4, half + kTile * k, 64);
-        _tile_loadd(6, weights + k * kStep, 64);
-        _tile_loadd(7, weights + k * kStep + kTile, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (kHasSecond) {
-            _tile_loadd(5, half + block_bytes + kTile * k, 64);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
-    if (kHasSecond) _tile_stored(2, sums + sums_stride, 64);
-    if (kHasSecond) _tile_stored(3, sums + sums_stride + 256, 64);
-}
-
-// The groups that rows [begin, begin + rows) of the list go through; `segment` is the first that may hold one.
-template <bool kIsU4>
-size_t find_runs(const KeptRows& kept, size_t begin, size_t rows, size_t& segment, Run* runs) {
-    if (!kIsU4) {
-        runs[0] = {0, rows, 0};
-        return 1;
-    }
-    size_t count = 0;
-    for (size_t at = 0; at < rows;) {
-        while (kept.segments[segment].pass_end * kPassRows <= begin + at) ++segment;
-        const size_t end = std::min<size_t>(rows, kept.segments[segment].pass_end * kPassRows - begin);
-        const size_t group = kept.segments[segment].group;
-        if (count && runs[count - 1].group == group)
-            runs[count - 1].end = end;
-        else
-            runs[count++] = {at, end, group};
-        at = end;
-    }
-    return count;
-}
-
-// acc[token - token_begin][output - begin] = the products of all rows.
 template <bool kIsU4, bool kIsF16>
 TARGET void multiply_tiled(const Weights& weights, size_t panel, size_t begin, size_t end, const KeptRows& kept,
                            size_t token_begin, size_t token_end, float* acc) {
-    static thread_local std::vector<float> scratch;
-    alignas(64) static thread_local uint8_t widened[kDepth / kTileRows * kLineTiles * kTile];
-    const size_t width = end - begin, tokens = token_end - token_begin, lines = width / kLineBytes;
-    const size_t bytes = kIsU4 ? width / 2 : width, row_bytes = weights.row_bytes(panel);
-    const uint8_t* data = weights.panel_data(panel) + (kIsU4 ? begin / 2 : begin);
-    // What the last block of tokens has beyond the end is not read again.
-    const size_t block = kept.half_tokens, blocks = (tokens + block - 1) / block, block_bytes = kept.half_steps * kTile;
-    // As many rows at a time as stay in the second-level cache until they are needed.
-    const size_t depth = std::clamp(kFetchedBytes / bytes / kTileRows * kTileRows, kTileRows, kDepth);
-    const size_t length = kept.length();
-    float* sums = align(grow(scratch, blocks * lines * kLineTiles * 256 + 16));
+    alignas(64) uint8_t interleaved[kSteps * kLineTiles * kTileBytes] = {};
+    alignas(64) int32_t dots[2 * kLineTiles * kTileTokens * kTileOutputs];
+    constexpr size_t kHalves = kIsU4 ? 2 : 1, kDots = kLineTiles * kTileTokens * kTileOutputs;
+    const size_t width = end - begin, tokens = token_end - token_begin, block = kept.tile_tokens;
+    const size_t row_bytes = weights.row_bytes(panel), segments = kept.segments.size();
+    const uint8_t* data = weights.panel_data(panel) + begin / kHalves;
     configure(block);
-    for (size_t k = 0, segment = 0; k < length; k += depth) {
-        const size_t rows = std::min(depth, length - k), steps = (rows + kTileRows - 1) / kTileRows;
-        const uint32_t* row = kept.row.data() + k;
-        Fetcher fetcher(data, row_bytes, bytes, row + rows, std::min(depth, length - k - rows));
-        Run runs[kDepth / kPassRows];
-        const size_t count = find_runs<kIsU4>(kept, k, rows, segment, runs);
-        for (size_t line = 0; line < lines; ++line) {
-            const uint8_t* at = data + (kIsU4 ? line / 2 : line) * kLineBytes;
-            for (const Run* run = runs; run < runs + count; ++run) {
-                Factors factors;
-                if (kIsU4)
-                    read_factors<kIsF16>(weights, run->group * weights.out + panel * weights.panel_outputs() + begin + 64 * line,
-                                         factors);
-                widen_line<kIsU4>(at, line % 2, row_bytes, row, *run, factors, fetcher, widened);
-            }
-            // Activations beyond the last row are 0, but weights there must be numbers.
-            for (size_t r = rows % kTileRows; r && r < kTileRows; r += 2)
-                for (size_t l = 0; l < kLineTiles; ++l)
-                    std::memset(widened + ((steps - 1) * kLineTiles + l) * kTile + r / 2 * 64, 0, 64);
-            for (size_t b = 0; b < blocks; b += 2) {
-                const auto* half = reinterpret_cast<const uint8_t*>(kept.half.data()) +
-                                   (token_begin / block + b) * block_bytes + k / kTileRows * kTile;
-                float* s = sums + (b * lines + line) * kLineTiles * 256;
-                for (size_t l = 0; l < kLineTiles; l += 2) {
-#define MULTIPLY(is_first, has_second)     multiply_tiles<is_first, has_second>(half, block_bytes, widened + l * kTile, steps, s + l * 256, lines * kLineTiles * 256)
-                    if (k == 0)
-                        b + 1 < blocks ? MULTIPLY(true, true) : MULTIPLY(true, false);
-                    else
-                        b + 1 < blocks ? MULTIPLY(false, true) : MULTIPLY(false, false);
-#undef MULTIPLY
+    for (size_t s = 0; s < segments; ++s) {
+        const Segment& segment = kept.segments[s];
+        const size_t rows = segment.rows(), steps = (rows + kTileRows - 1) / kTileRows;
+        const uint32_t* row = kept.row.data() + segment.pass_begin * kPassRows;
+        Fetcher fetcher(data, row_bytes, width / kHalves, row + rows, s + 1 < segments ? kept.segments[s + 1].rows() : 0);
+        const size_t factor = segment.group * weights.out + panel * weights.panel_outputs() + begin;
+        for (size_t chunk = 0; chunk < width / kLineBytes; ++chunk) {
+            // What the last tile has beyond the segment's rows is multiplied by 0.
+            interleave<kIsU4>(data + chunk / kHalves * kLineBytes, chunk % kHalves, row_bytes, row, rows, fetcher,
+                              interleaved);
+            const auto add = [&](size_t t, const int32_t* from) TARGET {
+                const size_t first = (token_begin + t) * segments + s;
+                for (size_t tile = 0; tile < kLineTiles; ++tile) {
+                    const size_t output = chunk * 64 + tile * kTileOutputs;
+                    Factors factors;
+                    if (kIsU4) factors = read_factors<kIsF16>(weights, factor + output);
+                    add_dots<kIsU4>(from + tile * kTileTokens * kTileOutputs, std::min(block, tokens - t),
+                                    kept.scale.data() + first, kept.segment_sum.data() + first, segments, factors,
+                                    acc + t * width + output, width);
                 }
+            };
+            const auto tiles = [&](size_t t) {
+                return kept.tiles.data() + kept.tile_place(token_begin + t) + segment.step * kTileBytes;
+            };
+            size_t t = 0;
+            for (; t + block < tokens; t += 2 * block) {
+                multiply_two_blocks(tiles(t), tiles(t + block), interleaved, steps, dots, dots + kDots);
+                multiply_two_blocks(tiles(t), tiles(t + block), interleaved + 2 * kTileBytes, steps, dots + kDots / 2,
+                                    dots + kDots + kDots / 2);
+                add(t, dots);
+                add(t + block, dots + kDots);
+            }
+            if (t < tokens) {
+                multiply_block(tiles(t), interleaved, steps, dots);
+                add(t, dots);
             }
         }
     }
     _tile_release();
-    for (size_t t = 0; t < tokens; ++t) {
-        const __m512 middle = _mm512_set1_ps(kIsU4 ? 0.0f : static_cast<float>(kMiddle) * kept.sum[token_begin + t]);
-        for (size_t line = 0; line < lines; ++line) {
-            const float* from = sums + (t / block * lines + line) * kLineTiles * 256 + t % block * 16;
-            __m512 x[4];
-            for (size_t l = 0; l < 4; ++l) x[l] = _mm512_sub_ps(_mm512_load_ps(from + l * 256), middle);
-            transpose(x);
-            for (size_t v = 0; v < 4; ++v) _mm512_storeu_ps(acc + t * width + line * 64 + 16 * v, x[v]);
-        }
-    }
 }
 
 TARGET void multiply_tokens(const Weights& weights, size_t panel, size_t begin, size_t end, const KeptRows& kept,
                             size_t token_begin, size_t token_end, float* acc) {
-    const auto multiply = !kept.half_steps                  ? avx512_kernels.multiply_tokens
+    const auto multiply = !kept.tile_steps                  ? avx512_kernels.multiply_tokens
                           : weights.type == WeightType::u8 ? multiply_tiled<false, false>
                           : weights.is_scale_f16           ? multiply_tiled<true, true>
                                                            : multiply_tiled<true, false>;
@@ -295,15 +237,14 @@ TARGET void multiply_tokens(const Weights& weights, size_t panel, size_t begin, 
 bool is_amx_available() {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    const bool has_tiles = d >> 22 & 1 && d >> 24 & 1;  // AMX-BF16, AMX-TILE
-    if (!has_tiles || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;  // AVX512-BF16
+    if (!(d >> 24 & 1 && d >> 25 & 1)) return false;  // AMX-TILE, AMX-INT8
     // The system has to be asked once: what tiles hold makes the state of a thread far larger.
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 const Kernels amx_kernels{"amx", avx512_kernels.compact, avx512_kernels.quantize, avx512_kernels.multiply, multiply_tokens,
-                          avx512_kernels.dot_rows, avx512_kernels.dot_row, kMinTokens, round_to_bf16};
+                          avx512_kernels.dot_rows, avx512_kernels.dot_row, kMinTokens, quantize_tiles};
 
 }  // namespace actsparse
 #endif

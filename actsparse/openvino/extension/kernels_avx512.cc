@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "fetcher.hpp"
 #include "kernels.hpp"
 #include "rows.hpp"
 
@@ -271,7 +272,7 @@ constexpr size_t kBlockTokens = 6;  // times 4 vectors of sums, 4 of weights, 1 
 
 // acc[t][64] += the segment's products for kTokens tokens and 64 outputs.
 template <bool kIsU4, bool kIsF16, size_t kTokens>
-TARGET __attribute__((noinline)) void multiply_block(const __m512i* interleaved, size_t stride, size_t fours, const int8_t* quantized,
+TARGET __attribute__((noinline)) void multiply_block(const __m512i* interleaved, size_t fours, const int8_t* quantized,
                            size_t token_stride, const float* scale, const int32_t* sum, size_t segments,
                            const GroupFactors& factors, size_t output, float* acc, size_t acc_stride) {
 #define START(t)                                                                                            \
@@ -296,8 +297,8 @@ TARGET __attribute__((noinline)) void multiply_block(const __m512i* interleaved,
     }
     FOR_EACH_TOKEN(START)
     for (size_t four = 0; four < fours; ++four) {
-        const __m512i w0 = interleaved[four * stride], w1 = interleaved[four * stride + 1];
-        const __m512i w2 = interleaved[four * stride + 2], w3 = interleaved[four * stride + 3];
+        const __m512i w0 = interleaved[four * 4], w1 = interleaved[four * 4 + 1];
+        const __m512i w2 = interleaved[four * 4 + 2], w3 = interleaved[four * 4 + 3];
         FOR_EACH_TOKEN(MULTIPLY)
     }
     FOR_EACH_TOKEN(ADD)
@@ -306,65 +307,66 @@ TARGET __attribute__((noinline)) void multiply_block(const __m512i* interleaved,
 #undef ADD
 }
 
-constexpr size_t kBufferChunks = 8;  // segments times 64 outputs that are interleaved at a time: 16 KiB
+// Up to so many tokens wait for memory, which likes rows to be read as a whole. More wait for the sums to come and go.
+constexpr size_t kFewTokens = 4 * kBlockTokens;
+constexpr size_t kFewRows = 128, kManyRows = 256;  // that they take at a time, of 64 outputs: 8 or 16 KiB
+
+// acc += the products of segments [begin, end) and 64 outputs, whose weights are interleaved: [segments][fours][4].
+template <bool kIsU4, bool kIsF16>
+INLINE void multiply_interleaved(const Weights& weights, size_t panel, const KeptRows& kept, size_t begin, size_t end,
+                                 const __m512i* interleaved, size_t token_begin, size_t token_end, size_t output,
+                                 float* acc, size_t width) {
+    const size_t segments = kept.segments.size();
+    for (size_t token = token_begin; token < token_end; token += kBlockTokens) {
+        const __m512i* from = interleaved;
+        for (size_t s = begin; s < end; ++s) {
+            const Segment& segment = kept.segments[s];
+            const size_t fours = 2 * (segment.pass_end - segment.pass_begin);
+            const GroupFactors factors = group_factors<kIsU4, kIsF16>(weights, panel, segment.group);
+            const float* scale = kept.scale.data() + token * segments + s;
+            const int32_t* sum = kept.segment_sum.data() + token * segments + s;
+            const int8_t* quantized = kept.quantized.data() + token * kept.length() + segment.pass_begin * kPassRows;
+            float* a = acc + (token - token_begin) * width;
+#define BLOCK(n)                                                                                              \
+    case n:                                                                                                   \
+        multiply_block<kIsU4, kIsF16, n>(from, fours, quantized, kept.length(), scale, sum, segments, factors, \
+                                         output, a, width);                                                   \
+        break;
+            switch (std::min(kBlockTokens, token_end - token)) { BLOCK(1) BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6) }
+#undef BLOCK
+            from += fours * 4;
+        }
+    }
+}
 
 template <bool kIsU4, bool kIsF16>
 TARGET void multiply_tokens_integer(const Weights& weights, size_t panel, size_t begin, size_t end,
                                     const KeptRows& kept, size_t token_begin, size_t token_end, float* acc) {
-    // [segments][fours][chunks][4 vectors]
-    alignas(64) __m512i interleaved[kBufferChunks * kSegmentRows / 4 * 4];
-    const uint8_t* data = weights.panel_data(panel) + begin / (kIsU4 ? 2 : 1);
+    alignas(64) __m512i interleaved[kManyRows];  // [segments][fours][4 vectors]
+    constexpr size_t kHalves = kIsU4 ? 2 : 1;
+    const uint8_t* data = weights.panel_data(panel) + begin / kHalves;
     const size_t row_bytes = weights.row_bytes(panel), width = end - begin, segments = kept.segments.size();
-    // Few tokens wait for memory, which likes long reads: many chunks of one segment. Many tokens wait for the sums to
-    // come and go: many segments of one chunk.
-    const size_t wide = token_end - token_begin <= 4 * kBlockTokens ? kBufferChunks : 1;
-    const size_t deep = kBufferChunks / wide;
-    for (size_t s = 0; s < segments; s += deep)
-        for (size_t chunk = 0; chunk < width / 64; chunk += wide) {
-            const size_t s_end = std::min(segments, s + deep), chunks = std::min(wide, width / 64 - chunk);
+    const size_t passes = (token_end - token_begin <= kFewTokens ? kFewRows : kManyRows) / kPassRows;
+    for (size_t s = 0, s_end; s < segments; s = s_end) {
+        const uint32_t first = kept.segments[s].pass_begin;
+        for (s_end = s + 1; s_end < segments && kept.segments[s_end].pass_end - first <= passes;) ++s_end;
+        const size_t last = kept.segments[s_end - 1].pass_end;
+        Fetcher fetcher(data, row_bytes, width / kHalves, kept.row.data() + last * kPassRows,
+                        std::min(passes, kept.passes - last) * kPassRows);
+        for (size_t chunk = 0; chunk < width / 64; ++chunk) {
+            const uint8_t* line = data + chunk / kHalves * kLineBytes;
             __m512i* to = interleaved;
-            for (size_t four = 2 * kept.segments[s].pass_begin; four < 2 * kept.segments[s_end - 1].pass_end; ++four) {
-                const uint8_t* r[4];
-                for (size_t i = 0; i < 4; ++i) {
-                    r[i] = data + kept.row[4 * four + i] * row_bytes;
-                    // The next chunk of these rows, needed when all tokens have used this one.
-                    _mm_prefetch(reinterpret_cast<const char*>(r[i] + (chunk + chunks) * (kIsU4 ? 32 : 64)), _MM_HINT_T1);
-                }
-                for (size_t c = chunk; c < chunk + chunks; ++c, to += 4) {
-                    const size_t byte = (kIsU4 ? c / 2 : c) * kLineBytes;
-                    const bool is_high = kIsU4 && c % 2;
-                    interleave(load_weights<kIsU4>(r[0] + byte, is_high), load_weights<kIsU4>(r[1] + byte, is_high),
-                               load_weights<kIsU4>(r[2] + byte, is_high), load_weights<kIsU4>(r[3] + byte, is_high),
-                               to);
-                }
+            for (size_t four = 2 * first; four < 2 * last; ++four, to += 4) {
+                const auto load = [&](size_t i) TARGET {
+                    return load_weights<kIsU4>(line + kept.row[4 * four + i] * row_bytes, chunk % kHalves);
+                };
+                interleave(load(0), load(1), load(2), load(3), to);
+                for (size_t i = 0; i < 4 / kHalves; ++i) fetcher.fetch();
             }
-            for (size_t token = token_begin; token < token_end; token += kBlockTokens) {
-                const size_t tokens = std::min(kBlockTokens, token_end - token);
-                const __m512i* from = interleaved;
-                for (size_t i = s; i < s_end; ++i) {
-                    const Segment& segment = kept.segments[i];
-                    const size_t fours = 2 * (segment.pass_end - segment.pass_begin);
-                    const GroupFactors factors = group_factors<kIsU4, kIsF16>(weights, panel, segment.group);
-                    const float* scale = kept.scale.data() + token * segments + i;
-                    const int32_t* sum = kept.segment_sum.data() + token * segments + i;
-                    const int8_t* quantized = kept.quantized.data() + token * kept.length() +
-                                              segment.pass_begin * kPassRows;
-                    for (size_t c = 0; c < chunks; ++c) {
-                        const __m512i* w = from + 4 * c;
-                        float* a = acc + (token - token_begin) * width + 64 * (chunk + c);
-                        const size_t o = begin + 64 * (chunk + c);
-#define BLOCK(n)                                                                                                   \
-    case n:                                                                                                        \
-        multiply_block<kIsU4, kIsF16, n>(w, 4 * chunks, fours, quantized, kept.length(), scale, sum, segments,     \
-                                         factors, o, a, width);                                                    \
-        break;
-                        switch (tokens) { BLOCK(1) BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6) }
-#undef BLOCK
-                    }
-                    from += fours * 4 * chunks;
-                }
-            }
+            multiply_interleaved<kIsU4, kIsF16>(weights, panel, kept, s, s_end, interleaved, token_begin, token_end,
+                                                begin + 64 * chunk, acc + 64 * chunk, width);
         }
+    }
 }
 
 template <bool kIsF16, size_t kTokens>

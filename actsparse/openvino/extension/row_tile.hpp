@@ -32,7 +32,7 @@ struct RowTile {
 template <typename Dots>
 void run_rows(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched, const RowInput& input, float* y) {
     const RowInput* const inputs[] = {&input};
-    Dots::template run<kTileRows, 1>(weights, rows, fetched, inputs, y);
+    Dots::template run<kDotRows, 1>(weights, rows, fetched, inputs, y);
 }
 
 template <typename Dots>
@@ -42,7 +42,7 @@ void run_row(const RowWeights& weights, uint32_t row, uint32_t fetched, const Ro
         case 1: return Dots::template run<1, 1>(weights, &row, &fetched, inputs, y);
         case 2: return Dots::template run<1, 2>(weights, &row, &fetched, inputs, y);
         case 3: return Dots::template run<1, 3>(weights, &row, &fetched, inputs, y);
-        default: return Dots::template run<1, kTileTokens>(weights, &row, &fetched, inputs, y);
+        default: return Dots::template run<1, kDotTokens>(weights, &row, &fetched, inputs, y);
     }
 }
 

@@ -13,7 +13,7 @@ namespace {
 constexpr size_t kBlockTokens = 32;  // bits of a word
 constexpr size_t kLane = 4;
 // How many rows ahead kernels fetch kept rows: they lie anywhere, so that no hardware prefetcher finds them.
-constexpr size_t kAhead = 2 * kTileRows;
+constexpr size_t kAhead = 2 * kDotRows;
 
 // The inputs of some tokens, all in the memory of the thread that calls multiply_rows.
 struct Scratch {
@@ -112,10 +112,10 @@ size_t list_rows(const float* threshold, size_t out, size_t tokens, float* gate,
 void multiply_row(const RowWeights& weights, uint32_t row, uint32_t fetched, const RowInput* inputs, uint32_t keepers,
                   float* gate, const Kernels& kernels) {
     while (keepers) {
-        const RowInput* chosen[kTileTokens];
-        size_t token[kTileTokens], count = 0;
-        float y[kTileTokens];
-        for (; keepers && count < kTileTokens; keepers &= keepers - 1) {
+        const RowInput* chosen[kDotTokens];
+        size_t token[kDotTokens], count = 0;
+        float y[kDotTokens];
+        for (; keepers && count < kDotTokens; keepers &= keepers - 1) {
             token[count] = static_cast<size_t>(__builtin_ctz(keepers));
             chosen[count] = inputs + token[count];
             ++count;
@@ -130,10 +130,10 @@ void multiply_list(const RowWeights& weights, const uint32_t* rows, size_t count
                    const uint32_t* keepers, float* gate, const Kernels& kernels) {
     size_t i = 0;
     if (tokens == 1)
-        for (; i + kTileRows <= count; i += kTileRows) {
-            float y[kTileRows];
+        for (; i + kDotRows <= count; i += kDotRows) {
+            float y[kDotRows];
             kernels.dot_rows(weights, rows + i, rows + i + kAhead, inputs[0], y);
-            for (size_t r = 0; r < kTileRows; ++r) gate[rows[i + r]] *= y[r];
+            for (size_t r = 0; r < kDotRows; ++r) gate[rows[i + r]] *= y[r];
         }
     for (; i < count; ++i) multiply_row(weights, rows[i], rows[i + kAhead], inputs, keepers[rows[i]], gate, kernels);
 }

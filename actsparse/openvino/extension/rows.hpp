@@ -34,8 +34,8 @@ struct RowWeights {
 
 // What a kernel takes at a time: so many rows for one token, or one row for so many tokens at most, so that what it loads
 // of the rest is used by all of them.
-constexpr size_t kTileRows = 8;
-constexpr size_t kTileTokens = 4;
+constexpr size_t kDotRows = 8;
+constexpr size_t kDotTokens = 4;
 
 // One token's input, ready for a kernel.
 struct RowInput {
@@ -48,8 +48,8 @@ struct RowInput {
     float sum;                 // of line_sum
 };
 
-// y[r] = row rows[r] times the input, for kTileRows rows; kTileRows others are fetched meanwhile.
-// y[t] = a row times input t, for up to kTileTokens inputs.
+// y[r] = row rows[r] times the input, for kDotRows rows; kDotRows others are fetched meanwhile.
+// y[t] = a row times input t, for up to kDotTokens inputs.
 #define ACTSPARSE_DOTS(isa)                                                                                            \
     void dot_rows_##isa(const RowWeights& weights, const uint32_t* rows, const uint32_t* fetched,                      \
                         const RowInput& input, float* y);                                                              \

@@ -51,7 +51,7 @@ float dot_row(const RowWeights& weights, size_t j, const RowInput& x) {
 }  // namespace
 
 void dot_rows_portable(const RowWeights& weights, const uint32_t* rows, const uint32_t*, const RowInput& input, float* y) {
-    for (size_t r = 0; r < kTileRows; ++r) y[r] = dot_row(weights, rows[r], input);
+    for (size_t r = 0; r < kDotRows; ++r) y[r] = dot_row(weights, rows[r], input);
 }
 
 void dot_row_portable(const RowWeights& weights, uint32_t row, uint32_t, const RowInput* const* inputs, size_t count,

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
 namespace actsparse {
@@ -12,12 +11,6 @@ template <typename T>
 T* grow(std::vector<T>& vector, size_t n) {
     if (vector.size() < n) vector.resize(n);
     return vector.data();
-}
-
-// The first place in it that begins a line of the cache.
-template <typename T>
-T* align(T* data) {
-    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data) + 63) / 64 * 64);
 }
 
 }  // namespace actsparse

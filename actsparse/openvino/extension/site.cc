@@ -16,7 +16,8 @@ constexpr size_t kBlockTokens = 240;            // tokens that share one reading
 constexpr size_t kBlockSums = 64 * 1024;        // floats of sums a thread works on: they stay in its second-level cache
 constexpr size_t kTileOutputs = 128;            // a line of u4 weights
 constexpr size_t kTilesPerThread = 4;
-static_assert(kBlockTokens % kHalfTokens == 0);
+constexpr size_t kManyTokens = 16;
+static_assert(kBlockTokens % kTileTokens == 0);
 
 bool is_integer(const Weights& weights) { return weights.type == WeightType::u8 || weights.type == WeightType::u4; }
 
@@ -43,7 +44,7 @@ Scratch& scratch() {
 
 // Cut the channels that a group of weights keeps, row[0, count) and for a single token their values, into segments.
 // Return how far the list has grown.
-size_t append_segments(KeptRows& kept, size_t length, size_t count, size_t group, bool is_exact) {
+size_t append_segments(KeptRows& kept, size_t length, size_t count, size_t group, size_t segment_rows, bool is_exact) {
     uint32_t* row = kept.row.data() + length;
     float* value = kept.value.data() + length;
     const size_t padded = (count + kPassRows - 1) / kPassRows * kPassRows;
@@ -51,18 +52,18 @@ size_t append_segments(KeptRows& kept, size_t length, size_t count, size_t group
         row[i] = row[count - 1];
         value[i] = 0.0f;
     }
-    const size_t repeats = is_exact ? kExactTerms : 1, segments = (padded + kSegmentRows - 1) / kSegmentRows;
+    const size_t repeats = is_exact ? kExactTerms : 1, segments = (padded + segment_rows - 1) / segment_rows;
     // Exact mode has every segment several times: each takes what rounding leaves of the one before. Move them apart,
     // last first.
     for (size_t i = segments; is_exact && i-- > 0;) {
-        const size_t first = i * kSegmentRows, n = std::min(kSegmentRows, padded - first);
+        const size_t first = i * segment_rows, n = std::min(segment_rows, padded - first);
         std::memmove(row + repeats * first, row + first, n * sizeof *row);
         for (size_t repeat = 1; repeat < repeats; ++repeat)
             std::memcpy(row + repeats * first + repeat * n, row + repeats * first, n * sizeof *row);
         std::memmove(value + repeats * first, value + first, n * sizeof *value);
     }
     for (size_t i = 0; i < segments; ++i) {
-        const size_t first = i * kSegmentRows, n = std::min(kSegmentRows, padded - first);
+        const size_t first = i * segment_rows, n = std::min(segment_rows, padded - first);
         for (size_t repeat = 0; repeat < repeats; ++repeat) {
             const size_t begin = (length + repeats * first + repeat * n) / kPassRows;
             kept.segments.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(begin + n / kPassRows),
@@ -89,6 +90,35 @@ void quantize_token(KeptRows& kept, size_t token, bool is_exact, const Kernels& 
         for (size_t pass = segment.pass_begin; pass < segment.pass_end; ++pass) sum += pass_sum[pass];
         kept.segment_sum[token * kept.segments.size() + s] = sum;
         total += scale[s] * static_cast<float>(sum);
+    }
+    kept.sum[token] = total;
+}
+
+// Make room for tiles of activations. Blocks of tokens are of about the same size, and begin where those that share one
+// reading of the weights do.
+void lay_out_tiles(KeptRows& kept) {
+    const size_t few = std::min(kept.tokens, kBlockTokens), blocks = (few + kTileTokens - 1) / kTileTokens;
+    kept.tile_tokens = (few + blocks - 1) / blocks;
+    for (Segment& segment : kept.segments) {
+        segment.step = static_cast<uint32_t>(kept.tile_steps);
+        kept.tile_steps += (segment.rows() + kTileRows - 1) / kTileRows;
+    }
+    grow(kept.tiles, (kept.tokens + kept.tile_tokens - 1) / kept.tile_tokens * kept.tile_steps * kTileBytes);
+}
+
+// Quantise a token's values to tiles, segment by segment.
+void tile_token(KeptRows& kept, size_t token, const Kernels& kernels) {
+    const float* value = kept.value.data() + token * kept.length();
+    int8_t* tiles = kept.tiles.data() + kept.tile_place(token);
+    const size_t first = token * kept.segments.size();
+    float total = 0;
+    for (size_t s = 0; s < kept.segments.size(); ++s) {
+        const Segment& segment = kept.segments[s];
+        float* scale = kept.scale.data() + first + s;
+        int32_t* sum = kept.segment_sum.data() + first + s;
+        kernels.quantize_tiles(value + segment.pass_begin * kPassRows, segment.rows(), tiles + segment.step * kTileBytes,
+                               scale, sum);
+        total += *scale * static_cast<float>(*sum);
     }
     kept.sum[token] = total;
 }
@@ -120,7 +150,8 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     KeptRows& kept = s.kept;
     const size_t in = site.weights.in, group = site.weights.group;
     const bool is_exact = is_integer(site.weights) && site.is_exact;
-    const size_t repeats = is_exact ? kExactTerms : 1;
+    const bool is_tiled = is_integer(site.weights) && !is_exact && tokens >= kernels.min_tile_tokens;
+    const size_t repeats = is_exact ? kExactTerms : 1, segment_rows = tokens > 1 && !is_exact ? kSharedSegmentRows : kSegmentRows;
     // Each group may need up to one pass of padding; compact() writes 16 entries too far.
     const size_t longest = repeats * (in + (in + group - 1) / group * kPassRows);
     grow(kept.row, longest + kPrefetchPasses * kPassRows + 16);
@@ -144,23 +175,21 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
                 row[count] = static_cast<uint32_t>(j);
                 count += !is_union || s.is_kept[j];
             }
-        length = append_segments(kept, length, count, begin / group, is_exact);
+        length = append_segments(kept, length, count, begin / group, segment_rows, is_exact);
     }
     std::fill_n(kept.row.data() + length, kPrefetchPasses * kPassRows, length ? kept.row[length - 1] : 0);
     kept.tokens = tokens;
     kept.passes = length / kPassRows;
+    kept.tile_steps = 0;
     grow(kept.value, tokens * length);
-    const bool is_half = is_integer(site.weights) && !is_exact && tokens >= kernels.min_half_tokens;
-    kept.half_steps = is_half ? (length + kHalfRows - 1) / kHalfRows : 0;
-    if (is_half) {
-        // Blocks of about the same size, that begin where blocks of tokens do.
-        const size_t few = std::min(tokens, kBlockTokens), blocks = (few + kHalfTokens - 1) / kHalfTokens;
-        kept.half_tokens = (few + blocks - 1) / blocks;
-        grow(kept.half, kept.half_place((tokens + kHalfTokens) / kept.half_tokens * kept.half_tokens + kept.half_tokens));
+    if (is_tiled) {
+        lay_out_tiles(kept);
     } else if (is_integer(site.weights)) {
         grow(kept.quantized, tokens * length);
-        grow(kept.scale, tokens * kept.segments.size());
         grow(kept.pass_sum, tokens * kept.passes);
+    }
+    if (is_integer(site.weights)) {
+        grow(kept.scale, tokens * kept.segments.size());
         grow(kept.segment_sum, tokens * kept.segments.size());
     }
     grow(kept.sum, tokens);
@@ -170,9 +199,8 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     }
     threads.run(tokens, [&](size_t token) {
         copy_values(site, x, kept, token, repeats);
-        if (is_half)
-            kept.sum[token] = kernels.round_to_bf16(kept.value.data() + token * length, length,
-                                                    kept.half.data() + kept.half_place(token));
+        if (is_tiled)
+            tile_token(kept, token, kernels);
         else if (is_integer(site.weights))
             quantize_token(kept, token, is_exact, kernels);
     });
@@ -253,11 +281,13 @@ void multiply_many(const Weights& weights, size_t tokens, const std::vector<Outp
     const size_t panel_outputs = weights.panel_outputs();
     for (size_t token = 0; token < tokens; token += kBlockTokens) {
         const size_t token_end = std::min(tokens, token + kBlockTokens);
-        const size_t fitting = kBlockSums / (token_end - token) / kTileOutputs * kTileOutputs;
-        // Enough tiles for every thread to end at about the same time.
-        const size_t even = weights.out / (kTilesPerThread * threads.count) / kTileOutputs * kTileOutputs;
-        const size_t width = std::min(panel_outputs, std::max(kTileOutputs, std::min(fitting, even)));
-        const size_t tiles = (panel_outputs + width - 1) / width;  // in a panel
+        // Tiles of about the same size, enough for every thread to end at about the same time. Few tokens wait for
+        // memory: long reads gain more.
+        const size_t fitting = kBlockSums / (token_end - token);
+        const size_t even = weights.out / ((tokens < kManyTokens ? 2 : kTilesPerThread) * threads.count);
+        const size_t most = std::max(kTileOutputs, std::min(fitting, even));
+        const size_t whole = std::min(panel_outputs, weights.out), tiles = (whole + most - 1) / most;  // in a panel
+        const size_t width = ((whole + tiles - 1) / tiles + kTileOutputs - 1) / kTileOutputs * kTileOutputs;
         threads.run(weights.panels() * tiles, [&, token](size_t task) {
             static thread_local std::vector<float> block;
             const size_t panel = task / tiles, begin = task % tiles * width;
@@ -265,7 +295,7 @@ void multiply_many(const Weights& weights, size_t tokens, const std::vector<Outp
             if (begin >= end) return;
             const size_t n = (token_end - token) * (end - begin);
             float* sums = grow(block, n);
-            if (!kept.half_steps) std::fill(sums, sums + n, 0.0f);
+            std::fill(sums, sums + n, 0.0f);
             kernels.multiply_tokens(weights, panel, begin, end, kept, token, token_end, sums);
             const size_t offset = panel * panel_outputs;
             for (size_t t = token; t < token_end; ++t)

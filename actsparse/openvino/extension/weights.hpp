@@ -20,7 +20,7 @@ constexpr size_t kPassRows = 8;
 // How many passes ahead kernels fetch rows into the second-level cache. (Into the first, too few reads are under way at
 // a time: 17 instead of 28 GB/s with two threads.)
 constexpr size_t kPrefetchPasses = 2;
-// Kept channels that share one activation scale (OpenVINO's own dynamic quantisation takes 32).
+// Kept channels of a single token that share one activation scale (OpenVINO's own dynamic quantisation takes 32).
 constexpr size_t kSegmentRows = 32;
 // Exact mode multiplies by each activation as the sum of so many INT8 terms, each what rounding left of the one before:
 // about the 24 bits of a float.
