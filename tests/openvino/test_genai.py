@@ -45,7 +45,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generate_by_optimum(folder: Path) -> list[str]:
-    model, tokenizer = load_causal_lm(folder, ov_config=SETTINGS), load_model("default").tokenizer
+    model = load_causal_lm(folder, ov_config=SETTINGS)
+    tokenizer: Any = load_model("default").tokenizer
     texts = []
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt")
