@@ -76,6 +76,9 @@ CLONES void mask_and_note(const float* threshold, size_t n, uint32_t bit, float*
         kept[i] |= is_small ? 0u : bit;
     }
 }
+CLONES void note_kept(const float* x, const float* threshold, size_t n, float* kept) {
+    for (size_t i = 0; i < n; ++i) kept[i] = std::fabs(x[i]) <= threshold[i] ? kept[i] : 1.0f;
+}
 CLONES void scale_outputs(const float* x, const float* scale, const float* zero, float middle, float sum, size_t n, float* y) {
     for (size_t i = 0; i < n; ++i) y[i] = scale[i] * (x[i] - (zero[i] - middle) * sum);
 }

@@ -21,6 +21,9 @@ void mask(const float* x, const float* threshold, size_t n, float* y);
 // x[i] = 0 where |x[i]| <= threshold[i]; elsewhere (a NaN too) kept[i] |= bit.
 void mask_and_note(const float* threshold, size_t n, uint32_t bit, float* x, uint32_t* kept);
 
+// kept[i] = 1 where |x[i]| > threshold[i] (or a NaN), else as it was.
+void note_kept(const float* x, const float* threshold, size_t n, float* kept);
+
 // y[i] = scale[i] * (x[i] - (zero[i] - middle) * sum).
 void scale_outputs(const float* x, const float* scale, const float* zero, float middle, float sum, size_t n, float* y);
 

@@ -22,6 +22,11 @@ struct Segment {
 // A list of kept channels for `tokens` tokens. Each segment is padded to whole passes with value 0. The padding, and
 // kPrefetchPasses beyond the end, repeats a kept channel, so that kernels read and fetch valid rows. The vectors only
 // ever grow: their sizes say nothing.
+// Places [begin, end).
+struct Range {
+    size_t begin, end;
+};
+
 // A tile of activations: so many tokens, so many input channels.
 constexpr size_t kTileTokens = 16;
 constexpr size_t kTileRows = 64;
@@ -34,6 +39,7 @@ struct KeptRows {
     size_t passes = 0;
     std::vector<uint32_t> row;        // [passes + kPrefetchPasses][kPassRows]
     std::vector<Segment> segments;
+    std::vector<Range> padding;       // of the list; exact mode: of a segment's first term only
     // One row of each for every token:
     std::vector<float> value;         // [tokens][passes * kPassRows]
     std::vector<int8_t> quantized;    // [tokens][passes * kPassRows]

@@ -31,7 +31,7 @@ struct Part {
 // Scratch memory of the thread that calls multiply_site.
 struct Scratch {
     KeptRows kept;
-    std::vector<uint8_t> is_kept;
+    std::vector<float> is_kept, nothing;  // [in]: 1 where a token keeps a channel; 0
     std::vector<Part> parts;
     std::vector<size_t> starts;
     std::vector<float> sums;  // [parts][outputs of a panel]
@@ -61,6 +61,10 @@ size_t append_segments(KeptRows& kept, size_t length, size_t count, size_t group
         for (size_t repeat = 1; repeat < repeats; ++repeat)
             std::memcpy(row + repeats * first + repeat * n, row + repeats * first, n * sizeof *row);
         std::memmove(value + repeats * first, value + first, n * sizeof *value);
+    }
+    if (padded > count) {
+        const size_t first = (segments - 1) * segment_rows, begin = length + repeats * first;
+        kept.padding.push_back({begin + count - first, begin + padded - first});
     }
     for (size_t i = 0; i < segments; ++i) {
         const size_t first = i * segment_rows, n = std::min(segment_rows, padded - first);
@@ -124,24 +128,20 @@ void tile_token(KeptRows& kept, size_t token, const Kernels& kernels) {
 }
 
 // The values of one token among several: channels that it does not keep itself, and padding, are 0.
-void copy_values(const Site& site, const float* x, KeptRows& kept, size_t token, size_t repeats) {
-    const size_t in = site.weights.in;
-    float* value = kept.value.data() + token * kept.length();
+void copy_values(const Site& site, const float* x, KeptRows& kept, size_t token) {
+    const size_t in = site.weights.in, length = kept.length();
+    float* value = kept.value.data() + token * length;
     x += token * in;
     // Every channel, in order. (A padded list of fewer may be as long.)
-    if (kept.tokens > kMaxUnionTokens && kept.length() == in && repeats == 1) {
+    if (kept.tokens > kMaxUnionTokens && length == in && kept.padding.empty()) {
         mask(x, site.threshold, in, value);
         return;
     }
-    for (size_t i = 0; i < kept.segments.size(); i += repeats) {
-        const Segment& segment = kept.segments[i];
-        uint32_t previous = UINT32_MAX;
-        for (size_t k = segment.pass_begin * kPassRows; k < segment.pass_end * kPassRows; ++k) {
-            const uint32_t j = kept.row[k];
-            value[k] = j == previous || std::fabs(x[j]) <= site.threshold[j] ? 0.0f : x[j];
-            previous = j;
-        }
-    }
+    static thread_local std::vector<float> own;
+    float* masked = grow(own, in);
+    mask(x, site.threshold, in, masked);
+    for (size_t k = 0; k < length; ++k) value[k] = masked[kept.row[k]];
+    for (const Range& range : kept.padding) std::fill(value + range.begin, value + range.end, 0.0f);
 }
 
 // List the channels that any token keeps, and their values.
@@ -158,11 +158,12 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     grow(kept.value, longest + 16);
     const bool is_union = tokens > 1 && tokens <= kMaxUnionTokens;
     if (is_union) {
-        s.is_kept.assign(in, 0);
-        for (size_t t = 0; t < tokens; ++t)
-            for (size_t j = 0; j < in; ++j) s.is_kept[j] |= !(std::fabs(x[t * in + j]) <= site.threshold[j]);
+        s.is_kept.assign(in, 0.0f);
+        grow(s.nothing, in);
+        for (size_t t = 0; t < tokens; ++t) note_kept(x + t * in, site.threshold, in, s.is_kept.data());
     }
     kept.segments.clear();
+    kept.padding.clear();
     size_t length = 0;
     for (size_t begin = 0; begin < in; begin += group) {
         const size_t end = std::min(in, begin + group);
@@ -170,11 +171,10 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
         size_t count = 0;
         if (tokens == 1)
             count = kernels.compact(x, site.threshold, begin, end, row, kept.value.data() + length);
+        else if (is_union)
+            count = kernels.compact(s.is_kept.data(), s.nothing.data(), begin, end, row, kept.value.data() + length);
         else
-            for (size_t j = begin; j < end; ++j) {
-                row[count] = static_cast<uint32_t>(j);
-                count += !is_union || s.is_kept[j];
-            }
+            for (; begin + count < end; ++count) row[count] = static_cast<uint32_t>(begin + count);
         length = append_segments(kept, length, count, begin / group, segment_rows, is_exact);
     }
     std::fill_n(kept.row.data() + length, kPrefetchPasses * kPassRows, length ? kept.row[length - 1] : 0);
@@ -198,7 +198,7 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
         return;
     }
     threads.run(tokens, [&](size_t token) {
-        copy_values(site, x, kept, token, repeats);
+        copy_values(site, x, kept, token);
         if (is_tiled)
             tile_token(kept, token, kernels);
         else if (is_integer(site.weights))
