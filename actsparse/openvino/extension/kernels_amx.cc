@@ -12,6 +12,7 @@
 #include <cmath>
 #include <limits>
 
+#include "avx512.hpp"
 #include "fetcher.hpp"
 
 #define TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
@@ -64,14 +65,6 @@ TARGET void quantize_tiles(const float* value, size_t n, int8_t* tiles, float* s
             total = _mm512_add_epi32(total, q);
         }
     *sum = _mm512_reduce_add_epi32(total);
-}
-
-// Load 64 bytes of u8 weights, or half the nibbles of 64 bytes of u4 weights.
-template <bool kIsU4>
-INLINE __m512i load_weights(const uint8_t* line, bool is_high) {
-    const __m512i bytes = _mm512_loadu_si512(line);
-    if (!kIsU4) return bytes;
-    return _mm512_and_si512(is_high ? _mm512_srli_epi16(bytes, 4) : bytes, _mm512_set1_epi8(15));
 }
 
 // Lay 64 outputs of a segment's rows out as tiles [steps][4][16 fours of rows][64].
@@ -147,14 +140,7 @@ struct Factors {
 template <bool kIsF16>
 INLINE Factors read_factors(const Weights& weights, size_t output) {
     const auto* zero = reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(weights.zero) + output);
-    Factors factors;
-    if (kIsF16)
-        factors.scale = _mm512_cvtph_ps(_mm256_loadu_si256(
-            reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(weights.scale) + output)));
-    else
-        factors.scale = _mm512_loadu_ps(static_cast<const float*>(weights.scale) + output);
-    factors.zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zero)));
-    return factors;
+    return {load_scale<kIsF16>(weights.scale, output), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zero)))};
 }
 
 // acc[token][0..16) += what the integer sums of 16 outputs stand for; `scale` and `sum` belong to the tokens' segments.

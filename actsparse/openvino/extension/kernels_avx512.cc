@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "avx512.hpp"
 #include "fetcher.hpp"
 #include "kernels.hpp"
 #include "rows.hpp"
@@ -87,22 +88,6 @@ INLINE void interleave(__m512i a0, __m512i a1, __m512i a2, __m512i a3, __m512i o
     out[1] = _mm512_unpackhi_epi16(l01, l23);
     out[2] = _mm512_unpacklo_epi16(h01, h23);
     out[3] = _mm512_unpackhi_epi16(h01, h23);
-}
-
-// Load 64 bytes of u8 weights, or half the nibbles of 64 bytes of u4 weights.
-template <bool kIsU4>
-INLINE __m512i load_weights(const uint8_t* line, bool is_high) {
-    const __m512i bytes = _mm512_loadu_si512(line);
-    if (!kIsU4) return bytes;
-    return _mm512_and_si512(is_high ? _mm512_srli_epi16(bytes, 4) : bytes, _mm512_set1_epi8(15));
-}
-
-template <bool kIsF16>
-INLINE __m512 load_scale(const void* scale, size_t index) {
-    if (kIsF16)
-        return _mm512_cvtph_ps(_mm256_loadu_si256(
-            reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(scale) + index)));
-    return _mm512_loadu_ps(static_cast<const float*>(scale) + index);
 }
 
 // Scales and zero points of a u4 panel's outputs in one group.
