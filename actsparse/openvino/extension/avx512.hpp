@@ -1,0 +1,31 @@
+// What the kernels for AVX-512 and those for AMX load alike.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#define AVX512_INLINE \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"), always_inline)) inline
+
+namespace actsparse {
+
+// Load 64 bytes of u8 weights, or half the nibbles of 64 bytes of u4 weights.
+template <bool kIsU4>
+AVX512_INLINE __m512i load_weights(const uint8_t* line, bool is_high) {
+    const __m512i bytes = _mm512_loadu_si512(line);
+    if (!kIsU4) return bytes;
+    return _mm512_and_si512(is_high ? _mm512_srli_epi16(bytes, 4) : bytes, _mm512_set1_epi8(15));
+}
+
+// Load 16 scales of u4 weights.
+template <bool kIsF16>
+AVX512_INLINE __m512 load_scale(const void* scale, size_t index) {
+    if (kIsF16)
+        return _mm512_cvtph_ps(_mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(scale) + index)));
+    return _mm512_loadu_ps(static_cast<const float*>(scale) + index);
+}
+
+}  // namespace actsparse
