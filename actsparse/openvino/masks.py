@@ -177,21 +177,19 @@ def require_sequences(model: ov.Model) -> None:
     :param model: A masked model; changed in place, once.
     """
     attention_mask = next((port for port in model.inputs if "attention_mask" in port.get_names()), None)
-    masks = [mask for mask in find_masks(model) if mask.tokens == "decode"]
-    if attention_mask is None or not masks:
+    if attention_mask is None:
         return
     zero = ops.constant(0, dtype=np.int64)
     has_sequences = ops.greater_equal(ops.gather(ops.shape_of(attention_mask), zero, zero), zero)
     has_sequences.set_friendly_name("actsparse: tokens='decode' needs sequences, which PagedAttention does not have")
-    for mask in masks:
-        condition = _limit_of(mask.select).get_node().input(0)
+    for mask in find_masks(model):
+        if mask.tokens != "decode":
+            continue
+        limit = mask.select.input_value(0).get_node().input_value(1)
+        condition = limit.get_node().input(0)
         if condition.get_source_output().get_node().get_type_name() == "Equal":
             both = ops.logical_and(condition.get_source_output(), has_sequences)
             condition.replace_source_output(both.output(0))
-
-
-def _limit_of(select: ov.Node) -> ov.Output:
-    return select.input_value(0).get_node().input_value(1)
 
 
 def _tells_one_token(output: ov.Output, source: ov.Output) -> bool:

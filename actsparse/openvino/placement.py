@@ -92,7 +92,8 @@ def replace_masks(model: ov.Model, masks: Mapping[str, LayerMask]) -> None:
     for site in group_by_source([call for name in of_inputs for call in calls[name]]):
         for mask, linears in _group_by_mask(site, of_inputs, calls):
             insert_mask(linears, mask.threshold, mask.tokens, mask.stand_in)
-    require_sequences(model)
+    if any(mask.tokens == "decode" for mask in masks.values()):
+        require_sequences(model)
     records = {name: asdict(mask.record) for name, mask in masks.items() if mask.record}
     model.set_rt_info(json.dumps(records), _PATH)
 

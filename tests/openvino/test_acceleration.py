@@ -59,6 +59,13 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.median(errors))
 
 
+def save_accelerated(model: ov.Model, folder: Path) -> Path:
+    accelerate(model)
+    path = folder / "model.xml"
+    ov.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
 def make_model_of(results: Any, x: Any) -> Any:
     # Its stubs confuse two classes of that name.
     make: Any = ov.Model
@@ -175,12 +182,11 @@ def test_a_saved_model_needs_the_extension_and_nothing_else(
     make_sparse: Callable[..., ov.Model], tokens: np.ndarray, tmp_path: Path
 ) -> None:
     model = make_sparse()
-    accelerate(model)
+    path = save_accelerated(model, tmp_path)
     expected = logits(model, tokens)
-    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
     with pytest.raises(RuntimeError, match="Sparse"):
-        ov.Core().read_model(tmp_path / "model.xml")
-    loaded = make_core().read_model(tmp_path / "model.xml")
+        ov.Core().read_model(path)
+    loaded = make_core().read_model(path)
     np.testing.assert_array_equal(logits(loaded, tokens), expected)
 
 
@@ -188,32 +194,27 @@ def test_a_model_saved_before_layouts_had_a_number_runs(
     make_sparse: Callable[..., ov.Model], tokens: np.ndarray, tmp_path: Path
 ) -> None:
     model = make_sparse()
-    accelerate(model)
+    path = save_accelerated(model, tmp_path)
     expected = logits(model, tokens)
-    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
-    xml, count = re.subn(r' (\w+_)?layout="1"', "", (tmp_path / "model.xml").read_text())
+    xml, count = re.subn(r' (\w+_)?layout="1"', "", path.read_text())
     assert count >= len(operations(model))
-    (tmp_path / "model.xml").write_text(xml)
-    np.testing.assert_array_equal(logits(make_core().read_model(tmp_path / "model.xml"), tokens), expected)
+    path.write_text(xml)
+    np.testing.assert_array_equal(logits(make_core().read_model(path), tokens), expected)
 
 
 def test_an_unknown_layout_is_named(make_sparse: Callable[..., ov.Model], tmp_path: Path) -> None:
-    model = make_sparse()
-    accelerate(model)
-    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
-    xml = (tmp_path / "model.xml").read_text().replace('layout="1"', 'layout="7"')
-    (tmp_path / "model.xml").write_text(xml)
+    path = save_accelerated(make_sparse(), tmp_path)
+    xml = path.read_text().replace('layout="1"', 'layout="7"')
+    path.write_text(xml)
     with pytest.raises(RuntimeError, match=r"layout of the weights is 7.*knows only 1"):
-        make_core().read_model(tmp_path / "model.xml")
+        make_core().read_model(path)
 
 
 def test_damaged_operations_are_refused_when_they_are_read(
     make_sparse: Callable[..., ov.Model], tmp_path: Path
 ) -> None:
-    model = make_sparse()
-    accelerate(model)
-    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
-    xml = (tmp_path / "model.xml").read_text()
+    path = save_accelerated(make_sparse(), tmp_path)
+    xml = path.read_text()
     for pattern, damage in [
         (r'weight_type="u8"', 'weight_type="u4"'),
         (r'weight_type="u8"', 'weight_type="u2"'),
@@ -225,9 +226,9 @@ def test_damaged_operations_are_refused_when_they_are_read(
     ]:
         damaged, count = re.subn(pattern, damage, xml, count=1)
         assert count == 1
-        (tmp_path / "model.xml").write_text(damaged)
+        path.write_text(damaged)
         with pytest.raises(RuntimeError, match="actsparse"):
-            make_core().read_model(tmp_path / "model.xml")
+            make_core().read_model(path)
 
 
 def test_sites_below_the_least_sparsity_stay_as_they_are(

@@ -1,4 +1,4 @@
-// What the kernels for AVX-512 and those for AMX load alike.
+// What the kernels for AVX-512 and those for AMX do alike with weights.
 #pragma once
 
 #include <immintrin.h>
@@ -26,6 +26,16 @@ AVX512_INLINE __m512 load_scale(const void* scale, size_t index) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(
             reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(scale) + index)));
     return _mm512_loadu_ps(static_cast<const float*>(scale) + index);
+}
+
+// Interleave four rows byte by byte: out[v] holds outputs [16 v, 16 v + 16) of a line, four bytes each.
+AVX512_INLINE void interleave(__m512i a0, __m512i a1, __m512i a2, __m512i a3, __m512i out[4]) {
+    const __m512i l01 = _mm512_unpacklo_epi8(a0, a1), h01 = _mm512_unpackhi_epi8(a0, a1);
+    const __m512i l23 = _mm512_unpacklo_epi8(a2, a3), h23 = _mm512_unpackhi_epi8(a2, a3);
+    out[0] = _mm512_unpacklo_epi16(l01, l23);
+    out[1] = _mm512_unpackhi_epi16(l01, l23);
+    out[2] = _mm512_unpacklo_epi16(h01, h23);
+    out[3] = _mm512_unpackhi_epi16(h01, h23);
 }
 
 }  // namespace actsparse

@@ -19,9 +19,6 @@ struct Segment {
     size_t rows() const { return (pass_end - pass_begin) * kPassRows; }
 };
 
-// A list of kept channels for `tokens` tokens. Each segment is padded to whole passes with value 0. The padding, and
-// kPrefetchPasses beyond the end, repeats a kept channel, so that kernels read and fetch valid rows. The vectors only
-// ever grow: their sizes say nothing.
 // Places [begin, end).
 struct Range {
     size_t begin, end;
@@ -34,6 +31,9 @@ constexpr size_t kTileBytes = kTileTokens * kTileRows;
 // Kept channels that share one activation scale where several tokens share a reading of the weights.
 constexpr size_t kSharedSegmentRows = 2 * kTileRows;
 
+// A list of kept channels for `tokens` tokens. Each segment is padded to whole passes with value 0. The padding, and
+// kPrefetchPasses beyond the end, repeats a kept channel, so that kernels read and fetch valid rows. The vectors only
+// ever grow: their sizes say nothing.
 struct KeptRows {
     size_t tokens = 0;
     size_t passes = 0;
@@ -47,7 +47,7 @@ struct KeptRows {
     std::vector<int32_t> pass_sum;    // [tokens][passes]: sum of quantized
     std::vector<int32_t> segment_sum; // [tokens][segments]: the same
     std::vector<float> sum;           // [tokens]: sum of scale * quantized
-    // In the place of `quantized`, where tile_steps is not 0: tiles [block of tile_tokens tokens][tile_steps]
+    // The same as `quantized`, where tile_steps is not 0: tiles [block of tile_tokens tokens][tile_steps]
     // [kTileTokens][kTileRows]. A segment fills whole tiles, with zeros beyond its end.
     size_t tile_steps = 0;
     size_t tile_tokens = 0;

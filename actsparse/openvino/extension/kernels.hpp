@@ -40,9 +40,8 @@ struct Kernels {
                     size_t count, float* y);
 
     // From so many tokens on multiply_tokens takes integer weights times activations in tiles, where these need not be
-    // exact; and how to quantise the values of a token's segment to its rows of the tiles, kTileBytes apart.
+    // exact.
     size_t min_tile_tokens = SIZE_MAX;
-    void (*quantize_tiles)(const float* value, size_t n, int8_t* tiles, float* scale, int32_t* sum) = nullptr;
 };
 
 extern const Kernels portable_kernels;

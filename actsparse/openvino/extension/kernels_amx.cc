@@ -9,8 +9,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "avx512.hpp"
 #include "fetcher.hpp"
@@ -23,8 +21,9 @@ namespace {
 
 // Fewer tokens are multiplied faster without tiles.
 constexpr size_t kMinTokens = 12;
-constexpr size_t kTileOutputs = 16;                       // columns of a tile of weights or sums
-constexpr size_t kLineTiles = 4;                          // that 64 outputs make
+constexpr size_t kTileOutputs = 16;                        // columns of a tile of weights or sums
+constexpr size_t kTileSums = kTileTokens * kTileOutputs;
+constexpr size_t kLineTiles = 4;                           // that 64 outputs make
 constexpr size_t kSteps = kSharedSegmentRows / kTileRows;  // tiles of input channels in a segment, at most
 
 // The first layout of LDTILECFG.
@@ -44,50 +43,27 @@ INLINE void configure(size_t tokens) {
     _tile_loadconfig(&config);
 }
 
-TARGET void quantize_tiles(const float* value, size_t n, int8_t* tiles, float* scale, int32_t* sum) {
-    __m512 largest = _mm512_setzero_ps();
-    __mmask16 not_finite = 0;
-    const auto valid = [n](size_t k) { return static_cast<__mmask16>(n >= k + 16 ? 0xffff : n > k ? (1u << (n - k)) - 1 : 0); };
-    for (size_t k = 0; k < n; k += 16) {
-        const __m512 v = _mm512_maskz_loadu_ps(valid(k), value + k);
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
-        not_finite |= _mm512_fpclass_ps_mask(v, 0x99);  // NaN or infinite
-    }
-    const float m = _mm512_reduce_max_ps(largest);
-    *scale = not_finite ? std::numeric_limits<float>::quiet_NaN() : m / 127.0f;
-    const __m512 inverse = _mm512_set1_ps(!not_finite && m > 1e-30f ? 127.0f / m : 0.0f);
-    __m512i total = _mm512_setzero_si512();
-    for (size_t k = 0; k < n; k += kTileRows, tiles += kTileBytes)
-        for (size_t i = 0; i < kTileRows; i += 16) {
-            const __m512 v = _mm512_maskz_loadu_ps(not_finite ? 0 : valid(k + i), value + k + i);
-            const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(tiles + i), _mm512_cvtepi32_epi8(q));
-            total = _mm512_add_epi32(total, q);
-        }
-    *sum = _mm512_reduce_add_epi32(total);
-}
-
 // Lay 64 outputs of a segment's rows out as tiles [steps][4][16 fours of rows][64].
 template <bool kIsU4>
-INLINE void interleave(const uint8_t* line, bool is_high, size_t row_bytes, const uint32_t* row, size_t rows,
-                       Fetcher& fetcher, uint8_t* to) {
+INLINE void lay_out(const uint8_t* line, bool is_high, size_t row_bytes, const uint32_t* row, size_t rows,
+                    Fetcher& fetcher, uint8_t* to) {
     for (size_t k = 0; k < rows; k += 4) {
-        __m512i r[4];
+        __m512i r[4], w[4];
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; ++i) r[i] = load_weights<kIsU4>(line + row[k + i] * row_bytes, is_high);
         for (size_t i = 0; i < (kIsU4 ? 2 : 4); ++i) fetcher.fetch();
-        const __m512i l01 = _mm512_unpacklo_epi8(r[0], r[1]), h01 = _mm512_unpackhi_epi8(r[0], r[1]);
-        const __m512i l23 = _mm512_unpacklo_epi8(r[2], r[3]), h23 = _mm512_unpackhi_epi8(r[2], r[3]);
+        interleave(r[0], r[1], r[2], r[3], w);
         uint8_t* out = to + k / kTileRows * kLineTiles * kTileBytes + k % kTileRows / 4 * 64;
-        _mm512_store_si512(out, _mm512_unpacklo_epi16(l01, l23));
-        _mm512_store_si512(out + kTileBytes, _mm512_unpackhi_epi16(l01, l23));
-        _mm512_store_si512(out + 2 * kTileBytes, _mm512_unpacklo_epi16(h01, h23));
-        _mm512_store_si512(out + 3 * kTileBytes, _mm512_unpackhi_epi16(h01, h23));
+#pragma GCC unroll 4
+        for (size_t v = 0; v < 4; ++v) _mm512_store_si512(out + v * kTileBytes, w[v]);
     }
 }
 
-// dots[4][16 tokens][16 outputs] = a block of tokens times 64 outputs.
-INLINE void multiply_block(const int8_t* tokens, const uint8_t* weights, size_t steps, int32_t* dots) {
+// A block of tokens times 32 outputs: dots[2][16 tokens][16 outputs]. Beside it, to `more`, another block of tokens times
+// the same outputs, or without another the same block times the next 32.
+template <bool kHasOther>
+INLINE void multiply_tiles(const int8_t* tokens, const int8_t* others, const uint8_t* weights, size_t steps, int32_t* dots,
+                           int32_t* more) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -98,38 +74,21 @@ INLINE void multiply_block(const int8_t* tokens, const uint8_t* weights, size_t 
         _tile_dpbsud(0, 4, 6);
         _tile_loadd(7, weights + kTileBytes, 64);
         _tile_dpbsud(1, 4, 7);
-        _tile_loadd(6, weights + 2 * kTileBytes, 64);
-        _tile_dpbsud(2, 4, 6);
-        _tile_loadd(7, weights + 3 * kTileBytes, 64);
-        _tile_dpbsud(3, 4, 7);
+        if (kHasOther) {
+            _tile_loadd(5, others + step * kTileBytes, 64);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        } else {
+            _tile_loadd(6, weights + 2 * kTileBytes, 64);
+            _tile_dpbsud(2, 4, 6);
+            _tile_loadd(7, weights + 3 * kTileBytes, 64);
+            _tile_dpbsud(3, 4, 7);
+        }
     }
     _tile_stored(0, dots, 64);
-    _tile_stored(1, dots + 256, 64);
-    _tile_stored(2, dots + 512, 64);
-    _tile_stored(3, dots + 768, 64);
-}
-
-// dots[2 outputs' tiles][16 tokens][16 outputs] = each of two blocks of tokens times 32 outputs.
-INLINE void multiply_two_blocks(const int8_t* tokens, const int8_t* others, const uint8_t* weights, size_t steps,
-                                int32_t* dots, int32_t* other_dots) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (size_t step = 0; step < steps; ++step, weights += kLineTiles * kTileBytes) {
-        _tile_loadd(4, tokens + step * kTileBytes, 64);
-        _tile_loadd(6, weights, 64);
-        _tile_dpbsud(0, 4, 6);
-        _tile_loadd(7, weights + kTileBytes, 64);
-        _tile_dpbsud(1, 4, 7);
-        _tile_loadd(5, others + step * kTileBytes, 64);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
-    }
-    _tile_stored(0, dots, 64);
-    _tile_stored(1, dots + 256, 64);
-    _tile_stored(2, other_dots, 64);
-    _tile_stored(3, other_dots + 256, 64);
+    _tile_stored(1, dots + kTileSums, 64);
+    _tile_stored(2, more, 64);
+    _tile_stored(3, more + kTileSums, 64);
 }
 
 // Of a tile's 16 outputs in one group of u4 weights.
@@ -161,9 +120,9 @@ INLINE void add_dots(const int32_t* dots, size_t tokens, const float* scale, con
 template <bool kIsU4, bool kIsF16>
 TARGET void multiply_tiled(const Weights& weights, size_t panel, size_t begin, size_t end, const KeptRows& kept,
                            size_t token_begin, size_t token_end, float* acc) {
-    alignas(64) uint8_t interleaved[kSteps * kLineTiles * kTileBytes] = {};
-    alignas(64) int32_t dots[2 * kLineTiles * kTileTokens * kTileOutputs];
-    constexpr size_t kHalves = kIsU4 ? 2 : 1, kDots = kLineTiles * kTileTokens * kTileOutputs;
+    constexpr size_t kHalves = kIsU4 ? 2 : 1, kDots = kLineTiles * kTileSums;
+    alignas(64) uint8_t tiled[kSteps * kLineTiles * kTileBytes] = {};
+    alignas(64) int32_t dots[2 * kDots];
     const size_t width = end - begin, tokens = token_end - token_begin, block = kept.tile_tokens;
     const size_t row_bytes = weights.row_bytes(panel), segments = kept.segments.size();
     const uint8_t* data = weights.panel_data(panel) + begin / kHalves;
@@ -176,15 +135,14 @@ TARGET void multiply_tiled(const Weights& weights, size_t panel, size_t begin, s
         const size_t factor = segment.group * weights.out + panel * weights.panel_outputs() + begin;
         for (size_t chunk = 0; chunk < width / kLineBytes; ++chunk) {
             // What the last tile has beyond the segment's rows is multiplied by 0.
-            interleave<kIsU4>(data + chunk / kHalves * kLineBytes, chunk % kHalves, row_bytes, row, rows, fetcher,
-                              interleaved);
+            lay_out<kIsU4>(data + chunk / kHalves * kLineBytes, chunk % kHalves, row_bytes, row, rows, fetcher, tiled);
             const auto add = [&](size_t t, const int32_t* from) TARGET {
                 const size_t first = (token_begin + t) * segments + s;
                 for (size_t tile = 0; tile < kLineTiles; ++tile) {
                     const size_t output = chunk * 64 + tile * kTileOutputs;
                     Factors factors;
                     if (kIsU4) factors = read_factors<kIsF16>(weights, factor + output);
-                    add_dots<kIsU4>(from + tile * kTileTokens * kTileOutputs, std::min(block, tokens - t),
+                    add_dots<kIsU4>(from + tile * kTileSums, std::min(block, tokens - t),
                                     kept.scale.data() + first, kept.segment_sum.data() + first, segments, factors,
                                     acc + t * width + output, width);
                 }
@@ -194,14 +152,14 @@ TARGET void multiply_tiled(const Weights& weights, size_t panel, size_t begin, s
             };
             size_t t = 0;
             for (; t + block < tokens; t += 2 * block) {
-                multiply_two_blocks(tiles(t), tiles(t + block), interleaved, steps, dots, dots + kDots);
-                multiply_two_blocks(tiles(t), tiles(t + block), interleaved + 2 * kTileBytes, steps, dots + kDots / 2,
-                                    dots + kDots + kDots / 2);
+                for (size_t half = 0; half < 2; ++half)
+                    multiply_tiles<true>(tiles(t), tiles(t + block), tiled + half * 2 * kTileBytes, steps,
+                                         dots + half * kDots / 2, dots + kDots + half * kDots / 2);
                 add(t, dots);
                 add(t + block, dots + kDots);
             }
             if (t < tokens) {
-                multiply_block(tiles(t), interleaved, steps, dots);
+                multiply_tiles<false>(tiles(t), nullptr, tiled, steps, dots, dots + kDots / 2);
                 add(t, dots);
             }
         }
@@ -230,7 +188,7 @@ bool is_amx_available() {
 }
 
 const Kernels amx_kernels{"amx", avx512_kernels.compact, avx512_kernels.quantize, avx512_kernels.multiply, multiply_tokens,
-                          avx512_kernels.dot_rows, avx512_kernels.dot_row, kMinTokens, quantize_tiles};
+                          avx512_kernels.dot_rows, avx512_kernels.dot_row, kMinTokens};
 
 }  // namespace actsparse
 #endif

@@ -81,15 +81,6 @@ INLINE __m512i broadcast4(const int8_t* quantized) {
     return _mm512_set1_epi32(four);
 }
 
-INLINE void interleave(__m512i a0, __m512i a1, __m512i a2, __m512i a3, __m512i out[4]) {
-    const __m512i l01 = _mm512_unpacklo_epi8(a0, a1), h01 = _mm512_unpackhi_epi8(a0, a1);
-    const __m512i l23 = _mm512_unpacklo_epi8(a2, a3), h23 = _mm512_unpackhi_epi8(a2, a3);
-    out[0] = _mm512_unpacklo_epi16(l01, l23);
-    out[1] = _mm512_unpackhi_epi16(l01, l23);
-    out[2] = _mm512_unpacklo_epi16(h01, h23);
-    out[3] = _mm512_unpackhi_epi16(h01, h23);
-}
-
 // Scales and zero points of a u4 panel's outputs in one group.
 struct GroupFactors {
     const void* scale;

@@ -11,8 +11,7 @@ SparseLinear::SparseLinear(const ov::OutputVector& inputs, SiteAttributes site, 
 
 void SparseLinear::validate_and_infer_types() {
     check_site(this, m_site, 1);
-    check_input(this, m_site.in_features);
-    check_runs(this, m_site.is_decode_only);
+    check_input(this, m_site.in_features, m_site.is_decode_only);
     auto shape = get_input_partial_shape(0);
     set_output_size(m_site.out_features.size());
     for (size_t i = 0; i < m_site.out_features.size(); ++i) {
@@ -59,8 +58,7 @@ SparseFeedForward::SparseFeedForward(const ov::OutputVector& inputs, SiteAttribu
 void SparseFeedForward::validate_and_infer_types() {
     activation_of(m_activation);
     check_site(this, m_in, 1);
-    check_input(this, m_in.in_features);
-    check_runs(this, m_in.is_decode_only || m_down.is_decode_only);
+    check_input(this, m_in.in_features, m_in.is_decode_only || m_down.is_decode_only);
     check_site(this, m_down, 2);
     NODE_VALIDATION_CHECK(this, m_in.out_features.size() <= 2 && m_down.out_features.size() == 1,
                           "actsparse: a feed-forward network has at most a gate and an up projection, and one down");
@@ -119,8 +117,7 @@ GatedFeedForward::GatedFeedForward(const ov::OutputVector& inputs, SiteAttribute
 void GatedFeedForward::validate_and_infer_types() {
     activation_of(m_activation);
     check_site(this, m_gate, 1);
-    check_input(this, m_gate.in_features);
-    check_runs(this, m_gate.is_decode_only || m_up.is_decode_only || m_down.is_decode_only);
+    check_input(this, m_gate.in_features, m_gate.is_decode_only || m_up.is_decode_only || m_down.is_decode_only);
     check_rows(this, m_up, 2);
     check_site(this, m_down, 3);
     NODE_VALIDATION_CHECK(this, m_gate.out_features.size() == 1 && m_up.out_features.size() == 1 &&

@@ -41,10 +41,8 @@ Weights PackedWeights::pack(const Weights& saved, const Threads& threads) const 
     static_assert(kPageBytes % kSavedRowBytes == 0);
     Weights packed = saved;
     packed.panel_bytes = kPageBytes;
-    size_t bytes = 0;
-    for (size_t p = 0; p < packed.panels(); ++p) bytes += packed.in * packed.row_bytes(p);
     const size_t chunks = (packed.in + kChunkRows - 1) / kChunkRows;
-    const uint8_t* data = copy_once(saved.data, bytes, [&](uint8_t* to) {
+    const uint8_t* data = copy_once(saved.data, saved.bytes(), [&](uint8_t* to) {
         threads.run(packed.panels() * chunks, [&](size_t task) {
             const size_t panel = task / chunks, begin = task % chunks * kChunkRows;
             copy_rows(saved, packed, panel, begin, std::min(packed.in, begin + kChunkRows),

@@ -110,21 +110,19 @@ void lay_out_tiles(KeptRows& kept) {
     grow(kept.tiles, (kept.tokens + kept.tile_tokens - 1) / kept.tile_tokens * kept.tile_steps * kTileBytes);
 }
 
-// Quantise a token's values to tiles, segment by segment.
-void tile_token(KeptRows& kept, size_t token, const Kernels& kernels) {
-    const float* value = kept.value.data() + token * kept.length();
+// Copy what a token's values were quantised to, segment by segment, to tiles.
+void tile_token(KeptRows& kept, size_t token) {
+    const int8_t* quantized = kept.quantized.data() + token * kept.length();
     int8_t* tiles = kept.tiles.data() + kept.tile_place(token);
-    const size_t first = token * kept.segments.size();
-    float total = 0;
-    for (size_t s = 0; s < kept.segments.size(); ++s) {
-        const Segment& segment = kept.segments[s];
-        float* scale = kept.scale.data() + first + s;
-        int32_t* sum = kept.segment_sum.data() + first + s;
-        kernels.quantize_tiles(value + segment.pass_begin * kPassRows, segment.rows(), tiles + segment.step * kTileBytes,
-                               scale, sum);
-        total += *scale * static_cast<float>(*sum);
+    for (const Segment& segment : kept.segments) {
+        const int8_t* from = quantized + segment.pass_begin * kPassRows;
+        int8_t* to = tiles + segment.step * kTileBytes;
+        for (size_t k = 0; k < segment.rows(); k += kTileRows, to += kTileBytes) {
+            const size_t n = std::min(kTileRows, segment.rows() - k);
+            std::memcpy(to, from + k, n);
+            std::memset(to + n, 0, kTileRows - n);
+        }
     }
-    kept.sum[token] = total;
 }
 
 // The values of one token among several: channels that it does not keep itself, and padding, are 0.
@@ -182,16 +180,13 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     kept.passes = length / kPassRows;
     kept.tile_steps = 0;
     grow(kept.value, tokens * length);
-    if (is_tiled) {
-        lay_out_tiles(kept);
-    } else if (is_integer(site.weights)) {
-        grow(kept.quantized, tokens * length);
-        grow(kept.pass_sum, tokens * kept.passes);
-    }
     if (is_integer(site.weights)) {
+        grow(kept.quantized, tokens * length);
         grow(kept.scale, tokens * kept.segments.size());
+        grow(kept.pass_sum, tokens * kept.passes);
         grow(kept.segment_sum, tokens * kept.segments.size());
     }
+    if (is_tiled) lay_out_tiles(kept);
     grow(kept.sum, tokens);
     if (tokens == 1) {
         if (is_integer(site.weights)) quantize_token(kept, 0, is_exact, kernels);
@@ -199,10 +194,8 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
     }
     threads.run(tokens, [&](size_t token) {
         copy_values(site, x, kept, token);
-        if (is_tiled)
-            tile_token(kept, token, kernels);
-        else if (is_integer(site.weights))
-            quantize_token(kept, token, is_exact, kernels);
+        if (is_integer(site.weights)) quantize_token(kept, token, is_exact, kernels);
+        if (is_tiled) tile_token(kept, token);
     });
 }
 

@@ -176,16 +176,12 @@ void check_site(const ov::Node* node, const SiteAttributes& attributes, size_t i
     check_bytes(node, layout_of(attributes).end, input);
 }
 
-void check_input(const ov::Node* node, int64_t in) {
+void check_input(const ov::Node* node, int64_t in, bool is_decode_only) {
     NODE_VALIDATION_CHECK(node, node->get_input_element_type(0) == ov::element::f32, "actsparse: x must be f32");
     const auto& shape = node->get_input_partial_shape(0);
     NODE_VALIDATION_CHECK(node, shape.rank().is_static() && shape.size() >= 1, "actsparse: x must have a known rank");
     NODE_VALIDATION_CHECK(node, shape[shape.size() - 1].compatible(in), "actsparse: x must be [..., ", in, "], not ",
                           shape);
-}
-
-void check_runs(const ov::Node* node, bool is_decode_only) {
-    const auto& shape = node->get_input_partial_shape(0);
     if (!is_decode_only || shape.size() < 3 || shape.is_static()) return;
     NODE_VALIDATION_CHECK(node, shape[shape.size() - 2].is_dynamic() || shape[shape.size() - 2].get_length() != 1,
                           "actsparse: masks with tokens='decode' cannot tell prompts from single tokens where every "

@@ -49,11 +49,8 @@ Rows rows_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov
              const PackedWeights& packed, const Threads& threads);
 void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t input);
 
-// Refuse an input x that the site cannot take.
-void check_input(const ov::Node* node, int64_t in);
-
-// Refuse an input in which runs of a single token cannot be told from others.
-void check_runs(const ov::Node* node, bool is_decode_only);
+// Refuse an input x that the site cannot take: for masks of single tokens one in which these cannot be told from others.
+void check_input(const ov::Node* node, int64_t in, bool is_decode_only);
 
 ov::Shape with_last(ov::Shape shape, int64_t last);
 

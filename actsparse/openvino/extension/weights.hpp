@@ -58,6 +58,7 @@ struct Weights {
         return rest < panel_outputs() ? rest : panel_outputs();
     }
     size_t row_bytes(size_t panel) const { return width(panel) * kLineBytes / outputs_per_bytes(type, kLineBytes); }
+    size_t bytes() const { return in * out * kLineBytes / outputs_per_bytes(type, kLineBytes); }
     const uint8_t* panel_data(size_t panel) const { return data + panel * in * panel_bytes; }
 };
 
