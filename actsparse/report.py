@@ -169,9 +169,10 @@ def acceleration_table(acceleration: Any) -> Table:
     table.add_column("operation")
     table.add_column("operations", justify="right")
     table.add_column("layers", justify="right")
-    for name in sorted({site.operation for site in acceleration.accelerated}):
-        sites = [site for site in acceleration.accelerated if site.operation == name]
-        table.add_row(name, str(len(sites)), str(sum(len(site.layers) for site in sites)))
+    for name, is_masked in sorted({(site.operation, site.is_masked) for site in acceleration.accelerated}):
+        sites = [s for s in acceleration.accelerated if (s.operation, s.is_masked) == (name, is_masked)]
+        title = name if is_masked else f"{name}, without a mask"
+        table.add_row(title, str(len(sites)), str(sum(len(site.layers) for site in sites)))
     for reason in dict.fromkeys(site.reason for site in acceleration.kept):
         sites = [site for site in acceleration.kept if site.reason == reason]
         table.add_row(f"not accelerated: {reason}", str(len(sites)), str(sum(len(site.layers) for site in sites)))

@@ -359,7 +359,7 @@ def _name_target(target: Any) -> float | str | dict[str, float]:
 
 
 def _count_layers(sparse: SparseModel) -> tuple[int, int]:
-    sites = (sparse.acceleration.accelerated, sparse.acceleration.kept)
+    sites = (sparse.acceleration.masked, sparse.acceleration.kept)
     run, kept = (sum(len(site.layers) for site in group) for group in sites)
     return run, kept
 

@@ -70,7 +70,7 @@ def make_sparse(
         sparsify_activations(model, batches, targets)
     portable = model.clone()
     acceleration = accelerate(model, exact=is_exact)
-    if not acceleration.accelerated:
+    if not acceleration.masked:
         reasons = sorted({site.reason for site in acceleration.kept})
         msg = f"the kernel runs none of the masked layers: {reasons[0] if reasons else 'no layer has a mask'}"
         raise ActsparseError(msg)

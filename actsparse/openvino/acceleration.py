@@ -1,5 +1,6 @@
 """Replace masks and the Linear layers behind them by the extension's operations."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,9 +12,9 @@ from openvino.utils.node_factory import NodeFactory
 from actsparse.errors import ActsparseError
 from actsparse.openvino.build import explain_portable, extension_path
 from actsparse.openvino.feed_forward import FeedForward, find_feed_forward, find_gated
-from actsparse.openvino.linear import Linear, find_linears
-from actsparse.openvino.masks import Mask, find_masks
-from actsparse.openvino.packing import PackedSite, pack_rows, pack_site
+from actsparse.openvino.linear import Linear, find_head, find_linears
+from actsparse.openvino.masks import Mask, find_masks, group_by_source
+from actsparse.openvino.packing import PLAIN_LAYOUT, PackedSite, pack_plain, pack_rows, pack_site
 from actsparse.openvino.placement import read_targets
 from actsparse.openvino.toolchain import BuildError
 from actsparse.openvino.weights import UnsupportedWeightsError, read_weights
@@ -24,13 +25,15 @@ class AcceleratedSite:
     """Layers that run as one operation.
 
     :param layers: Their module names.
-    :param operation: SparseLinear, SparseFeedForward or GatedFeedForward.
+    :param operation: SparseLinear, SparseHead, SparseFeedForward or GatedFeedForward.
     :param weight_type: u8, u4, f16 or bf16.
+    :param is_masked: Whether any of them has a mask.
     """
 
     layers: tuple[str, ...]
     operation: str
     weight_type: str
+    is_masked: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,30 @@ class KeptSite:
 class Acceleration:
     """What `accelerate` did.
 
-    :param accelerated: Sites that the kernel runs.
+    :param accelerated: Sites that the kernel runs, with masks or without.
     :param kept: Masked sites that it does not run.
     """
 
     accelerated: tuple[AcceleratedSite, ...]
     kept: tuple[KeptSite, ...]
 
+    @property
+    def masked(self) -> tuple[AcceleratedSite, ...]:
+        """The masked sites that the kernel runs."""
+        return tuple(site for site in self.accelerated if site.is_masked)
 
-OPERATIONS = {"SparseLinear", "SparseFeedForward", "GatedFeedForward"}
+
+OPERATIONS = {"SparseLinear", "SparseHead", "SparseFeedForward", "GatedFeedForward"}
+# Which layers without a mask run on the kernel too.
+DENSE = ("none", "head", "all")
 
 # What the kernel gains at no sparsity at all decides this: see benchmarks/README.md.
 MIN_SPARSITY = 0.0
 
 
-def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MIN_SPARSITY) -> Acceleration:
+def accelerate(
+    model: ov.Model, *, exact: bool = False, min_sparsity: float = MIN_SPARSITY, dense: str = "head"
+) -> Acceleration:
     """Make masked layers skip the weights that their masks make useless, in place.
 
     The layers that read one tensor through equal masks become one operation of the extension, and a feed-forward
@@ -74,11 +86,15 @@ def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MI
     :param exact: Multiply with activations of 24 bits (three INT8 terms), as exact as f32, instead of quantising them
         to INT8 as OpenVINO's own compressed layers do by default.
     :param min_sparsity: Sites with a lower target stay as they are, where the model records its targets.
+    :param dense: Which INT8 layers without a mask run on the kernel too: `head`, the output head; `all`; or `none`.
     :return: Which layers the kernel runs, and why the other masked ones stay.
-    :raises ActsparseError: If `min_sparsity` is not in [0, 1].
+    :raises ActsparseError: If `min_sparsity` is not in [0, 1], or `dense` is none of these words.
     """
     if not 0 <= min_sparsity <= 1:
         message = f"min_sparsity must be in [0, 1], not {min_sparsity}"
+        raise ActsparseError(message)
+    if dense not in DENSE:
+        message = f"dense must be one of {', '.join(DENSE)}, not {dense!r}"
         raise ActsparseError(message)
     masks = find_masks(model)
     try:
@@ -88,17 +104,20 @@ def accelerate(model: ov.Model, *, exact: bool = False, min_sparsity: float = MI
         return Acceleration((), tuple(KeptSite(_names(mask.linears), str(error)) for mask in masks))
     kept: list[KeptSite] = []
     sites: list[_Site] = []
-    targets = read_targets(model)
+    targets, head = read_targets(model), find_head(model)
     for same in _equal_masks([mask for mask in masks if not mask.is_of_rows]):
         linears = tuple(linear for mask in same for linear in mask.linears)
         reason = _reason_to_stay(linears, targets, min_sparsity)
         try:
             if reason is None:
-                sites.append(_pack(same[0], linears))
+                sites.append(_pack(linears, head, same[0]))
         except UnsupportedWeightsError as error:
             reason = str(error)
         if reason is not None:
             kept.append(KeptSite(_names(linears), reason))
+    for linears in _unmasked(model, masks, dense, head):
+        with contextlib.suppress(UnsupportedWeightsError):
+            sites.append(_pack(linears, head))
     factory = NodeFactory()
     factory.add_extension(str(library))
     by_name = {linear.name: linear for linear in find_linears(model)}
@@ -126,12 +145,19 @@ class _Site:
     :param source: What the mask reads.
     :param packed: Their weights and thresholds.
     :param tokens: Which tokens are masked, `all` or `decode`.
+    :param is_masked: Whether any are.
     """
 
     linears: tuple[Linear, ...]
     source: ov.Output
     packed: PackedSite
     tokens: str
+    is_masked: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weights stay in the model's own constant."""
+        return self.packed.layout == PLAIN_LAYOUT
 
     def constant(self) -> ov.Output:
         """Return the operation's input that holds the site's bytes."""
@@ -173,10 +199,23 @@ def _reason_to_stay(linears: tuple[Linear, ...], targets: dict[str, float], min_
     return None
 
 
-def _pack(mask: Mask, linears: tuple[Linear, ...]) -> _Site:
-    threshold = np.broadcast_to(mask.threshold, [linears[0].in_features])
-    packed = pack_site([read_weights(linear) for linear in linears], threshold)
-    return _Site(linears, mask.source, packed, mask.tokens)
+def _unmasked(model: ov.Model, masks: list[Mask], dense: str, head: Linear | None) -> Iterator[tuple[Linear, ...]]:
+    """Yield the INT8 layers without a mask that are to move too, those that read the same output together."""
+    masked = {linear.name for mask in masks for linear in mask.linears}
+    wanted = [head] if dense == "head" and head else find_linears(model) if dense == "all" else []
+    for linears in group_by_source([linear for linear in wanted if linear.name not in masked]):
+        types = {linear.constant.get_output_element_type(0).get_type_name() for linear in linears}
+        if types <= {"u8", "i8"} and _reason_to_stay(tuple(linears), {}, 0.0) is None:
+            yield tuple(linears)
+
+
+def _pack(linears: tuple[Linear, ...], head: Linear | None, mask: Mask | None = None) -> _Site:
+    """Pack layers of one source; without a mask everything passes."""
+    threshold = np.broadcast_to(mask.threshold if mask else np.float32(-1.0), [linears[0].in_features])
+    weights = [read_weights(linear) for linear in linears]
+    is_head = head is not None and [linear.name for linear in linears] == [head.name]
+    packed = pack_plain(weights[0], threshold) if is_head and head.is_plain else pack_site(weights, threshold)
+    return _Site(linears, mask.source if mask else linears[0].source, packed, mask.tokens if mask else "all", bool(mask))
 
 
 def _replace_gated(
@@ -223,8 +262,7 @@ def _site_of(linears: tuple[Linear, ...], sites: list[_Site]) -> _Site:
     if len(linears) != 1:
         message = "the product of gate and up is not read by one layer alone"
         raise UnsupportedWeightsError(message)
-    everything = np.full(linears[0].in_features, -1.0, np.float32)
-    return _Site(linears, linears[0].source, pack_site([read_weights(linears[0])], everything), "all")
+    return _pack(linears, None)
 
 
 def _replace_sites(
@@ -244,7 +282,10 @@ def _replace_sites(
     for site in sites:
         if id(site) not in fused:
             attributes = {**site.attributes(), "is_exact": exact}
-            node = factory.create("SparseLinear", [site.source, site.constant()], attributes)
+            operation, inputs = "SparseLinear", [site.source, site.constant()]
+            if site.is_plain:
+                operation, inputs = "SparseHead", [*inputs, site.linears[0].constant.output(0)]
+            node = factory.create(operation, inputs, attributes)
             yield _replace_outputs(site.linears, node, site)
 
 
@@ -268,4 +309,5 @@ def _replace_outputs(linears: tuple[Linear, ...], node: ov.Node, *sites: _Site) 
         for reader in list(linear.node.output(0).get_target_inputs()):
             reader.replace_source_output(output)
     names = tuple(name for site in reversed(sites) for name in _names(site.linears))
-    return AcceleratedSite(names, node.get_type_name(), sites[0].packed.type)
+    is_masked = any(site.is_masked for site in sites)
+    return AcceleratedSite(names, node.get_type_name(), sites[0].packed.type, is_masked)

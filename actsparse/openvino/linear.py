@@ -9,6 +9,8 @@ import openvino as ov
 
 # What may stand between a weight constant and its MatMul, and still leave it a constant.
 DECOMPRESSION = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose"}
+# What may stand between the output head and the logits.
+AFTER_HEAD = {"Add", "Convert", "Divide", "Multiply", "Tanh"}
 # In the names of multiplications that stand in for what a layer's mask leaves out: they are no layers of the model.
 LOW_RANK = "/low_rank_"
 
@@ -75,6 +77,13 @@ class Linear:
         return shape[-2] if self.is_weight_transposed else shape[-1]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the constant is the weight as it is, one of 8 bits for each [out_features, in_features]."""
+        shape = [self.out_features, self.in_features]
+        is_byte = self.constant.get_output_element_type(0).get_type_name() in {"u8", "i8"}
+        return is_byte and self.is_weight_transposed and list(self.constant.get_output_shape(0)) == shape
+
+    @property
     def weight_bytes(self) -> int:
         """How many bytes the weight takes as it is stored, without scales and zero points."""
         bits = int(self.constant.get_output_element_type(0).bitwidth)
@@ -134,3 +143,19 @@ def find_linears(model: ov.Model) -> Iterator[Linear]:
         for port, other in ((0, constants[1]), (1, constants[0])):
             if constants[port] is None and other is not None and len(node.input_value(1 - port).get_shape()) == 2:
                 yield Linear(node, port, other)
+
+
+def find_head(model: ov.Model) -> Linear | None:
+    """Return the layer that a result is computed from element by element, if there is one, and only one.
+
+    :param model: Any OpenVINO model.
+    """
+    linears = {linear.node.get_name(): linear for linear in find_linears(model)}
+    heads = {}
+    for result in model.get_results():
+        node = result.input_value(0).get_node()
+        while node.get_type_name() in AFTER_HEAD:
+            node = node.input_value(0).get_node()
+        if node.get_name() in linears:
+            heads[node.get_name()] = linears[node.get_name()]
+    return next(iter(heads.values())) if len(heads) == 1 else None

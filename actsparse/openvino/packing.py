@@ -6,8 +6,10 @@ import numpy as np
 
 from actsparse.openvino.weights import UnsupportedWeightsError, Weights
 
-# The order that weights are laid out in. An extension refuses what it does not know.
+# The orders that weights are laid out in: rows of input channels, and as OpenVINO has them, in a constant of their own.
+# An extension refuses what it does not know.
 LAYOUT = 1
+PLAIN_LAYOUT = 2
 # What a single row is read by, and padded to.
 ROW_LINE = 64
 # Outputs that a row of a full panel holds, and the multiple that outputs are padded to.
@@ -28,6 +30,7 @@ class PackedSite:
     :param group_size: Input channels that share a scale (u4), else 0.
     :param out_features: Of each layer.
     :param data: uint8 [bytes]: thresholds, weights, and for u8 and u4 weights scales and zero points.
+    :param layout: LAYOUT, or PLAIN_LAYOUT for data without weights.
     """
 
     type: str
@@ -36,6 +39,7 @@ class PackedSite:
     group_size: int
     out_features: tuple[int, ...]
     data: np.ndarray
+    layout: int = LAYOUT
 
     def attributes(self) -> dict[str, object]:
         """Return what the operations need to be told of the bytes."""
@@ -45,7 +49,7 @@ class PackedSite:
             "in_features": self.in_features,
             "group_size": self.group_size,
             "out_features": list(self.out_features),
-            "layout": LAYOUT,
+            "layout": self.layout,
         }
 
 
@@ -85,6 +89,20 @@ def pack_site(layers: list[Weights], threshold: np.ndarray) -> PackedSite:
         out_features=tuple(len(layer.values) for layer in layers),
         data=np.concatenate([_padded_bytes(part) for part in parts]),
     )
+
+
+def pack_plain(layer: Weights, threshold: np.ndarray) -> PackedSite:
+    """Pack all of a layer but its weights, which stay where they are.
+
+    :param layer: Its weights, u8.
+    :param threshold: float32 [in_features]: |x| <= threshold becomes 0.
+    """
+    padding = -len(layer.values) % OUTPUT_MULTIPLE[layer.type]
+    parts = [np.ascontiguousarray(threshold, np.float32)]
+    parts += [np.pad(part[:, 0].astype(np.float32), (0, padding)) for part in (layer.scale, layer.zero)]  # type: ignore[index]
+    out_features, in_features = layer.values.shape
+    data = np.concatenate([_padded_bytes(part) for part in parts])
+    return PackedSite(layer.type, "f32", in_features, 0, (out_features,), data, PLAIN_LAYOUT)
 
 
 def pack_rows(layer: Weights, threshold: np.ndarray) -> PackedSite:

@@ -73,6 +73,15 @@ class Flow:
                 todo.extend(tensor.node for tensor in self.inputs[node])
         return seen
 
+    def last_nodes(self) -> list[int]:
+        """
+        List the nodes that no other reads: the model's outputs.
+
+        :return: Their ids.
+        """
+        read = {tensor.node for tensors in self.inputs.values() for tensor in tensors}
+        return [node for node in self.dynamic if node not in read]
+
     def constants_of(self, node: int) -> list[str]:
         """
         List the parameters and buffers that a node's constant inputs are computed from.

@@ -18,7 +18,7 @@ def find_roles(
     inputs: dict[str, tuple[Tensor, ...]],
 ) -> dict[str, tuple[str, ...]]:
     """
-    Find the roles of Linear layers in attention and feed-forward networks.
+    Find the roles of Linear layers in attention and feed-forward networks, and the output head.
 
     Walking against the data flow and stopping at Linear layers and attention products:
 
@@ -27,7 +27,8 @@ def find_roles(
     - ``ffn.down``: a layer computed from one input tensor through one or two Linear layers and an activation
       function, giving back as many channels as those layers read;
     - with two Linear layers, ``ffn.gate`` is the one behind the activation function and ``ffn.up`` the other;
-    - with one as wide as the down projection's input, that is ``ffn.in``; twice as wide, it is both gate and up.
+    - with one as wide as the down projection's input, that is ``ffn.in``; twice as wide, it is both gate and up;
+    - ``head``: a layer without another role that one of the model's outputs is computed from, and from nothing else.
 
     :param flow: The model's data flow.
     :param linears: Layer name of each Linear node.
@@ -55,6 +56,12 @@ def find_roles(
             continue
         for name, role in _ffn_roles(flow, node, cone, linears, sizes, inputs):
             assign(name, role)
+    for output in flow.last_nodes():
+        cone = flow.upstream([output], stop)
+        ends = {node for node in cone if stop(node) or not flow.inputs[node]}
+        heads = {linears[node] for node in ends & linears.keys()}
+        if len(ends) == 1 and heads and not heads & roles.keys():
+            assign(*heads, "head")
     return {name: tuple(given) for name, given in roles.items()}
 
 

@@ -122,7 +122,7 @@ def test_exact_mode_equals_the_portable_graph(
     model = make_sparse(mode=mode)
     portable = logits(model, tokens)
     accelerate(model, exact=True)
-    assert operations(model) == ["SparseFeedForward"] * 2 + ["SparseLinear"] * 4
+    assert operations(model) == ["SparseFeedForward"] * 2 + ["SparseHead"] * (mode is not None) + ["SparseLinear"] * 4
     assert count_masks(model) == 0
     assert relative_error(logits(model, tokens), portable) < 1e-4
 
@@ -223,8 +223,11 @@ def test_damaged_operations_are_refused_when_they_are_read(
         (r'in_features="\d+', 'in_features="9223372036854775807'),
         (r'activation="silu"', 'activation="tan"'),
         (r'layout="1"', 'layout="2"'),
+        (r'layout="2"', 'layout="1"'),
+        (r'(type="SparseHead".*?in_features=)"\d+', r'\1"16'),
+        (r'(type="SparseHead".*?weight_type=)"u8"', r'\1"f16"'),
     ]:
-        damaged, count = re.subn(pattern, damage, xml, count=1)
+        damaged, count = re.subn(pattern, damage, xml, count=1, flags=re.DOTALL)
         assert count == 1
         path.write_text(damaged)
         with pytest.raises(RuntimeError, match="actsparse"):
@@ -236,7 +239,7 @@ def test_sites_below_the_least_sparsity_stay_as_they_are(
 ) -> None:
     model = make_sparse()
     before = logits(model, tokens)
-    report = accelerate(model, min_sparsity=0.6)
+    report = accelerate(model, min_sparsity=0.6, dense="none")
     assert not report.accelerated
     assert all("min_sparsity" in site.reason for site in report.kept)
     np.testing.assert_array_equal(logits(model, tokens), before)
@@ -247,6 +250,13 @@ def test_a_least_sparsity_outside_0_to_1_is_refused(make_sparse: Callable[..., o
     model = make_sparse()
     with pytest.raises(ActsparseError, match="min_sparsity"):
         accelerate(model, min_sparsity=value)
+    assert count_masks(model)
+
+
+def test_an_unknown_word_for_dense_layers_is_refused(make_sparse: Callable[..., ov.Model]) -> None:
+    model = make_sparse()
+    with pytest.raises(ActsparseError, match="dense must be one of none, head, all, not 'heads'"):
+        accelerate(model, dense="heads")
     assert count_masks(model)
 
 

@@ -91,7 +91,8 @@ def assert_roles(case: RoleCase, roles: dict[str, tuple[str, ...]]) -> None:
     prefix = f"{case.block}."
     assert {n.removeprefix(prefix): r for n, r in roles.items() if n.startswith(prefix)} == case.roles
     blocks = case.block.removesuffix("1")
-    assert not any(r for n, r in roles.items() if not n.startswith(blocks))
+    outside = [r for n, r in roles.items() if r and not n.startswith(blocks)]
+    assert outside == [("head",)]
 
 
 @by_architecture
@@ -142,10 +143,32 @@ def test_the_gate_is_the_layer_behind_the_activation_function_whatever_is_called
     }
 
 
-def test_a_network_that_does_not_give_back_its_inputs_width_has_no_roles() -> None:
-    assert not any(find_roles_of(Gated(out=5), torch.ones(1, 2, 8)).values())
+def test_a_network_that_does_not_give_back_its_inputs_width_is_no_feed_forward_network() -> None:
+    roles = find_roles_of(Gated(out=5), torch.ones(1, 2, 8))
+    assert roles == {"first": (), "second": (), "down": ("head",)}
 
 
-def test_linear_layers_without_an_activation_function_between_them_have_no_roles() -> None:
+def test_linear_layers_without_an_activation_function_between_them_are_no_network() -> None:
     model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8))
-    assert not any(find_roles_of(model, torch.ones(1, 2, 8)).values())
+    assert find_roles_of(model, torch.ones(1, 2, 8)) == {"0": (), "1": ("head",)}
+
+
+class TwoOutputs(nn.Module):
+    """A model that gives back logits, and what they are computed from."""
+
+    def __init__(self, is_sum: bool) -> None:
+        super().__init__()
+        self.network, self.head, self.other = Gated(), nn.Linear(8, 20), nn.Linear(8, 20)
+        self.is_sum = is_sum
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = x + self.network(x)
+        logits = self.head(hidden)
+        return 30 * torch.tanh((logits + self.other(hidden) if self.is_sum else logits) / 30), hidden
+
+
+@pytest.mark.parametrize(("is_sum", "roles"), [(False, ("head",)), (True, ())])
+def test_the_head_alone_makes_an_output_of_the_model(is_sum: bool, roles: tuple[str, ...]) -> None:
+    found = find_roles_of(TwoOutputs(is_sum), torch.ones(1, 2, 8))
+    assert found["head"] == roles
+    assert found["network.down"] == ("ffn.down",)

@@ -7,6 +7,7 @@
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
     std::make_shared<ov::OpExtension<actsparse::SparseLinear>>(),
+    std::make_shared<ov::OpExtension<actsparse::SparseHead>>(),
     std::make_shared<ov::OpExtension<actsparse::SparseFeedForward>>(),
     std::make_shared<ov::OpExtension<actsparse::GatedFeedForward>>(),
 }));

@@ -48,6 +48,45 @@ bool SparseLinear::run(ov::TensorVector& outputs, const ov::TensorVector& inputs
     return true;
 }
 
+SparseHead::SparseHead(const ov::OutputVector& inputs, SiteAttributes site, bool is_exact)
+    : m_site(std::move(site)), m_is_exact(is_exact) {
+    set_arguments(inputs);
+    constructor_validate_and_infer_types();
+}
+
+void SparseHead::validate_and_infer_types() {
+    check_plain_site(this, m_site, 1);
+    NODE_VALIDATION_CHECK(this, m_site.out_features.size() == 1, "actsparse: a head is one layer");
+    check_input(this, m_site.in_features, m_site.is_decode_only);
+    auto shape = get_input_partial_shape(0);
+    shape[shape.size() - 1] = m_site.out_features[0];
+    set_output_type(0, ov::element::f32, shape);
+}
+
+std::shared_ptr<ov::Node> SparseHead::clone_with_new_inputs(const ov::OutputVector& inputs) const {
+    return std::make_shared<SparseHead>(inputs, m_site, m_is_exact);
+}
+
+bool SparseHead::visit_attributes(ov::AttributeVisitor& visitor) {
+    m_site.visit(visitor, "");
+    visitor.on_attribute("is_exact", m_is_exact);
+    return true;
+}
+
+bool SparseHead::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    return tbb::this_task_arena::isolate([&] { return run(outputs, inputs); });
+}
+
+bool SparseHead::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    const Threads threads = openvino_threads();
+    const ov::Shape shape = inputs[0].get_shape();
+    const Site site = plain_site_of(m_site, inputs[1], inputs[2], shape, m_is_exact, m_packed, threads);
+    outputs[0].set_shape(with_last(shape, m_site.out_features[0]));
+    multiply_site(site, inputs[0].data<const float>(), inputs[0].get_size() / site.weights.in,
+                  site_outputs(m_site.out_features, {outputs[0].data<float>()}), selected_kernels(), threads);
+    return true;
+}
+
 SparseFeedForward::SparseFeedForward(const ov::OutputVector& inputs, SiteAttributes in, SiteAttributes down,
                                      std::string activation, bool is_exact)
     : Op(inputs), m_in(std::move(in)), m_down(std::move(down)), m_activation(std::move(activation)),

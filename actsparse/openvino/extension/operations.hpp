@@ -4,6 +4,7 @@
 // it copies its weights to memory that this machine reads faster; a copy of the operation starts without.
 #pragma once
 
+#include <openvino/op/matmul.hpp>
 #include <openvino/op/op.hpp>
 #include <string>
 #include <vector>
@@ -19,6 +20,29 @@ public:
     OPENVINO_OP("SparseLinear", "actsparse");
     SparseLinear() = default;
     SparseLinear(const ov::OutputVector& inputs, SiteAttributes site, bool is_exact);
+
+    void validate_and_infer_types() override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    bool has_evaluate() const override { return true; }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
+
+    SiteAttributes m_site;
+    PackedWeights m_packed;
+    bool m_is_exact = false;
+};
+
+// The output head: one SparseLinear whose weights, the embedding's in many models, are saved once, in OpenVINO's own order
+// (layout 2). It is a MatMul to those who ask: openvino-genai looks for one before the logits, to compute only those of
+// the tokens that it samples. Its three inputs keep OpenVINO's own transformations of multiplications away from it.
+class SparseHead : public ov::op::v0::MatMul {
+public:
+    OPENVINO_OP("SparseHead", "actsparse", ov::op::v0::MatMul);
+    SparseHead() = default;
+    SparseHead(const ov::OutputVector& inputs, SiteAttributes site, bool is_exact);
 
     void validate_and_infer_types() override;
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;

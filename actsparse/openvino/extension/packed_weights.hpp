@@ -15,12 +15,16 @@ class PackedWeights {
 public:
     // The same weights, with rows of up to a page. Without memory for them, the saved ones.
     Weights pack(const Weights& saved, const Threads& threads) const;
+    // Weights that are saved in OpenVINO's own order, [outputs][inputs] with as many outputs as that; with a sign, each
+    // is taken 128 higher. Without memory for them, none. `form` tells the rest.
+    Weights pack_plain(const Weights& form, const uint8_t* plain, size_t outputs, bool is_signed,
+                       const Threads& threads) const;
     // The same rows, in pages of their own.
     RowWeights pack(const RowWeights& saved, const Threads& threads) const;
 
 private:
     template <typename Copy>
-    const uint8_t* copy_once(const uint8_t* saved, size_t bytes, Copy&& copy) const;
+    const uint8_t* copy_once(const uint8_t* saved, size_t saved_bytes, size_t bytes, Copy&& copy) const;
 
     mutable std::once_flag m_once;
     mutable Pages m_pages;

@@ -44,7 +44,7 @@ Layout make_layout(const SiteAttributes& attributes, size_t thresholds, size_t i
     const auto after = [](size_t begin, size_t bytes) { return begin + (bytes + 63) / 64 * 64; };
     Layout layout{};
     layout.weights = after(0, thresholds * sizeof(float));
-    layout.scale = after(layout.weights, type == WeightType::u8 ? in * out : type == WeightType::u4 ? in * out / 2 : in * out * 2);
+    layout.scale = after(layout.weights, attributes.layout == kPlainLayout ? 0 : type == WeightType::u8 ? in * out : type == WeightType::u4 ? in * out / 2 : in * out * 2);
     layout.zero = layout.end = layout.scale;
     if (type == WeightType::u8) {
         layout.zero = after(layout.scale, out * sizeof(float));
@@ -76,12 +76,12 @@ const float* no_thresholds(size_t channels) {
 // How many tokens follow each other in x [..., tokens, channels].
 size_t run_length(const ov::Shape& shape) { return shape.size() < 2 ? 1 : shape[shape.size() - 2]; }
 
-void check_attributes(const ov::Node* node, const SiteAttributes& attributes, size_t input) {
+void check_attributes(const ov::Node* node, const SiteAttributes& attributes, size_t input, int64_t layout = kLayout) {
     const auto check = [&](bool is_fine, const char* what) {
         NODE_VALIDATION_CHECK(node, is_fine, "actsparse: ", what, " (input ", input, ")");
     };
-    NODE_VALIDATION_CHECK(node, attributes.layout == kLayout, "actsparse: the layout of the weights is ", attributes.layout,
-                          ", and this extension knows only ", kLayout, ": the model was made by another version of actsparse");
+    NODE_VALIDATION_CHECK(node, attributes.layout == layout, "actsparse: the layout of the weights is ", attributes.layout,
+                          ", and this extension knows only ", layout, ": the model was made by another version of actsparse");
     check(!attributes.out_features.empty(), "out_features must not be empty");
     for (const int64_t out : attributes.out_features)
         check(out > 0 && out <= kMaxFeatures, "out_features must be positive, and not absurd");
@@ -131,8 +131,8 @@ Threads openvino_threads() {
             }};
 }
 
-Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact,
-             const PackedWeights& packed, const Threads& threads) {
+// All of a site but the packing of its weights.
+static Site unpacked_site(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact) {
     const WeightType type = weight_type_of(attributes.weight_type);
     const auto in = static_cast<size_t>(attributes.in_features);
     const Layout layout = layout_of(attributes);
@@ -146,7 +146,22 @@ Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov
     site.weights.zero = data + layout.zero;
     site.weights.is_scale_f16 = attributes.scale_type == "f16";
     if (type == WeightType::u4) site.weights.group = static_cast<size_t>(attributes.group_size);
+    return site;
+}
+
+Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact,
+             const PackedWeights& packed, const Threads& threads) {
+    Site site = unpacked_site(attributes, bytes, x, is_exact);
     site.weights = packed.pack(site.weights, threads);
+    return site;
+}
+
+Site plain_site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Tensor& weights,
+                   const ov::Shape& x, bool is_exact, const PackedWeights& packed, const Threads& threads) {
+    Site site = unpacked_site(attributes, bytes, x, is_exact);
+    site.weights = packed.pack_plain(site.weights, static_cast<const uint8_t*>(weights.data()),
+                                     sum(attributes.out_features), weights.get_element_type() == ov::element::i8, threads);
+    OPENVINO_ASSERT(site.weights.data, "actsparse: there is no memory for ", site.weights.bytes(), " bytes of weights");
     return site;
 }
 
@@ -174,6 +189,17 @@ void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t i
 void check_site(const ov::Node* node, const SiteAttributes& attributes, size_t input) {
     check_attributes(node, attributes, input);
     check_bytes(node, layout_of(attributes).end, input);
+}
+
+void check_plain_site(const ov::Node* node, const SiteAttributes& attributes, size_t input) {
+    check_attributes(node, attributes, input, kPlainLayout);
+    check_bytes(node, layout_of(attributes).end, input);
+    const ov::Shape shape{sum(attributes.out_features), static_cast<size_t>(attributes.in_features)};
+    NODE_VALIDATION_CHECK(node, weight_type_of(attributes.weight_type) == WeightType::u8 && node->get_input_size() > input + 1 &&
+                                    (node->get_input_element_type(input + 1) == ov::element::u8 ||
+                                     node->get_input_element_type(input + 1) == ov::element::i8) &&
+                                    node->get_input_partial_shape(input + 1) == ov::PartialShape(shape),
+                          "actsparse: plain weights must be u8 or i8 ", shape, " (input ", input + 1, ")");
 }
 
 void check_input(const ov::Node* node, int64_t in, bool is_decode_only) {

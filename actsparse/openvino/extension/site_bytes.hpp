@@ -11,8 +11,10 @@
 
 namespace actsparse {
 
-// The only order of bytes that there is so far: weights.hpp and rows.hpp describe it.
+// The order of a site's bytes: weights.hpp and rows.hpp describe it.
 constexpr int64_t kLayout = 1;
+// Bytes without the weights: these are an input of their own, u8 or i8 [out][in], which others may read too.
+constexpr int64_t kPlainLayout = 2;
 
 // What a site's bytes do not say of themselves.
 struct SiteAttributes {
@@ -22,7 +24,7 @@ struct SiteAttributes {
     int64_t group_size = 0;             // input channels that share a scale (u4)
     std::vector<int64_t> out_features;  // of each layer that reads the site's input
     bool is_decode_only = false;        // mask runs of a single token, let longer ones pass
-    int64_t layout = kLayout;           // what order the bytes are in; files without it have the first
+    int64_t layout = kLayout;           // what order the bytes are in; files of 0.1.0 do not say: it was the first
 
     void visit(ov::AttributeVisitor& visitor, const std::string& prefix);
 };
@@ -34,11 +36,18 @@ Threads openvino_threads();
 Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact,
              const PackedWeights& packed, const Threads& threads);
 
+// The same with plain weights.
+Site plain_site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Tensor& weights,
+                   const ov::Shape& x, bool is_exact, const PackedWeights& packed, const Threads& threads);
+
 // Where the outputs of the site's layers go.
 std::vector<Output> site_outputs(const std::vector<int64_t>& out_features, const std::vector<float*>& data);
 
 // Refuse bytes that do not fit the attributes: kernels read them without further checks.
 void check_site(const ov::Node* node, const SiteAttributes& attributes, size_t input);
+
+// The same with plain weights, which are the next input.
+void check_plain_site(const ov::Node* node, const SiteAttributes& attributes, size_t input);
 
 // The same for a layer that is kept row by row: thresholds f32 [out], weights, scale, zero point (see rows.hpp).
 struct Rows {

@@ -38,6 +38,28 @@ void test_weights(WeightType type, size_t in, size_t out) {
                   "line %zu of row %zu of %zu -> %zu is another one", line, row, in, out);
 }
 
+// Plain weights become what the same weights, saved in rows of input channels, become.
+void test_plain_weights(size_t in, size_t outputs, bool is_signed) {
+    const size_t out = (outputs + 63) / 64 * 64;
+    std::vector<uint8_t> plain(in * outputs);
+    for (uint8_t& byte : plain) byte = static_cast<uint8_t>(integer(0, 255));
+    const std::vector<uint8_t> original = plain;
+    const Weights form{WeightType::u8, in, out, in, nullptr, nullptr, false, nullptr};
+    const PackedWeights packing;
+    const Weights packed = packing.pack_plain(form, plain.data(), outputs, is_signed, std_threads(2));
+    CHECK(plain == original, "plain weights are changed");
+    CHECK(packing.pack_plain(form, plain.data(), outputs, is_signed, std_threads(1)).data == packed.data,
+          "plain weights are packed twice");
+    for (size_t row = 0; row < in; ++row)
+        for (size_t i = 0; i < out; ++i) {
+            // Output 16 v + 4 l + d of a line is its byte 16 l + 4 v + d.
+            const size_t byte = i % 16 / 4 * 16 + i % 64 / 16 * 4 + i % 4;
+            const uint8_t expected = i < outputs ? plain[i * in + row] + (is_signed ? 128 : 0) : 0;
+            CHECK(find_line(packed, row, i / kLineBytes)[byte] == expected, "output %zu of input %zu of %zu -> %zu is %d, not %d",
+                  i, row, in, outputs, find_line(packed, row, i / kLineBytes)[byte], expected);
+        }
+}
+
 void test_row_weights(size_t in, size_t out) {
     std::vector<uint8_t> bytes(in * out);
     std::iota(bytes.begin(), bytes.end(), uint8_t{1});
@@ -100,6 +122,11 @@ void test_packing() {
         }
     // More than a huge page.
     test_weights(WeightType::u8, 600, 4224);
+    for (const size_t outputs : {1, 64, 100, 4096, 5000})
+        for (const size_t in : {1, 64, 70}) {
+            test_plain_weights(in, outputs, false);
+            test_plain_weights(in, outputs, true);
+        }
     test_row_weights(64, 3);
     test_row_weights(128, 20000);
 }
