@@ -213,9 +213,11 @@ def _pack(linears: tuple[Linear, ...], head: Linear | None, mask: Mask | None = 
     """Pack layers of one source; without a mask everything passes."""
     threshold = np.broadcast_to(mask.threshold if mask else np.float32(-1.0), [linears[0].in_features])
     weights = [read_weights(linear) for linear in linears]
-    is_head = head is not None and [linear.name for linear in linears] == [head.name]
-    packed = pack_plain(weights[0], threshold) if is_head and head.is_plain else pack_site(weights, threshold)
-    return _Site(linears, mask.source if mask else linears[0].source, packed, mask.tokens if mask else "all", bool(mask))
+    is_head = head is not None and head.is_plain and [linear.name for linear in linears] == [head.name]
+    packed = pack_plain(weights[0], threshold) if is_head else pack_site(weights, threshold)
+    if mask:
+        return _Site(linears, mask.source, packed, mask.tokens)
+    return _Site(linears, linears[0].source, packed, "all", is_masked=False)
 
 
 def _replace_gated(
@@ -282,10 +284,9 @@ def _replace_sites(
     for site in sites:
         if id(site) not in fused:
             attributes = {**site.attributes(), "is_exact": exact}
-            operation, inputs = "SparseLinear", [site.source, site.constant()]
-            if site.is_plain:
-                operation, inputs = "SparseHead", [*inputs, site.linears[0].constant.output(0)]
-            node = factory.create(operation, inputs, attributes)
+            operation = "SparseHead" if site.is_plain else "SparseLinear"
+            weights = [site.linears[0].constant.output(0)] if site.is_plain else []
+            node = factory.create(operation, [site.source, site.constant(), *weights], attributes)
             yield _replace_outputs(site.linears, node, site)
 
 

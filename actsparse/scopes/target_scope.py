@@ -29,8 +29,8 @@ class TargetScope(nncf.IgnoredScope):
     :param types: NNCF operation types, such as ``linear``.
     :param subgraphs: ``nncf.Subgraph`` objects; every node between their inputs and outputs matches.
     :param validate: Whether a rule that matches nothing is an error.
-    :param roles: Any of ``attention.qkv``, ``attention.out``, ``ffn.gate``, ``ffn.up``, ``ffn.in``, ``ffn.down``, ``head``,
-        found on the model's graph, whatever the layers are called.
+    :param roles: Any of ``attention.qkv``, ``attention.out``, ``ffn.gate``, ``ffn.up``, ``ffn.in``, ``ffn.down``,
+        ``head``, found on the model's graph, whatever the layers are called.
     :raises ScopeError: If a role is unknown, a pattern is not a regular expression, or what should be a list of strings
         is not one.
     """
