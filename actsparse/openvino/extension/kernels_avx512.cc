@@ -110,6 +110,66 @@ INLINE void add_dequantized(__m512i dot, __m512 scale, __m512i sum, const GroupF
     _mm512_storeu_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, _mm512_loadu_ps(acc)));
 }
 
+// Sums of 64 outputs. (In an array the compiler would keep them in memory.)
+struct Sums {
+    __m512i a, b, c, d;
+};
+
+INLINE Sums no_sums() {
+    const __m512i none = _mm512_setzero_si512();
+    return {none, none, none, none};
+}
+
+INLINE Sums load_sums(const int32_t* from) {
+    return {_mm512_load_si512(from), _mm512_load_si512(from + 16), _mm512_load_si512(from + 32), _mm512_load_si512(from + 48)};
+}
+
+INLINE void store_sums(const Sums& sums, int32_t* to) {
+    _mm512_store_si512(to, sums.a);
+    _mm512_store_si512(to + 16, sums.b);
+    _mm512_store_si512(to + 32, sums.c);
+    _mm512_store_si512(to + 48, sums.d);
+}
+
+INLINE void add_products(Sums& sums, const Sums& weights, __m512i activations) {
+    add_products(sums.a, weights.a, activations);
+    add_products(sums.b, weights.b, activations);
+    add_products(sums.c, weights.c, activations);
+    add_products(sums.d, weights.d, activations);
+}
+
+// Add the products of four rows and one line. Bytes of u4 weights are multiplied whole, and their low nibbles once more:
+// what is left of the difference is 16 times the high nibbles' sums, which need no instructions of their own.
+template <bool kIsU4>
+INLINE void add_four(const uint8_t* const* rows, size_t byte, __m512i activations, Sums& sums, Sums& whole) {
+    const auto load = [&](size_t i) TARGET { return _mm512_loadu_si512(rows[i] + byte); };
+    __m512i w[4];
+    interleave(load(0), load(1), load(2), load(3), w);
+    const Sums weights{w[0], w[1], w[2], w[3]};
+    if (!kIsU4) return add_products(sums, weights, activations);
+    const __m512i low = _mm512_set1_epi8(15);
+    add_products(whole, weights, activations);
+    add_products(sums,
+                 {_mm512_and_si512(w[0], low), _mm512_and_si512(w[1], low), _mm512_and_si512(w[2], low),
+                  _mm512_and_si512(w[3], low)},
+                 activations);
+}
+
+INLINE __m512i high_nibbles(__m512i whole, __m512i low) { return _mm512_srai_epi32(_mm512_sub_epi32(whole, low), 4); }
+
+INLINE Sums high_nibbles(const Sums& whole, const Sums& low) {
+    return {high_nibbles(whole.a, low.a), high_nibbles(whole.b, low.b), high_nibbles(whole.c, low.c),
+            high_nibbles(whole.d, low.d)};
+}
+
+template <bool kIsU4, bool kIsF16>
+INLINE void add_line(const Sums& sums, __m512 scale, __m512i sum, const GroupFactors& factors, size_t output, float* acc) {
+    add_dequantized<kIsU4, kIsF16>(sums.a, scale, sum, factors, output, acc);
+    add_dequantized<kIsU4, kIsF16>(sums.b, scale, sum, factors, output + 16, acc + 16);
+    add_dequantized<kIsU4, kIsF16>(sums.c, scale, sum, factors, output + 32, acc + 32);
+    add_dequantized<kIsU4, kIsF16>(sums.d, scale, sum, factors, output + 48, acc + 48);
+}
+
 // One pass of kPassRows rows over a panel. The sums stay in `dots` between the passes of a segment; the last adds
 // them to `acc`.
 template <bool kIsU4, bool kIsF16, bool kIsFirst, bool kIsLast>
@@ -120,35 +180,24 @@ INLINE void multiply_pass(const uint8_t* data, size_t row_bytes, const uint32_t*
         current[i] = data + row[i] * row_bytes;
         next[i] = data + row[kPrefetchPasses * kPassRows + i] * row_bytes;
     }
-    const __m512i x[2] = {broadcast4(quantized), broadcast4(quantized + 4)};
+    const __m512i x0 = broadcast4(quantized), x1 = broadcast4(quantized + 4);
     for (size_t byte = 0; byte < row_bytes; byte += kLineBytes) {
         for (size_t i = 0; i < kPassRows; ++i)
             _mm_prefetch(reinterpret_cast<const char*>(next[i] + byte), _MM_HINT_T1);
-#pragma GCC unroll 2
-        for (size_t half = 0; half < (kIsU4 ? 2 : 1); ++half) {
-            const size_t output = (kIsU4 ? 2 * byte : byte) + half * kLineBytes;
-            __m512i dot[4];
-#pragma GCC unroll 4
-            for (size_t v = 0; v < 4; ++v)
-                dot[v] = kIsFirst ? _mm512_setzero_si512() : _mm512_load_si512(dots + output + 16 * v);
-#pragma GCC unroll 2
-            for (size_t four = 0; four < 2; ++four) {
-                const uint8_t* const* r = current + 4 * four;
-                __m512i w[4];
-                interleave(load_weights<kIsU4>(r[0] + byte, half), load_weights<kIsU4>(r[1] + byte, half),
-                           load_weights<kIsU4>(r[2] + byte, half), load_weights<kIsU4>(r[3] + byte, half), w);
-#pragma GCC unroll 4
-                for (size_t v = 0; v < 4; ++v) add_products(dot[v], w[v], x[four]);
-            }
-#pragma GCC unroll 4
-            for (size_t v = 0; v < 4; ++v) {
-                const size_t o = output + 16 * v;
-                if (kIsLast)
-                    add_dequantized<kIsU4, kIsF16>(dot[v], scale, sum, factors, o, acc + o);
-                else
-                    _mm512_store_si512(dots + o, dot[v]);
-            }
+        const size_t output = kIsU4 ? 2 * byte : byte;
+        Sums sums = kIsFirst ? no_sums() : load_sums(dots + output);
+        Sums whole = kIsFirst || !kIsU4 ? no_sums() : load_sums(dots + output + kLineBytes);
+        add_four<kIsU4>(current, byte, x0, sums, whole);
+        add_four<kIsU4>(current + 4, byte, x1, sums, whole);
+        if (!kIsLast) {
+            store_sums(sums, dots + output);
+            if (kIsU4) store_sums(whole, dots + output + kLineBytes);
+            continue;
         }
+        add_line<kIsU4, kIsF16>(sums, scale, sum, factors, output, acc + output);
+        if (!kIsU4) continue;
+        const size_t high = output + kLineBytes;
+        add_line<kIsU4, kIsF16>(high_nibbles(whole, sums), scale, sum, factors, high, acc + high);
     }
 }
 
