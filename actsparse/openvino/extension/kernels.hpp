@@ -12,6 +12,7 @@ namespace actsparse {
 
 struct RowWeights;
 struct RowInput;
+struct Threads;
 
 struct Kernels {
     const char* name;
@@ -42,6 +43,10 @@ struct Kernels {
     // From so many tokens on multiply_tokens takes integer weights times activations in tiles, where these need not be
     // exact.
     size_t min_tile_tokens = SIZE_MAX;
+
+    // The same for rows: as multiply_rows of rows.hpp, for integer weights.
+    void (*multiply_rows)(const RowWeights& weights, const float* threshold, const float* x, size_t in_features,
+                          size_t tokens, float* gate, const Kernels& kernels, const Threads& threads) = nullptr;
 };
 
 extern const Kernels portable_kernels;

@@ -10,8 +10,10 @@
 
 #include <algorithm>
 
+#include "amx.hpp"
 #include "avx512.hpp"
 #include "fetcher.hpp"
+#include "rows.hpp"
 
 #define TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
 #define INLINE TARGET inline __attribute__((always_inline))
@@ -25,13 +27,6 @@ constexpr size_t kTileOutputs = 16;                        // columns of a tile 
 constexpr size_t kTileSums = kTileTokens * kTileOutputs;
 constexpr size_t kLineTiles = 4;                           // that 64 outputs make
 constexpr size_t kSteps = kSharedSegmentRows / kTileRows;  // tiles of input channels in a segment, at most
-
-// The first layout of LDTILECFG.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
 
 // Tiles 0 to 3 are sums, 4 and 5 activations, of `tokens` rows; 6 and 7 are weights.
 INLINE void configure(size_t tokens) {
@@ -188,7 +183,7 @@ bool is_amx_available() {
 }
 
 const Kernels amx_kernels{"amx", avx512_kernels.compact, avx512_kernels.quantize, avx512_kernels.multiply, multiply_tokens,
-                          avx512_kernels.dot_rows, avx512_kernels.dot_row, kMinTokens};
+                          avx512_kernels.dot_rows, avx512_kernels.dot_row, kMinTokens, multiply_rows_amx};
 
 }  // namespace actsparse
 #endif

@@ -142,6 +142,9 @@ void multiply_list(const RowWeights& weights, const uint32_t* rows, size_t count
 
 void multiply_rows(const RowWeights& weights, const float* threshold, bool is_exact, const float* x,
                    size_t in_features, size_t tokens, float* gate, const Kernels& kernels, const Threads& threads) {
+    const bool is_integer = weights.type == WeightType::u8 || weights.type == WeightType::u4;
+    if (is_integer && !is_exact && tokens >= kernels.min_tile_tokens)
+        return kernels.multiply_rows(weights, threshold, x, in_features, tokens, gate, kernels, threads);
     for (size_t begin = 0; begin < tokens; begin += kBlockTokens) {
         const size_t count = std::min(kBlockTokens, tokens - begin);
         prepare(weights, is_exact, x + begin * in_features, in_features, count, kernels, threads);

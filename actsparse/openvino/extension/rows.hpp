@@ -61,6 +61,10 @@ ACTSPARSE_DOTS(avx2);
 ACTSPARSE_DOTS(avx512);
 #endif
 #undef ACTSPARSE_DOTS
+#if defined(ACTSPARSE_AMX)
+void multiply_rows_amx(const RowWeights& weights, const float* threshold, const float* x, size_t in_features,
+                       size_t tokens, float* gate, const Kernels& kernels, const Threads& threads);
+#endif
 
 // gate[t][j] = gate[t][j] * (row j . x[t]) where |gate[t][j]| > threshold[j] (or NaN), else 0.
 // x is [tokens][in_features], in_features <= weights.in.

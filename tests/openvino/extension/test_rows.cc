@@ -150,17 +150,18 @@ void test_rows() {
                                   RowShape{f16, 5, 3}, RowShape{f16, 130, 40}, RowShape{bf16, 65, 17},
                                   RowShape{u4, 64, 9, 64}, RowShape{u4, 256, 40, 128}, RowShape{u4, 192, 21, 64, true}}) {
         const RandomRows rows(shape);
-        for (const size_t tokens : {0, 1, 2, 33, 65}) test_shape(rows, tokens);
+        for (const size_t tokens : {0, 1, 2, 16, 33, 65}) test_shape(rows, tokens);
     }
     // A value that is not finite spoils its own token and no other one, and where the gate is none, the row runs.
     const float kNan = std::numeric_limits<float>::quiet_NaN();
     for (const RowShape& shape : {RowShape{u8, 70, 5}, RowShape{f16, 70, 5}, RowShape{u4, 64, 5, 64}}) {
         const RandomRows rows(shape);
-        for (const Kernels* kernels : available_kernels()) {
-            std::vector<float> x(2 * shape.in, 1.0f), gate(2 * shape.out, 3.0f);
+        for (const Kernels* kernels : available_kernels())
+            for (const size_t tokens : {2, 17}) {
+            std::vector<float> x(tokens * shape.in, 1.0f), gate(tokens * shape.out, 3.0f);
             x[3] = kNan;
             gate[shape.out] = kNan;
-            multiply_rows(rows.weights(), rows.threshold.data(), false, x.data(), shape.in, 2, gate.data(), *kernels,
+            multiply_rows(rows.weights(), rows.threshold.data(), false, x.data(), shape.in, tokens, gate.data(), *kernels,
                           std_threads(2));
             for (size_t j = 0; j < shape.out; ++j) {
                 CHECK(!std::isfinite(gate[j]), "NaN becomes %g", gate[j]);
