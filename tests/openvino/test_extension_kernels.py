@@ -1,8 +1,11 @@
 """The extension's kernels, without OpenVINO, under the address and undefined behaviour sanitizers."""
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import os
+import struct
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +116,36 @@ def test_the_environment_chooses_among_the_kernels_that_run_here(kernel_tests):
     for name in available:
         assert run(kernel_tests, "list", ACTSPARSE_ISA=name).stdout.split()[0] == name
     assert run(kernel_tests, "list", ACTSPARSE_ISA="unknown").stdout.split()[0] == best
+
+
+def refuse_amx() -> None:
+    """Make the system answer a process's request to use AMX, arch_prctl(0x1023, ...), with EPERM, from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    load, jump_if_equal, answer = 0x20, 0x15, 0x06
+    number_of_call, first_argument = 0, 16  # where they lie in seccomp_data
+    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
+    rules = [
+        (load, 0, 0, number_of_call),
+        (jump_if_equal, 0, 3, 158),  # arch_prctl
+        (load, 0, 0, first_argument),
+        (jump_if_equal, 0, 1, 0x1023),
+        (answer, 0, 0, refuse),
+        (answer, 0, 0, allow),
+    ]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    holder = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rules), ctypes.addressof(program)))
+    no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
+    for arguments in ((no_new_privileges, 1, 0, 0, 0), (set_seccomp, filter_mode, holder, 0, 0)):
+        if libc.prctl(*arguments) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def test_without_permission_for_amx_the_next_best_kernels_run(kernel_tests):
+    names = run(kernel_tests, "list", ACTSPARSE_ISA="").stdout.split()[1:]
+    if "amx" not in names:
+        pytest.skip("this processor has no AMX")
+    variables = os.environ | {"ASAN_OPTIONS": ASAN_OPTIONS, "ACTSPARSE_ISA": ""}
+    command = [str(kernel_tests), "list"]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, preexec_fn=refuse_amx)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["avx512", *[name for name in names if name != "amx"]]
