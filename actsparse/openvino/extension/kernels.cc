@@ -3,7 +3,37 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(ACTSPARSE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(ACTSPARSE_NEON) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace actsparse {
+
+#if defined(ACTSPARSE_NEON)
+namespace {
+
+// Whether the processor has dot products, and matrix products, of INT8.
+#if defined(__linux__)
+// HWCAP_ASIMDDP and HWCAP2_I8MM, which not all headers know.
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__)
+bool has_feature(const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+}
+bool has_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
+
+}  // namespace
+#endif
 
 std::vector<const Kernels*> available_kernels() {
     std::vector<const Kernels*> found;
@@ -18,6 +48,12 @@ std::vector<const Kernels*> available_kernels() {
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         found.push_back(&avx2_kernels);
+#endif
+#if defined(ACTSPARSE_NEON)
+    if (has_dotprod()) {
+        if (has_i8mm()) found.push_back(&i8mm_kernels);
+        found.push_back(&neon_kernels);
+    }
 #endif
     found.push_back(&portable_kernels);
     return found;

@@ -60,6 +60,9 @@ ACTSPARSE_DOTS(portable);
 ACTSPARSE_DOTS(avx2);
 ACTSPARSE_DOTS(avx512);
 #endif
+#if defined(ACTSPARSE_NEON)
+ACTSPARSE_DOTS(neon);
+#endif
 #undef ACTSPARSE_DOTS
 #if defined(ACTSPARSE_AMX)
 void multiply_rows_amx(const RowWeights& weights, const float* threshold, const float* x, size_t in_features,
