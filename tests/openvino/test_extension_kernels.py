@@ -5,6 +5,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -22,9 +23,22 @@ TESTS = Path(__file__).parent / "extension"
 OPENVINO_SOURCES = {"operations.cc", "site_bytes.cc", "extension.cc"}
 OVERFLOW = TESTS / "overflow.cc"
 
-FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+COMMON_FLAGS = ["-std=c++17", "-g1", "-pthread", "-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS"]
+COMMON_FLAGS += [f"-I{SOURCES}", f"-I{TESTS}"]
 # Vectors in whose spare capacity nobody may read or write.
-FLAGS += ["-D_GLIBCXX_ASSERTIONS", "-D_GLIBCXX_SANITIZE_VECTOR", f"-I{SOURCES}", f"-I{TESTS}"]
+FLAGS = [*COMMON_FLAGS, "-O1", "-fsanitize=address,undefined", "-D_GLIBCXX_SANITIZE_VECTOR"]
+
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+# Emulators do not take the address sanitizer.
+ARM_FLAGS = [*COMMON_FLAGS, "-O2", "-fsanitize=undefined"]
+# What the undefined behaviour sanitizer's library asks for once it is linked statically.
+ARM_LIBRARIES = ["-static", "-lubsan", "-lstdc++"]
+# What processors have: neither instruction, dot products, and matrix products too.
+ARM_KERNELS = {
+    "cortex-a53": ["portable"],
+    "cortex-a76": ["neon", "portable"],
+    "max": ["i8mm", "neon", "portable"],
+}
 
 # The leak check does not work in every container, and is not what is tested.
 ASAN_OPTIONS = "detect_leaks=0"
@@ -36,11 +50,12 @@ class Toolchain:
 
     command: tuple[str, ...]
     folder: Path
+    libraries: tuple[str, ...] = ()
 
     def build(self, *sources: Path) -> Path:
         """Compile and link sources, or return the program that an earlier run of the tests made of the same ones."""
         read = sorted({*sources, *SOURCES.glob("*.hpp"), *TESTS.glob("*.hpp")})
-        digest = hashlib.sha256(repr((self.command, FLAGS)).encode())
+        digest = hashlib.sha256(repr((self.command, self.libraries)).encode())
         for path in read:
             digest.update(path.read_bytes())
         program = self.folder / digest.hexdigest()[:16]
@@ -51,12 +66,12 @@ class Toolchain:
             commands = [["-c", str(source), "-o", str(to)] for source, to in zip(sources, objects, strict=True)]
             list(pool.map(self._run, commands))
             made = Path(name) / "program"
-            self._run([*map(str, objects), "-o", str(made)])
+            self._run([*map(str, objects), *self.libraries, "-o", str(made)])
             made.replace(program)
         return program
 
     def _run(self, arguments: list[str]) -> None:
-        done = subprocess.run([*self.command, *FLAGS, *arguments], capture_output=True, text=True)
+        done = subprocess.run([*self.command, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
@@ -66,18 +81,23 @@ def run(program: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 @pytest.fixture(scope="module")
-def toolchain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Toolchain:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where programs are kept: compiling takes longer than running."""
+    if request.config.pluginmanager.has_plugin("cacheprovider"):
+        with contextlib.suppress(OSError):
+            return request.config.cache.mkdir("kernels")
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def toolchain(folder: Path) -> Toolchain:
     try:
-        command = find_compiler().command
+        command = (*find_compiler().command, *FLAGS)
     except BuildError as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("kernels")
-    if request.config.pluginmanager.has_plugin("cacheprovider"):  # compiling takes longer than running
-        with contextlib.suppress(OSError):
-            folder = request.config.cache.mkdir("kernels")
     trial = folder / "trial.cc"
     trial.write_text("int main() { return 0; }\n")
-    done = subprocess.run([*command, *FLAGS, str(trial), "-o", str(folder / "trial")], capture_output=True, text=True)
+    done = subprocess.run([*command, str(trial), "-o", str(folder / "trial")], capture_output=True, text=True)
     if done.returncode != 0:
         pytest.skip(f"the C++ compiler has no sanitizers: {done.stderr.strip().splitlines()[-1]}")
     if run(folder / "trial").returncode != 0:
@@ -85,11 +105,23 @@ def toolchain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Toolchain(command, folder)
 
 
-@pytest.fixture(scope="module")
-def kernel_tests(toolchain: Toolchain) -> Path:
+def build_kernel_tests(toolchain: Toolchain) -> Path:
     kernels = [path for path in sorted(SOURCES.glob("*.cc")) if path.name not in OPENVINO_SOURCES]
     tests = [path for path in sorted(TESTS.glob("*.cc")) if path != OVERFLOW]
     return toolchain.build(*kernels, *tests)
+
+
+@pytest.fixture(scope="module")
+def kernel_tests(toolchain: Toolchain) -> Path:
+    return build_kernel_tests(toolchain)
+
+
+@pytest.fixture(scope="module")
+def arm_kernel_tests(folder: Path) -> Path:
+    compiler = shutil.which(ARM_COMPILER)
+    if compiler is None or shutil.which(ARM_EMULATOR) is None:
+        pytest.skip(f"{ARM_COMPILER} or {ARM_EMULATOR} is missing (apt install g++-aarch64-linux-gnu qemu-user)")
+    return build_kernel_tests(Toolchain((compiler, *ARM_FLAGS), folder, tuple(ARM_LIBRARIES)))
 
 
 @pytest.mark.parametrize(
@@ -149,3 +181,13 @@ def test_without_permission_for_amx_the_next_best_kernels_run(kernel_tests):
     done = subprocess.run(command, capture_output=True, text=True, env=variables, preexec_fn=refuse_amx)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["avx512", *[name for name in names if name != "amx"]]
+
+
+@pytest.mark.parametrize(("processor", "kernels"), ARM_KERNELS.items())
+def test_kernels_are_right_on_arm(arm_kernel_tests, processor, kernels):
+    emulator = [ARM_EMULATOR, "-cpu", processor, str(arm_kernel_tests)]
+    listed = subprocess.run([*emulator, "list"], capture_output=True, text=True)
+    assert listed.stdout.split() == [kernels[0], *kernels]
+    done = subprocess.run([*emulator, "hurry"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count(" s\n") == 8

@@ -3,17 +3,24 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(ACTSPARSE_NEON) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__linux__)
 #include <sys/auxv.h>
-#elif defined(ACTSPARSE_NEON) && defined(__APPLE__)
+#elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
 
 namespace actsparse {
-
-#if defined(ACTSPARSE_NEON)
 namespace {
 
+#if defined(__x86_64__)
+// What __builtin_cpu_supports has known since GCC 11 and Clang 18 only.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#elif defined(ACTSPARSE_NEON)
 // Whether the processor has dot products, and matrix products, of INT8.
 #if defined(__linux__)
 // HWCAP_ASIMDDP and HWCAP2_I8MM, which not all headers know.
@@ -31,9 +38,9 @@ bool has_i8mm() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
 bool has_dotprod() { return false; }
 bool has_i8mm() { return false; }
 #endif
+#endif
 
 }  // namespace
-#endif
 
 std::vector<const Kernels*> available_kernels() {
     std::vector<const Kernels*> found;
@@ -46,7 +53,7 @@ std::vector<const Kernels*> available_kernels() {
 #endif
         found.push_back(&avx512_kernels);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
         found.push_back(&avx2_kernels);
 #endif
 #if defined(ACTSPARSE_NEON)

@@ -64,9 +64,9 @@ extern const Kernels amx_kernels;
 bool is_amx_available();
 #endif
 
-// Compilers since these let single functions use what others may not; before them, all code must be allowed to use it.
+// Compilers since these let a function use instructions that others may not; before them all code must be allowed to.
 #if defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && \
-    ((defined(__clang__) ? __clang_major__ >= 17 : __GNUC__ >= 10) || defined(__ARM_FEATURE_MATMUL_INT8))
+    ((defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 10) || defined(__ARM_FEATURE_MATMUL_INT8))
 #define ACTSPARSE_NEON
 extern const Kernels neon_kernels, i8mm_kernels;
 #endif
@@ -74,8 +74,8 @@ extern const Kernels neon_kernels, i8mm_kernels;
 // The kernels this processor can run, best first.
 std::vector<const Kernels*> available_kernels();
 
-// The best of them, or the one that the environment variable ACTSPARSE_ISA names (portable, avx2,
-// avx512, amx, neon, i8mm).
+// The best of them, or the one that the environment variable ACTSPARSE_ISA names (portable; avx2,
+// avx512, amx; neon, i8mm).
 const Kernels& selected_kernels();
 
 }  // namespace actsparse

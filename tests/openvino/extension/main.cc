@@ -1,12 +1,15 @@
-// Run all tests; or with an argument, name the kernels that run here, the selected ones first.
+// Run all tests, with the argument `hurry` fewer cases of them; or with `list`, name the kernels that run here, the selected
+// ones first.
 #include <chrono>
 #include <cstdio>
 
 #include "check.hpp"
 #include "kernels.hpp"
 
-int main(int count, char**) {
-    if (count > 1) {
+int main(int count, char** arguments) {
+    const std::string argument = count > 1 ? arguments[1] : "";
+    is_hurried = argument == "hurry";
+    if (argument == "list") {
         std::printf("%s\n", actsparse::selected_kernels().name);
         for (const actsparse::Kernels* kernels : actsparse::available_kernels()) std::printf("%s\n", kernels->name);
         return 0;
