@@ -31,6 +31,8 @@ KERNELS = {
     "amx": "AMX with INT8, AVX-512 with VNNI",
     "avx512": "AVX-512 with VNNI",
     "avx2": "AVX2",
+    "i8mm": "ARM NEON with matrix products of INT8 (I8MM)",
+    "neon": "ARM NEON with dot products of INT8",
     "portable": "portable C++",
 }
 
@@ -168,7 +170,7 @@ def _examine_kernels(library: Path) -> Finding:
     get_name.restype = ctypes.c_char_p
     name = get_name().decode()
     chosen = os.environ.get("ACTSPARSE_ISA")
-    advice = "this processor has no AVX2: masked models gain little" if name == "portable" else ""
+    advice = "neither AVX2 nor ARM's dot products here: masked models gain little" if name == "portable" else ""
     if chosen:
         advice = f"the environment variable ACTSPARSE_ISA asks for {chosen}; unset it for the best this processor has"
     return Finding("instructions", KERNELS.get(name, name), None if advice else True, advice)

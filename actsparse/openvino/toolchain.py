@@ -51,9 +51,6 @@ def find_compiler() -> Compiler:
 
     :raises BuildError: If there is none.
     """
-    if sys.platform == "win32":
-        msg = "the OpenVINO extension is written for GCC and Clang and is not built on Windows; WSL runs it"
-        raise BuildError(msg)
     chosen = os.environ.get("CXX", "").strip()
     try:
         commands = [shlex.split(chosen)] if chosen else [[name] for name in COMPILERS]
@@ -79,8 +76,11 @@ def find_compiler() -> Compiler:
 def find_openvino() -> OpenVino:
     """Find the headers and libraries of the installed openvino package.
 
-    :raises BuildError: If it has none.
+    :raises BuildError: If it has none, or on Windows.
     """
+    if sys.platform == "win32":
+        msg = "the OpenVINO extension is written for GCC and Clang and is not built on Windows; WSL runs it"
+        raise BuildError(msg)
     home = Path(openvino.__file__).parent
     suffix = ".*.dylib" if sys.platform == "darwin" else ".so.*"
     patterns = (f"libopenvino{suffix}", f"libtbb{suffix}")
