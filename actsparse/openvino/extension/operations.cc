@@ -10,6 +10,7 @@ SparseLinear::SparseLinear(const ov::OutputVector& inputs, SiteAttributes site, 
 }
 
 void SparseLinear::validate_and_infer_types() {
+    keep_f32(this);
     check_site(this, m_site, 1);
     check_input(this, m_site.in_features, m_site.is_decode_only);
     auto shape = get_input_partial_shape(0);
@@ -95,6 +96,7 @@ SparseFeedForward::SparseFeedForward(const ov::OutputVector& inputs, SiteAttribu
 }
 
 void SparseFeedForward::validate_and_infer_types() {
+    keep_f32(this);
     activation_of(m_activation);
     check_site(this, m_in, 1);
     check_input(this, m_in.in_features, m_in.is_decode_only || m_down.is_decode_only);
@@ -154,6 +156,7 @@ GatedFeedForward::GatedFeedForward(const ov::OutputVector& inputs, SiteAttribute
 }
 
 void GatedFeedForward::validate_and_infer_types() {
+    keep_f32(this);
     activation_of(m_activation);
     check_site(this, m_gate, 1);
     check_input(this, m_gate.in_features, m_gate.is_decode_only || m_up.is_decode_only || m_down.is_decode_only);

@@ -7,6 +7,13 @@
 #include <map>
 #include <numeric>
 
+#if defined(__aarch64__)
+namespace ov {
+// In OpenVINO's library though not in the headers that come with it. Weak: another release may not have it.
+__attribute__((weak)) void disable_conversion(const std::shared_ptr<Node>& node, const element::Type& to);
+}  // namespace ov
+#endif
+
 namespace actsparse {
 namespace {
 
@@ -213,6 +220,14 @@ void check_input(const ov::Node* node, int64_t in, bool is_decode_only) {
                           "actsparse: masks with tokens='decode' cannot tell prompts from single tokens where every "
                           "token is a sequence of its own, as in PagedAttention: set ATTENTION_BACKEND to SDPA, or "
                           "calibrate with tokens='all'");
+}
+
+void keep_f32([[maybe_unused]] ov::Node* node) {
+#if defined(__aarch64__)
+    // Nobody owns a node that is under construction: one that is read from a file is validated again afterwards.
+    const auto self = node->weak_from_this().lock();
+    if (self && &ov::disable_conversion) ov::disable_conversion(self, ov::element::f16);
+#endif
 }
 
 ov::Shape with_last(ov::Shape shape, int64_t last) {

@@ -61,6 +61,9 @@ void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t i
 // Refuse an input x that the site cannot take: for masks of single tokens one in which these cannot be told from others.
 void check_input(const ov::Node* node, int64_t in, bool is_decode_only);
 
+// Keep x and the outputs f32 where OpenVINO turns the others into f16, which it does on ARM by default.
+void keep_f32(ov::Node* node);
+
 ov::Shape with_last(ov::Shape shape, int64_t last);
 
 }  // namespace actsparse
