@@ -74,8 +74,8 @@ extern const Kernels neon_kernels, i8mm_kernels;
 // The kernels this processor can run, best first.
 std::vector<const Kernels*> available_kernels();
 
-// The best of them, or the one that the environment variable ACTSPARSE_ISA names (portable; avx2,
-// avx512, amx; neon, i8mm).
+// The best of them, or the one that the environment variable ACTSPARSE_ISA names (portable; avx2, avx512, amx; neon,
+// i8mm).
 const Kernels& selected_kernels();
 
 }  // namespace actsparse
