@@ -56,6 +56,7 @@ SparseHead::SparseHead(const ov::OutputVector& inputs, SiteAttributes site, bool
 }
 
 void SparseHead::validate_and_infer_types() {
+    keep_f32(this);
     check_plain_site(this, m_site, 1);
     NODE_VALIDATION_CHECK(this, m_site.out_features.size() == 1, "actsparse: a head is one layer");
     check_input(this, m_site.in_features, m_site.is_decode_only);
