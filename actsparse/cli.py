@@ -326,6 +326,9 @@ def bench(
     prompt_lengths: Annotated[
         str, typer.Option(metavar="N[,N…]", help="Prompt lengths for the time to first token.")
     ] = "32,128,512,1024",
+    batch_sizes: Annotated[
+        str, typer.Option(metavar="N[,N…]", help="How many sequences are decoded at once, each number in turn.")
+    ] = "4,16",
     repetitions: Annotated[int, typer.Option(metavar="N", help="How often each prompt is read.")] = 3,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads that compute; all cores by default.")
@@ -345,9 +348,12 @@ def bench(
         Path | None, typer.Option(metavar="FILE", help="Draw speed-up against sparsity into this PNG file.")
     ] = None,
 ) -> None:
-    """Time a model's decoding dense and sparse, side by side with OpenVINO: speed, memory, bandwidth."""
+    """Time a model dense and sparse, side by side with OpenVINO: decoding, batches, prompts, memory.
+
+    Also says how much of the speed at which this machine reads memory the decoding reaches.
+    """
     output = context.with_resource(Output(json, quiet))
-    from actsparse.bench.job import BenchJob, describe_report, draw_plot, parse_lengths, run_bench
+    from actsparse.bench.job import BenchJob, describe_report, draw_plot, parse_numbers, run_bench
     from actsparse.bench.tables import make_tables
 
     job = BenchJob(
@@ -359,7 +365,8 @@ def bench(
         weights=weights,
         is_exact=exact,
         num_tokens=tokens,
-        prompt_lengths=parse_lengths(prompt_lengths),
+        prompt_lengths=parse_numbers("--prompt-lengths", prompt_lengths),
+        batch_sizes=parse_numbers("--batch-sizes", batch_sizes),
         repetitions=repetitions,
         threads=threads,
         target_speedup=target_speedup,

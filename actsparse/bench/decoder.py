@@ -1,6 +1,6 @@
 """Run a compiled language model token by token. Imports nothing heavy: a process of its own measures its memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,30 @@ def make_settings(precision: str, threads: int) -> dict[str, Any]:
     }
 
 
+def list_precisions(core: ov.Core) -> tuple[str, ...]:
+    """
+    List the precision hints that the processor computes in.
+
+    :param core: An OpenVINO core.
+    :return: The hints, f32 first.
+    """
+    capabilities: Any = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("f32", "bf16") if "BF16" in capabilities else ("f32",)
+
+
+def name_processor(core: ov.Core) -> str:
+    """
+    Name the processor.
+
+    :param core: An OpenVINO core.
+    :return: As OpenVINO calls it.
+    """
+    return str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
+
+
 class Decoder:
     """
-    A sequence that grows token by token.
+    Sequences of one length that grow token by token.
 
     :param core: An OpenVINO core.
     :param model: A stateful model, or its XML file.
@@ -61,14 +82,14 @@ class Decoder:
         """
         Compute the logits of the next tokens.
 
-        :param tokens: [1, tokens].
+        :param tokens: [sequences, tokens]; as many sequences as at the start.
         """
-        end = self._length + tokens.shape[1]
+        count, end = len(tokens), self._length + tokens.shape[1]
         arrays = {
             "input_ids": tokens,
-            "attention_mask": np.ones((1, end), np.int64),
-            "position_ids": np.arange(self._length, end)[None],
-            "beam_idx": np.zeros(1, np.int32),
+            "attention_mask": np.ones((count, end), np.int64),
+            "position_ids": np.tile(np.arange(self._length, end), (count, 1)),
+            "beam_idx": np.arange(count, dtype=np.int32),
         }
         self._request.infer({name: arrays[name] for name in self._inputs})
         self._length = end
@@ -81,6 +102,22 @@ class Decoder:
         :return: The output, valid until the next tokens.
         """
         return self._request.get_output_tensor(index).data
+
+
+def compile_decoders(core: ov.Core, models: Mapping[str, Path], threads: int) -> dict[tuple[str, str], Decoder]:
+    """
+    Compile each model once for each precision hint: which one is best is only known when both have run.
+
+    :param core: A core that knows the extension.
+    :param models: Their XML files by name.
+    :param threads: How many threads compute.
+    :return: The decoders by name and precision hint.
+    """
+    return {
+        (name, precision): Decoder(core, xml, make_settings(precision, threads))
+        for name, xml in models.items()
+        for precision in list_precisions(core)
+    }
 
 
 def find_unknown_inputs(names: Iterable[str]) -> list[str]:

@@ -13,11 +13,11 @@ import openvino as ov
 
 from actsparse import assets
 from actsparse.bench import tokens as bench_tokens
-from actsparse.bench.decoder import Decoder, find_unknown_inputs, make_core, make_settings
+from actsparse.bench.decoder import compile_decoders, find_unknown_inputs, list_precisions, make_core, name_processor
 from actsparse.bench.export import WEIGHT_BYTES, WEIGHTS
 from actsparse.bench.memory import measure_peak_memory
 from actsparse.bench.prepare import DenseModel, Source, find_source, prepare_dense
-from actsparse.bench.resources import measure_copy_bandwidth, require_memory
+from actsparse.bench.resources import measure_memory, require_memory
 from actsparse.bench.results import BenchReport, Point, Quantiles, Side, Timing, best_precision
 from actsparse.bench.shapes import SEED, SHAPES, count_parameters
 from actsparse.bench.sparse import SparseModel, count_linear_bytes, make_sparse, measure_reads
@@ -38,6 +38,10 @@ CONTEXT_LENGTH = 64
 DISCARDED_TOKENS = 5
 DEFAULT_SPARSITY = "0.5"
 PROMPT_LENGTHS = (32, 128, 512, 1024)
+BATCH_SIZES = (4, 16)
+_MAX_BATCH = 256
+# Times of batches vary less than those of single tokens.
+_BATCH_TOKENS = 24
 # Each of the four compiled models holds its weights, beside the mapped files: 9.2 GB measured with `1b` as int8, a
 # quarter of it mapped.
 _NUM_COMPILED, _MEMORY_FACTOR, _MEMORY_BYTES = 4, 6.0, 2.0**30
@@ -58,6 +62,7 @@ class BenchJob:
     is_exact: bool = False
     num_tokens: int = 60
     prompt_lengths: tuple[int, ...] = PROMPT_LENGTHS
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
     repetitions: int = 3
     threads: int | None = None
     target_speedup: float | None = None
@@ -78,6 +83,8 @@ class BenchJob:
         _require_range("--batches", self.num_batches, 1, 10_000)
         for length in self.prompt_lengths:
             _require_range("--prompt-lengths", length, 1, 1_000_000)
+        for size in self.batch_sizes:
+            _require_range("--batch-sizes", size, 1, _MAX_BATCH)
         if self.model in SHAPES and (self.text, self.calibration) != ("default", "default"):
             msg = f"{self.model} has random weights and reads random tokens: leave --text and --calibration out"
             raise ActsparseError(msg)
@@ -148,13 +155,13 @@ def run_bench(job: BenchJob, say: Say) -> BenchReport:
     texts = _load_texts(job, source)
     dense = prepare_dense(source, job.weights, say)
     bench = _set_up(job, dense, texts, extension, say)
-    say("measuring how fast memory is copied")
-    copy_bandwidth = measure_copy_bandwidth(bench.threads)
+    say("measuring how fast memory is copied and read")
+    memory = measure_memory(extension, bench.threads)
     with assets.partial_folder() as folder:
         points = tuple(_measure_point(bench, target, folder / f"sparse{i}.xml") for i, target in _enumerate(job))
     seeds = {"weights": SEED} if job.model in SHAPES else {}
     seeds |= {} if dense.has_text else {"tokens": bench_tokens.SEED}
-    return BenchReport(_describe(bench), seeds, points, copy_bandwidth, _environment(bench.core))
+    return BenchReport(_describe(bench), seeds, points, memory, _environment(bench.core))
 
 
 def describe_report(job: BenchJob, report: BenchReport) -> dict[str, Any]:
@@ -188,24 +195,25 @@ def draw_plot(job: BenchJob, report: BenchReport) -> None:
     plot_speedup(points, share, title, job.plot)
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     """
-    Read prompt lengths.
+    Read whole numbers.
 
+    :param option: The option that takes them.
     :param text: Numbers with commas between.
-    :return: The lengths in rising order.
+    :return: The numbers in rising order, each once.
     :raises ActsparseError: If it is something else.
     """
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        msg = f"--prompt-lengths takes whole numbers such as 32,128,512,1024, not {text!r}"
+        msg = f"{option} takes whole numbers with commas between, such as 4,16, not {text!r}"
         raise ActsparseError(msg) from None
 
 
 def _set_up(job: BenchJob, dense: DenseModel, texts: Any, extension: Path, say: Say) -> _Bench:
     core = make_core(extension)
-    max_length = int(dense.config.get("max_position_embeddings") or dense.config.get("n_positions") or 2**31)
+    max_length = dense.max_length
     model = core.read_model(dense.xml)
     _require_plain(model, job.model)
     length = max(*job.prompt_lengths, CONTEXT_LENGTH + DISCARDED_TOKENS + job.num_tokens)
@@ -223,11 +231,9 @@ def _set_up(job: BenchJob, dense: DenseModel, texts: Any, extension: Path, say: 
         tokens = bench_tokens.read_tokens(dense, *texts, **sizes)
     else:
         tokens = bench_tokens.make_random_tokens(vocabulary, **sizes)
-    capabilities: Any = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precisions = ("f32", "bf16") if "BF16" in capabilities else ("f32",)
     linear_bytes = count_linear_bytes(core, dense.xml)
     threads = job.threads or count_cores()
-    return _Bench(job, dense, tokens, core, extension, precisions, linear_bytes, max_length, threads, say)
+    return _Bench(job, dense, tokens, core, extension, list_precisions(core), linear_bytes, max_length, threads, say)
 
 
 def _measure_point(bench: _Bench, target: Any, xml: Path) -> Point:
@@ -270,13 +276,18 @@ def _measure_peak(bench: _Bench, xml: Path, precision: str) -> int:
 def _time_both(bench: _Bench, xml: Path, decoded: np.ndarray) -> dict[str, dict[str, Timing]]:
     job = bench.job
     bench.say(f"compiling dense and sparse for {' and '.join(bench.precisions)}")
-    decoders = {
-        (side, precision): Decoder(bench.core, path, make_settings(precision, bench.threads))
-        for side, path in (("dense", bench.dense.xml), ("sparse", xml))
-        for precision in bench.precisions
-    }
+    decoders = compile_decoders(bench.core, {"dense": bench.dense.xml, "sparse": xml}, bench.threads)
     bench.say(f"decoding {job.num_tokens} tokens with each, turn by turn")
     decode = time_decoding(decoders, decoded, num_prompt_tokens=CONTEXT_LENGTH, num_discarded=DISCARDED_TOKENS)
+    batches = {1: decode}
+    for size in job.batch_sizes:
+        if size > 1:
+            bench.say(f"decoding {size} sequences at once")
+            length = CONTEXT_LENGTH + DISCARDED_TOKENS + min(_BATCH_TOKENS, job.num_tokens)
+            sequences = bench_tokens.make_sequences(bench.tokens.measured, size, length)
+            batches[size] = time_decoding(
+                decoders, sequences, num_prompt_tokens=CONTEXT_LENGTH, num_discarded=DISCARDED_TOKENS
+            )
     bench.say(f"reading prompts of {', '.join(map(str, job.prompt_lengths))} tokens")
     first = time_first_token(decoders, bench.tokens.measured, job.prompt_lengths, job.repetitions)
     return {
@@ -284,6 +295,7 @@ def _time_both(bench: _Bench, xml: Path, decoded: np.ndarray) -> dict[str, dict[
             precision: Timing(
                 Quantiles.of(decode[side, precision]),
                 {n: float(np.median(times[side, precision])) for n, times in first.items()},
+                {size: Quantiles.of(batches[size][side, precision]) for size in job.batch_sizes},
             )
             for precision in bench.precisions
         }
@@ -293,7 +305,8 @@ def _time_both(bench: _Bench, xml: Path, decoded: np.ndarray) -> dict[str, dict[
 
 def _require_memory(job: BenchJob, weight_bytes: float, vocabulary: int) -> None:
     # Logits of every prompt token, in fp32, twice in each compiled model.
-    logits = 2 * 4 * _NUM_COMPILED * max(job.prompt_lengths) * vocabulary
+    longest = max(*job.prompt_lengths, CONTEXT_LENGTH * max(job.batch_sizes))
+    logits = 2 * 4 * _NUM_COMPILED * longest * vocabulary
     needed = weight_bytes * _MEMORY_FACTOR + logits + _MEMORY_BYTES
     require_memory(needed, f"comparing dense and sparse {job.model} in one process")
 
@@ -373,6 +386,7 @@ def _describe(bench: _Bench) -> dict[str, Any]:
         "tokens": bench.tokens.source,
         "calibration": f"{job.num_batches} x {bench.tokens.calibration[0]['input_ids'].shape[1]} tokens",
         "decoded": f"{job.num_tokens} tokens after {CONTEXT_LENGTH} of context and {DISCARDED_TOKENS} discarded",
+        "batches": f"{min(_BATCH_TOKENS, job.num_tokens)} tokens of each sequence",
         "prompts": f"{job.repetitions} of each length",
         "threads": bench.threads,
         "precision hints tried": ", ".join(bench.precisions),
@@ -381,5 +395,4 @@ def _describe(bench: _Bench) -> dict[str, Any]:
 
 
 def _environment(core: ov.Core) -> dict[str, Any]:
-    processor = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
-    return {**describe_environment(), "openvino_build": ov.get_version(), "processor": processor}
+    return {**describe_environment(), "openvino_build": ov.get_version(), "processor": name_processor(core)}

@@ -60,6 +60,12 @@ class DenseModel:
         """Its transformers configuration."""
         return json.loads((self.folder / "config.json").read_text())
 
+    @property
+    def max_length(self) -> int:
+        """How many tokens it reads at most, as far as its configuration says."""
+        config = self.config
+        return int(config.get("max_position_embeddings") or config.get("n_positions") or 2**31)
+
     def load_tokenizer(self) -> Any:
         """Load its tokenizer."""
         with quiet_libraries(), explain_errors(str(self.folder)):

@@ -1,7 +1,9 @@
-"""What the machine has: memory, cores, and how fast it copies."""
+"""What the machine has: memory, and how fast it is copied and read."""
 
+import ctypes
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,28 @@ from actsparse.errors import ActsparseError
 
 _COPY_BYTES = 1 << 28
 _COPIES = 8
+# More than the third-level caches of nearly all processors, the half that is read too.
+_READ_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class MemorySpeed:
+    """
+    How fast the threads that compute reach memory.
+
+    :param copied: Bytes copied per second, those read and those written.
+    :param read: Bytes read per second by the extension's threads: rows of a page, all of them.
+    :param half_read: The same where only a random half of the rows is read, as sparse layers read their weights.
+    """
+
+    copied: float
+    read: float
+    half_read: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Turn the speeds into what JSON can hold, in GB/s."""
+        speeds = {"copy": self.copied, "read_all_rows": self.read, "read_half_of_rows": self.half_read}
+        return {f"{name}_gb_per_s": round(speed / 1e9, 2) for name, speed in speeds.items()}
 
 
 def available_memory() -> int | None:
@@ -39,6 +63,26 @@ def require_memory(needed: float, purpose: str) -> None:
     if available is not None and available < needed:
         msg = f"{purpose} needs about {needed / 2**30:.1f} GiB of memory, but {available / 2**30:.1f} GiB are free"
         raise ActsparseError(msg)
+
+
+def measure_memory(extension: Path, threads: int, num_bytes: int = _READ_BYTES) -> MemorySpeed:
+    """
+    Copy and read memory, and take the best of several times each.
+
+    :param extension: The extension's library, which reads as its kernels do.
+    :param threads: How many threads compute.
+    :param num_bytes: How much memory is read.
+    :return: The speeds.
+    :raises ActsparseError: If there is too little memory.
+    """
+    read_memory = ctypes.CDLL(str(extension)).actsparse_measure_reading
+    read_memory.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_double)]
+    read_memory.restype = ctypes.c_bool
+    speeds = (ctypes.c_double * 2)()
+    if not read_memory(num_bytes, threads, speeds):
+        msg = f"there is no memory of {num_bytes / 2**30:.1f} GiB to measure how fast it is read"
+        raise ActsparseError(msg)
+    return MemorySpeed(measure_copy_bandwidth(threads), speeds[0], speeds[1])
 
 
 def measure_copy_bandwidth(threads: int) -> float:

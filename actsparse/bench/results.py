@@ -1,11 +1,12 @@
 """What a benchmark measured, as numbers and as JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from actsparse.bench.resources import MemorySpeed
 from actsparse.bench.sparse import Reads
 
 
@@ -46,14 +47,20 @@ class Timing:
 
     :param decode: Milliseconds for a token.
     :param ttft: Median milliseconds to the first token, by prompt length.
+    :param batches: Milliseconds for a token of every sequence, by how many are decoded at once.
     """
 
     decode: Quantiles
     ttft: Mapping[int, float]
+    batches: Mapping[int, Quantiles] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Turn the times into what JSON can hold."""
-        return {"decode_ms": self.decode.to_dict(), "ttft_ms": {str(n): round(ms, 2) for n, ms in self.ttft.items()}}
+        return {
+            "decode_ms": self.decode.to_dict(),
+            "ttft_ms": {str(n): round(ms, 2) for n, ms in self.ttft.items()},
+            "batch_ms": {str(size): times.to_dict() for size, times in self.batches.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -87,20 +94,28 @@ class Side:
         return {n: min(timing.ttft[n] for timing in self.timings.values()) for n in lengths}
 
     @property
+    def batches(self) -> dict[int, Quantiles]:
+        """Milliseconds for a token of every sequence, by how many are decoded at once."""
+        sizes = next(iter(self.timings.values())).batches
+        timings = self.timings.values()
+        return {n: min((t.batches[n] for t in timings), key=lambda times: times.median) for n in sizes}
+
+    @property
     def tokens_per_second(self) -> float:
         """How fast it decodes."""
         return 1e3 / self.decode.median
 
     @property
     def bandwidth(self) -> float:
-        """Weight bytes read per second while decoding."""
+        """Weight bytes read per second, over the whole time of a token: what else it does counts too."""
         return self.bytes_per_token * self.tokens_per_second
 
-    def to_dict(self, copy_bandwidth: float) -> dict[str, Any]:
+    def to_dict(self, copied: float, read: float) -> dict[str, Any]:
         """
         Turn the side into what JSON can hold.
 
-        :param copy_bandwidth: Bytes per second.
+        :param copied: How fast memory is copied, in bytes per second.
+        :param read: How fast it is read in the way that this side reads weights.
         """
         return {
             "precision": self.precision,
@@ -111,10 +126,12 @@ class Side:
                 "p90": round(1e3 / self.decode.p10, 2),
             },
             "ttft_ms": {str(n): round(ms, 2) for n, ms in self.ttft.items()},
+            "batch_ms": {str(size): times.to_dict() for size, times in self.batches.items()},
             "peak_rss_mb": round(self.peak_bytes / 1e6, 1),
             "weight_bytes_per_token": round(self.bytes_per_token),
             "effective_gb_per_s": round(self.bandwidth / 1e9, 2),
-            "share_of_copy_bandwidth": round(self.bandwidth / copy_bandwidth, 3),
+            "share_of_copy_bandwidth": round(self.bandwidth / copied, 3),
+            "share_of_read_bandwidth": round(self.bandwidth / read, 3),
             "by_precision": {hint: timing.to_dict() for hint, timing in self.timings.items()},
         }
 
@@ -153,11 +170,17 @@ class Point:
         sparse = self.sparse.ttft
         return {n: sparse[n] / ms for n, ms in self.dense.ttft.items()}
 
-    def to_dict(self, copy_bandwidth: float) -> dict[str, Any]:
+    @property
+    def batch_speedup(self) -> dict[int, float]:
+        """Dense over sparse time of a token of every sequence, by how many are decoded at once."""
+        sparse = self.sparse.batches
+        return {size: times.median / sparse[size].median for size, times in self.dense.batches.items()}
+
+    def to_dict(self, memory: MemorySpeed) -> dict[str, Any]:
         """
         Turn the point into what JSON can hold.
 
-        :param copy_bandwidth: Bytes per second.
+        :param memory: How fast memory is.
         """
         return {
             "target": self.target,
@@ -166,9 +189,10 @@ class Point:
             "decode_speedup": round(self.decode_speedup, 3),
             "decode_speedup_limit": round(self.speedup_limit, 3),
             "ttft_ratio": {str(n): round(ratio, 3) for n, ratio in self.ttft_ratio.items()},
+            "batch_speedup": {str(size): round(speedup, 3) for size, speedup in self.batch_speedup.items()},
             "layers": {"accelerated": self.layers[0], "masked_only": self.layers[1]},
-            "dense": self.dense.to_dict(copy_bandwidth),
-            "sparse": self.sparse.to_dict(copy_bandwidth),
+            "dense": self.dense.to_dict(memory.copied, memory.read),
+            "sparse": self.sparse.to_dict(memory.copied, memory.half_read),
         }
 
 
@@ -180,14 +204,14 @@ class BenchReport:
     :param settings: How.
     :param seeds: Of random weights and tokens.
     :param points: One for each target.
-    :param copy_bandwidth: Bytes per second, read and written.
+    :param memory: How fast memory is.
     :param environment: What it was measured with.
     """
 
     settings: dict[str, Any]
     seeds: dict[str, int]
     points: tuple[Point, ...]
-    copy_bandwidth: float
+    memory: MemorySpeed
     environment: dict[str, Any]
 
     def sparsity_for(self, speedup: float) -> float | None:
@@ -214,15 +238,15 @@ class BenchReport:
         """
         Turn the report into what JSON can hold; the figures of an only point stand at the top too.
 
-        :return: Settings, points, bandwidth and environment.
+        :return: Settings, points, speeds of memory and environment.
         """
-        points = [point.to_dict(self.copy_bandwidth) for point in self.points]
+        points = [point.to_dict(self.memory) for point in self.points]
         return {
             "settings": self.settings,
             "seeds": self.seeds,
             **(points[0] if len(points) == 1 else {}),
             "points": points,
-            "copy_gb_per_s": round(self.copy_bandwidth / 1e9, 2),
+            **self.memory.to_dict(),
             "environment": self.environment,
         }
 

@@ -23,10 +23,10 @@ def time_decoding(
     Decode the same tokens with each model, turn by turn.
 
     :param decoders: The models.
-    :param tokens: [1, tokens].
+    :param tokens: [sequences, tokens]; the sequences are decoded at once.
     :param num_prompt_tokens: How many of them are read first, untimed.
     :param num_discarded: How many decoded tokens are not counted: the first ones find nothing ready.
-    :return: Milliseconds of each counted token, by model.
+    :return: Milliseconds of each counted step, one token of every sequence, by model.
     """
     times: dict[Key, list[float]] = {key: [] for key in decoders}
     for decoder in decoders.values():

@@ -27,6 +27,20 @@ class Tokens:
     source: str
 
 
+def make_sequences(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
+    """
+    Make several sequences of one, for a batch: each begins elsewhere in it, and goes on at its beginning.
+
+    :param tokens: [1, tokens].
+    :param count: How many sequences.
+    :param length: Tokens of each.
+    :return: [count, length].
+    """
+    total = tokens.shape[1]
+    starts = np.arange(count) * total // count
+    return tokens[0, (starts[:, None] + np.arange(length)) % total]
+
+
 def make_random_tokens(vocabulary: int, *, num_batches: int, calibration_length: int, length: int) -> Tokens:
     """
     Make random tokens, for models that have no text; equal arguments give equal tokens.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from actsparse.bench.decoder import Decoder, make_core, make_settings
+from actsparse.bench.decoder import compile_decoders, list_precisions, make_core
 from actsparse.bench.timing import time_decoding
 from actsparse.environment import count_cores
 from actsparse.openvino.build import extension_path
@@ -32,13 +32,10 @@ def measure_decode_ratio(subject: Subject, dense: ov.Model, sparse: ov.Model, fo
     length = CONTEXT_TOKENS + DISCARDED_TOKENS + TIMED_TOKENS
     tokens = token_batches(subject.tokenizer, text, num_batches=1, length=length)[0]["input_ids"].numpy()
     core = make_core(extension_path())
-    hints = ("f32", "bf16") if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ("f32",)
-    decoders: dict[tuple[str, str], Decoder] = {}
+    paths = {side: folder / f"{side}-timed.xml" for side in ("dense", "sparse")}
     for side, model in (("dense", dense), ("sparse", sparse)):
-        xml = folder / f"{side}-timed.xml"
-        ov.save_model(model, xml, compress_to_fp16=False)
-        for hint in hints:
-            decoders[side, hint] = Decoder(core, xml, make_settings(hint, count_cores()))
+        ov.save_model(model, paths[side], compress_to_fp16=False)
+    decoders = compile_decoders(core, paths, count_cores())
     times = time_decoding(decoders, tokens, num_prompt_tokens=CONTEXT_TOKENS, num_discarded=DISCARDED_TOKENS)
-    best = {side: min(float(np.median(times[side, hint])) for hint in hints) for side in ("dense", "sparse")}
+    best = {side: min(float(np.median(times[side, hint])) for hint in list_precisions(core)) for side in paths}
     return best["dense"] / best["sparse"]

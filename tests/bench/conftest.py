@@ -58,6 +58,7 @@ def measured(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
         ("0.3,0.7",),
         num_tokens=10,
         prompt_lengths=(8, 32),
+        batch_sizes=(1, 3),
         num_batches=2,
         plot=folder / "bench.png",
     )

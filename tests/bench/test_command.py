@@ -24,7 +24,7 @@ def test_an_openvino_folder_is_measured_as_it_is_with_targets_by_role(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     folder = prepare_dense(find_source("tiny"), "int8", lambda _: None).folder
-    lengths = ("--prompt-lengths", "8", "--tokens", "10", "--batches", "1")
+    lengths = ("--prompt-lengths", "8", "--tokens", "10", "--batches", "1", "--batch-sizes", "2")
     options = ("--role", "ffn.down=0.6", "--exact", *lengths, "--json", tmp_path / "bench.json")
     assert run(monkeypatch, folder, *options) == 0
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -35,6 +35,8 @@ def test_an_openvino_folder_is_measured_as_it_is_with_targets_by_role(
     printed = capsys.readouterr()
     assert "sparse ffn.down=0.6" in printed.out
     assert "Time to first token" in printed.out
+    assert "Decoding several sequences at once" in printed.out
+    assert result["batch_speedup"].keys() == {"2"}
 
 
 def test_the_masks_of_a_file_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
@@ -45,6 +47,7 @@ def test_the_masks_of_a_file_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_p
     sparsify_activations(model, [{"input_ids": tokens}], {TargetScope(roles=("ffn.down",)): 0.7})
     save_thresholds(model, tmp_path / "masks.safetensors")
     options = ("--thresholds", tmp_path / "masks.safetensors", "--prompt-lengths", "8", "--tokens", "10")
+    options += ("--batch-sizes", "1")
     assert run(monkeypatch, dense.folder, *options, "--json", tmp_path / "bench.json") == 0
     result = json.loads((tmp_path / "bench.json").read_text())
     assert result["target"] == "masks.safetensors"
@@ -61,9 +64,10 @@ def test_the_masks_of_a_file_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_p
         ((), "Missing argument 'MODEL'"),
         (("tiny", "--sparsity", "2"), "in range [0, 1], not 2"),
         (("tiny", "--prompt-lengths", "short"), "--prompt-lengths takes whole numbers"),
+        (("tiny", "--batch-sizes", "4-16"), "--batch-sizes takes whole numbers"),
         (("./nowhere",), "nowhere"),
     ],
-    ids=["no model", "sparsity above 1", "lengths that are no numbers", "no such model"],
+    ids=["no model", "sparsity above 1", "lengths that are no numbers", "sizes that are no numbers", "no such model"],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, arguments: tuple[str, ...], message: str

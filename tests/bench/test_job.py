@@ -8,7 +8,7 @@ import pytest
 
 from actsparse.bench import job as job_module
 from actsparse.bench import resources
-from actsparse.bench.job import BenchJob, parse_lengths, run_bench
+from actsparse.bench.job import BenchJob, parse_numbers, run_bench
 from actsparse.bench.prepare import find_source, prepare_dense
 from actsparse.bench.results import BenchReport
 from actsparse.bench.tables import make_tables
@@ -27,6 +27,8 @@ def test_every_sparsity_is_a_point_with_both_sides(measured: Any) -> None:
         assert point["measured_sparsity"] == pytest.approx(point["target"], abs=0.06)
         assert 0 < point["weight_reads_skipped"] < point["measured_sparsity"]
         assert set(point["ttft_ratio"]) == {"8", "32"}
+        assert set(point["batch_speedup"]) == {"1", "3"}
+        assert point["batch_speedup"]["1"] == point["decode_speedup"]
         dense, sparse = point["dense"], point["sparse"]
         assert point["decode_speedup"] == pytest.approx(
             dense["decode_ms"]["median"] / sparse["decode_ms"]["median"], rel=0.01
@@ -35,6 +37,9 @@ def test_every_sparsity_is_a_point_with_both_sides(measured: Any) -> None:
             assert side["decode_ms"]["p10"] <= side["decode_ms"]["median"] <= side["decode_ms"]["p90"]
             assert side["decode_ms"] == side["by_precision"][side["precision"]]["decode_ms"]
             assert side["ttft_ms"]["8"] == min(t["ttft_ms"]["8"] for t in side["by_precision"].values())
+            assert side["batch_ms"]["3"]["median"] == min(
+                t["batch_ms"]["3"]["median"] for t in side["by_precision"].values()
+            )
             assert 20 < side["peak_rss_mb"] < 2000
         assert sparse["weight_bytes_per_token"] == pytest.approx(
             dense["weight_bytes_per_token"] * (1 - point["weight_reads_skipped"]), rel=1e-3
@@ -55,6 +60,10 @@ def test_the_json_says_what_it_was_measured_with(measured: Any) -> None:
     assert result["environment"]["versions"]["openvino"]
     assert result["environment"]["openvino_build"]
     assert result["copy_gb_per_s"] > 0
+    for side, read in (("dense", result["read_all_rows_gb_per_s"]), ("sparse", result["read_half_of_rows_gb_per_s"])):
+        for point in result["points"]:
+            share = point[side]["weight_bytes_per_token"] / point[side]["decode_ms"]["median"] / 1e6 / read
+            assert point[side]["share_of_read_bandwidth"] == pytest.approx(share, abs=1e-3, rel=0.01)
 
 
 def test_an_only_point_stands_at_the_top_too(measured: Any) -> None:
@@ -66,8 +75,8 @@ def test_an_only_point_stands_at_the_top_too(measured: Any) -> None:
 
 
 def test_the_tables_and_the_plot_show_every_point(measured: Any) -> None:
-    decoding, first_token = make_tables(measured.report)
-    assert decoding.row_count == first_token.row_count == 4
+    tables = make_tables(measured.report)
+    assert [table.row_count for table in tables] == [4, 4, 4]
     assert measured.plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -96,6 +105,8 @@ MISTAKES = [
     Mistake("too few tokens", {"num_tokens": 3}, "--tokens is 3"),
     Mistake("too many threads", {"threads": 10_000}, "--threads is 10000"),
     Mistake("empty prompt", {"prompt_lengths": (0,)}, "--prompt-lengths is 0"),
+    Mistake("empty batch", {"batch_sizes": (0, 4)}, "--batch-sizes is 0"),
+    Mistake("batch too large", {"batch_sizes": (257,)}, "it must be in [1, 256]"),
     Mistake("speed-up below 1", {"target_speedup": 0.5, "sparsities": ("0.3,0.6",)}, "must be above 1"),
     Mistake("speed-up from one point", {"target_speedup": 1.5, "sparsities": ("0.5",)}, "at least two points"),
     Mistake("no such thresholds", {"thresholds": Path("nowhere")}, "no thresholds file"),
@@ -112,10 +123,10 @@ def test_a_mistake_is_found_before_anything_starts(mistake: Mistake) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "32,", "a", "1.5"])
-def test_prompt_lengths_are_whole_numbers(text: str) -> None:
-    with pytest.raises(ActsparseError, match="whole numbers"):
-        parse_lengths(text)
-    assert parse_lengths("512,32,512") == (32, 512)
+def test_lengths_and_sizes_are_whole_numbers(text: str) -> None:
+    with pytest.raises(ActsparseError, match="--batch-sizes takes whole numbers"):
+        parse_numbers("--batch-sizes", text)
+    assert parse_numbers("--batch-sizes", "512,32,512") == (32, 512)
 
 
 def test_without_the_extension_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:

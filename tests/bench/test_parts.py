@@ -9,15 +9,16 @@ import openvino as ov
 import pytest
 
 from actsparse.bench import resources
-from actsparse.bench.decoder import find_unknown_inputs
+from actsparse.bench.decoder import Decoder, find_unknown_inputs, make_settings
 from actsparse.bench.prepare import find_source, prepare_dense
-from actsparse.bench.resources import available_memory, measure_copy_bandwidth, require_memory
+from actsparse.bench.resources import MemorySpeed, available_memory, measure_memory, require_memory
 from actsparse.bench.results import BenchReport, Point, Quantiles, Side, Timing
 from actsparse.bench.shapes import SHAPES, count_parameters, make_random_model
 from actsparse.bench.sparse import Reads
 from actsparse.bench.timing import time_decoding, time_first_token
-from actsparse.bench.tokens import make_random_tokens
+from actsparse.bench.tokens import make_random_tokens, make_sequences
 from actsparse.errors import ActsparseError
+from actsparse.openvino.build import extension_path
 from actsparse.openvino.linear import find_linears
 
 
@@ -77,6 +78,19 @@ def test_each_figure_is_that_of_the_best_precision() -> None:
     assert dense.bandwidth == 1e11
 
 
+def test_a_batch_is_timed_with_the_precision_that_is_best_for_it() -> None:
+    def timing(milliseconds: float) -> Timing:
+        return Timing(Quantiles(1, 1, 1), {}, {4: Quantiles(milliseconds, milliseconds, milliseconds)})
+
+    dense = Side({"f32": timing(9.0), "bf16": timing(6.0)}, 10, 1e9)
+    sparse = Side({"f32": timing(4.0), "bf16": timing(5.0)}, 10, 1e9)
+    point = Point(0.5, Reads(0.5, 0.5, 1.0), dense, sparse, (1, 0))
+    assert point.batch_speedup == {4: 1.5}
+    contents = point.to_dict(MemorySpeed(1e12, 2e12, 1e12))
+    assert contents["batch_speedup"] == {"4": 1.5}
+    assert [contents[side]["share_of_read_bandwidth"] for side in ("dense", "sparse")] == [0.5, 1.0]
+
+
 def make_report(*points: tuple[float, float]) -> BenchReport:
     """Points of a measured sparsity and a speed-up."""
 
@@ -84,7 +98,7 @@ def make_report(*points: tuple[float, float]) -> BenchReport:
         return Side({"f32": Timing(Quantiles(milliseconds, milliseconds, milliseconds), {32: 1.0})}, 10, 1e9)
 
     made = (Point(s, Reads(s, s, 1.0), side(12.0), side(12.0 / speedup), (1, 0)) for s, speedup in points)
-    return BenchReport({}, {}, tuple(made), 1e9, {})
+    return BenchReport({}, {}, tuple(made), MemorySpeed(1e9, 1e9, 1e9), {})
 
 
 def test_the_sparsity_of_a_speedup_lies_on_the_line_through_the_times() -> None:
@@ -117,6 +131,26 @@ def test_random_models_and_tokens_are_the_same_each_time() -> None:
     assert tokens[0].calibration[1]["input_ids"].equal(tokens[1].calibration[1]["input_ids"])
 
 
+def test_sequences_of_a_batch_begin_at_different_places() -> None:
+    np.testing.assert_array_equal(make_sequences(np.arange(6)[None], 3, 4), [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 0, 1]])
+
+
+def test_sequences_decoded_at_once_get_the_logits_of_each_alone() -> None:
+    dense = prepare_dense(find_source("tiny"), "int8", lambda _: None)
+    decoder = Decoder(ov.Core(), dense.xml, make_settings("f32", 1))
+    sequences = np.arange(24).reshape(3, 8) * 7 % 512
+
+    def decode(tokens: np.ndarray) -> np.ndarray:
+        decoder.start()
+        decoder.feed(tokens[:, :6])
+        decoder.feed(tokens[:, 6:7])
+        decoder.feed(tokens[:, 7:])
+        return decoder.output(0).copy()
+
+    alone = [decode(sequence[None])[0] for sequence in sequences]
+    np.testing.assert_allclose(decode(sequences), alone, atol=0.02)
+
+
 def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "available_memory", lambda: 2**30)
     require_memory(2**29, "this")
@@ -130,8 +164,15 @@ def test_available_memory_is_less_than_there_is() -> None:
     assert Path("/proc/meminfo").exists() == (available is not None)
 
 
-def test_copying_has_a_bandwidth() -> None:
-    assert 1e8 < measure_copy_bandwidth(2) < 1e13
+def test_memory_is_copied_and_read_at_some_speed() -> None:
+    memory = measure_memory(extension_path(), 2, 1 << 24)
+    assert all(1e8 < speed < 1e13 for speed in (memory.copied, memory.read, memory.half_read))
+    assert memory.to_dict().keys() == {"copy_gb_per_s", "read_all_rows_gb_per_s", "read_half_of_rows_gb_per_s"}
+
+
+def test_more_memory_than_can_be_addressed_is_one_line() -> None:
+    with pytest.raises(ActsparseError, match="there is no memory of"):
+        measure_memory(extension_path(), 1, 1 << 48)
 
 
 def test_inputs_that_cannot_be_made_are_named() -> None:

@@ -138,7 +138,7 @@ def test_a_planted_mistake_does_not_get_past_the_sanitizers(toolchain, arguments
 def test_kernels_are_right_and_clean_under_the_sanitizers(kernel_tests):
     done = run(kernel_tests)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count(" s\n") == 8
+    assert done.stdout.count(" s\n") == 9
 
 
 def test_the_environment_chooses_among_the_kernels_that_run_here(kernel_tests):

@@ -58,6 +58,7 @@ void test_elementwise();
 void test_float16();
 void test_lists();
 void test_packing();
+void test_reading();
 void test_rows();
 void test_sites();
 void test_special_values();

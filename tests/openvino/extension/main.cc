@@ -19,7 +19,7 @@ int main(int count, char** arguments) {
         void (*run)();
     } tests[] = {{"float16", test_float16}, {"elementwise", test_elementwise}, {"lists", test_lists},
                  {"packing", test_packing}, {"sites", test_sites},             {"rows", test_rows},
-                 {"special values", test_special_values}, {"two callers", test_two_callers}};
+                 {"special values", test_special_values}, {"two callers", test_two_callers}, {"reading", test_reading}};
     for (const auto& test : tests) {
         const auto start = std::chrono::steady_clock::now();
         test.run();
