@@ -88,13 +88,13 @@ def demo(
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Sparsify a real model, measure what it costs, and write a report: no model hub, no questions."""
+    """Sparsify a real model, measure what it costs and how fast it decodes: no model hub, no questions."""
     output = context.with_resource(Output(json, quiet))
     from actsparse.demo import run_demo
 
     if pages is None and text == "default":
         pages = 4 if fast else 16
-    report = run_demo(
+    found = run_demo(
         out,
         model_name=model,
         text_name=text,
@@ -104,7 +104,7 @@ def demo(
         num_batches=8 if fast else batches,
         say=output.say,
     )
-    output.finish(report.to_table(), figures=report.to_dict())
+    output.finish(*found.results, figures=found.to_dict())
     output.say(f"written to {out}: report.json, report.md, thresholds.safetensors, sparsity_by_layer.png")
 
 

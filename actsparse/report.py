@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -95,12 +95,7 @@ class Report:
 
         :return: A table and its settings.
         """
-        lines = [
-            COLUMNS,
-            tuple("---" if c == "model" else "---:" for c in COLUMNS),
-            *(row.cells() for row in self.rows),
-        ]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        table = join_columns(COLUMNS, [row.cells() for row in self.rows])
         settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
         return f"# {self.title}\n\n{table}\n\n{settings}\n"
 
@@ -177,6 +172,18 @@ def acceleration_table(acceleration: Any) -> Table:
         sites = [site for site in acceleration.kept if site.reason == reason]
         table.add_row(f"not accelerated: {reason}", str(len(sites)), str(sum(len(site.layers) for site in sites)))
     return table
+
+
+def join_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """
+    Write a table as Markdown, its first column on the left, the others on the right.
+
+    :param columns: Their headings.
+    :param rows: The cells of each row.
+    :return: A line for each.
+    """
+    lines = [columns, ("---", *("---:",) * (len(columns) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def make_caption(settings: Mapping[str, Any]) -> str:

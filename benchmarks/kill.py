@@ -34,7 +34,7 @@ from actsparse.jobs import UNFINISHED_NAME
 
 # Figures of two runs are equal to so many parts; times are not figures.
 TOLERANCE = 1e-5
-NOT_FIGURES = ("seconds", "environment", "verdict", "peak_memory")
+NOT_FIGURES = ("seconds", "environment", "verdict", "peak_memory", "decoding")
 # A fork that takes so many times as long as the undisturbed run hangs.
 PATIENCE = 20.0
 

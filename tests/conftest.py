@@ -35,6 +35,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from actsparse.assets import cache_dir
 from actsparse.texts import load_pages, token_batches
 
 # A busy machine is no failure.
@@ -214,6 +215,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "evaluation.txt").write_text(" ".join(reversed(text.split()))[:900])
     (folder / "empty.txt").write_text("")
     (folder / "binary.txt").write_bytes(b"\0\1\2\xff")
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, for it and for processes that it starts; extensions need not be built again."""
+    folder = tmp_path_factory.mktemp("cache")
+    built = cache_dir() / "extension"
+    built.mkdir(parents=True, exist_ok=True)
+    (folder / built.name).symlink_to(built)
+    monkeypatch.setenv("ACTSPARSE_CACHE", str(folder))
     return folder
 
 

@@ -12,6 +12,8 @@ import pytest
 from safetensors import safe_open
 
 from actsparse import cli
+from actsparse.bench import decoding
+from actsparse.openvino.toolchain import BuildError
 from actsparse.thresholds import read_thresholds
 
 
@@ -97,18 +99,47 @@ def test_sparsify_recovers_and_saves_the_weights(int8, monkeypatch, files, tmp_p
     assert row["sparsity"]["sparsity"] == pytest.approx(result["rows"][1]["sparsity"]["sparsity"], abs=1e-3)
 
 
-def test_demo_writes_its_four_rows_and_files(monkeypatch, files, tmp_path, capsys):
-    out = tmp_path / "demo"
+def demo(monkeypatch: pytest.MonkeyPatch, files: Path, out: Path) -> int:
     texts = ("--text", files / "evaluation.txt", "--calibration", files / "calibration.txt", "--batches", "4")
-    assert run(monkeypatch, "demo", "--model", files / "model", "--out", out, *texts) == 0
+    return run(monkeypatch, "demo", "--model", files / "model", "--out", out, *texts)
+
+
+def test_demo_writes_its_rows_and_files(monkeypatch, files, tmp_path, capsys, own_cache):
+    out = tmp_path / "demo"
+    assert demo(monkeypatch, files, out) == 0
     report = json.loads((out / "report.json").read_text())
     assert [row["sparsity"] is None for row in report["rows"]] == [True, False, False, False]
     assert report["rows"][3]["sparsity"]["sparsity"] == pytest.approx(0.4, abs=0.1)
     assert {p.name for p in out.iterdir()} == {
         "report.json", "report.md", "thresholds.safetensors", "sparsity_by_layer.png"
     }  # fmt: skip
-    assert (out / "report.md").read_text().count("\n|") == 6
-    assert "uniform 40%" in capsys.readouterr().out
+    assert (out / "report.md").read_text().count("\n|") == 6 + 5
+    timed = report["decoding"]
+    dense, *sparse = timed["rows"]
+    assert [row["name"] for row in sparse] == ["up/gate 30% + down 50%, accelerated", "uniform 50%, accelerated"]
+    for row in timed["rows"]:
+        assert row["speedup"] == pytest.approx(dense["decode_ms"]["median"] / row["decode_ms"]["median"], rel=0.01)
+    assert timed["settings"]["processor"]
+    assert timed["settings"]["threads"] >= 1
+    printed = capsys.readouterr().out
+    assert "uniform 40%" in printed
+    assert "How fast it decodes" in printed
+
+
+def test_demo_without_a_compiler_says_in_one_line_why_decoding_is_not_timed(
+    monkeypatch, files, tmp_path, capsys, own_cache
+):
+    def fail() -> Path:
+        msg = "there is no C++ compiler"
+        raise BuildError(msg)
+
+    monkeypatch.setattr(decoding, "extension_path", fail)
+    assert demo(monkeypatch, files, tmp_path / "demo") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "decoding was not timed: there is no C++ compiler"
+    assert json.loads((tmp_path / "demo" / "report.json").read_text())["decoding"] == {
+        "reason": "there is no C++ compiler"
+    }
+    assert "Decoding was not timed: there is no C++ compiler." in (tmp_path / "demo" / "report.md").read_text()
 
 
 @dataclass(frozen=True)
@@ -200,4 +231,6 @@ def test_the_fast_demo_runs_on_the_default_model(monkeypatch, tmp_path, capsys):
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     dense, *sparse = (row["word_perplexity"] for row in rows)
     assert all(dense < perplexity < 2 * dense for perplexity in sparse)
-    assert "4 pages" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 pages" in printed
+    assert "How fast it decodes" in printed

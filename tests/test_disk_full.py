@@ -190,7 +190,12 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_on_a_full_disk_ends_with_one_line_and_exit_code_2(
-    files: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    files: Path,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own_cache: Path,
+    name: str,
 ) -> None:
     values = {"model": str(files / "model"), "text": str(files / "evaluation.txt")}
     command = [word.format(**values) for word in COMMANDS[name]]

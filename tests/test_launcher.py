@@ -66,7 +66,7 @@ def figures_named(value: Any, ending: str) -> list[float]:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sweep", "demo"])
-def test_what_shares_its_work_finds_what_one_process_does(command, files, tmp_path, monkeypatch):
+def test_what_shares_its_work_finds_what_one_process_does(command, files, tmp_path, monkeypatch, own_cache):
     text = ["--text", files / "evaluation.txt"]
     calibration = ["--calibration", files / "calibration.txt", "--batches", "4"]
     options = {

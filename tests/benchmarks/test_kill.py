@@ -23,7 +23,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Any:
             sys.modules.pop(name)
 
 
-def test_killed_commands_leave_whole_files_and_run_again(files: Path, tmp_path: Path) -> None:
+def test_killed_commands_leave_whole_files_and_run_again(files: Path, tmp_path: Path, own_cache: Path) -> None:
     # In a process of its own, which forks before it has threads.
     result = tmp_path / "kill.json"
     command = [sys.executable, str(FOLDER / "kill.py"), "--model", str(files / "model"), "--json", str(result)]
