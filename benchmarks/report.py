@@ -45,6 +45,12 @@ HEADLINES = {
         "1b, up/gate 30% + down 50%: decoding speed-up",
         "default, all 50%: decoding speed-up",
     ),
+    "peers": (
+        "Qwen2.5-Coder-0.5B INT8, 50%: decoding over OpenVINO dense",
+        "Qwen2.5-Coder-0.5B INT8, 50%: decoding over llama.cpp Q8_0",
+        "Qwen2.5-Coder-0.5B INT4, 50%: decoding over OpenVINO dense",
+        "Qwen2.5-Coder-0.5B INT4, 50%: decoding over llama.cpp Q4_0",
+    ),
     "frontier": ("all 50%: loss of auto over magnitude", "all 50%: loss of auto over teal"),
     "recovery": ("loss of auto after recovery over magnitude",),
     "planted_regression": ("noise: seeds called a regression", "thresholds x 1.05: seeds called a regression"),

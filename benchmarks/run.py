@@ -40,8 +40,8 @@ BENCHMARKS = (
     "larger_than_memory",
     "cost_curves",
 )
-# By name only: they take half an hour and more, or several environments.
-LONG = ("kill", "fuzz", "dependency_ranges")
+# By name only: they take half an hour and more, several environments, or another program's source and cmake.
+LONG = ("peers", "kill", "fuzz", "dependency_ranges")
 DEMO = "demo"
 
 
