@@ -7,7 +7,7 @@ import sys
 import tarfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from command import announce
 
@@ -54,18 +54,6 @@ _OPTIONS = {
 }
 _BENCH, _QUANTIZE = "llama-bench", "llama-quantize"
 _RECORD = "build.json"
-
-
-class Samples(NamedTuple):
-    """
-    What one run of llama-bench measured.
-
-    :param milliseconds: Of every repetition: for a decoded token, or for a whole prompt.
-    :param build: What llama-bench says of itself.
-    """
-
-    milliseconds: list[float]
-    build: str
 
 
 def read_instructions() -> set[str]:
@@ -122,6 +110,29 @@ def build_tools() -> dict[str, Path]:
     return {name: target / name for name in builds if (target / name).is_dir()}
 
 
+def keep_running(tools: Mapping[str, Path], model: Path, threads: int) -> dict[str, Path]:
+    """
+    Try every build: some machines have instructions that they do not let programs use.
+
+    :param tools: Builds of llama.cpp.
+    :param model: A GGUF file.
+    :param threads: How many threads compute.
+    :return: Those that run.
+    :raises ActsparseError: If none does.
+    """
+    running, last = {}, None
+    for name, folder in tools.items():
+        try:
+            time_llama(folder, model, threads=threads, repetitions=1, prompt=64)
+            running[name] = folder
+        except ActsparseError as error:
+            announce(f"llama.cpp is left out with {name}: {error}")
+            last = error
+    if last is not None and not running:
+        raise last
+    return running
+
+
 def quantize(source: Path, kind: str, tools: Path) -> Path:
     """
     Quantise a GGUF file once more, unless the cache has it.
@@ -144,8 +155,8 @@ def quantize(source: Path, kind: str, tools: Path) -> Path:
 
 
 def time_llama(
-    tools: Path, model: Path, *, threads: int, repetitions: int, prompt: int = 0, tokens: int = 0
-) -> Samples:
+    tools: Path, model: Path, *, threads: int, repetitions: int, prompt: int, tokens: int = 0
+) -> list[float]:
     """
     Read a prompt or decode tokens with llama-bench, in a process of its own.
 
@@ -155,7 +166,7 @@ def time_llama(
     :param repetitions: How often.
     :param prompt: How long the prompt is; or before the tokens that are decoded.
     :param tokens: How many tokens are decoded after it; 0 times the prompt.
-    :return: The times.
+    :return: Milliseconds of every repetition: for a token, or for the whole prompt.
     :raises ActsparseError: If it fails.
     """
     task = ["-p", "0", "-n", str(tokens), "-d", str(prompt)] if tokens else ["-p", str(prompt), "-n", "0"]
@@ -163,26 +174,25 @@ def time_llama(
     return parse_bench(run_tool([str(tools / _BENCH), *options, *task]))
 
 
-def parse_bench(output: str) -> Samples:
+def parse_bench(output: str) -> list[float]:
     """
     Read what llama-bench writes as JSON for one test.
 
     :param output: Its standard output.
-    :return: The times.
+    :return: Milliseconds of every repetition: for a token, or for the whole prompt.
     :raises ActsparseError: If it is something else.
     """
     try:
         (test,) = json.loads(output)
         steps = int(test["n_gen"]) or 1
         times = [float(sample) / 1e6 / steps for sample in test["samples_ns"]]
-        build = f"{test['build_commit']} ({test['build_number']})"
     except (ValueError, KeyError, TypeError) as error:
         msg = f"llama-bench wrote something else than one test: {' '.join(output.split())[:200]!r}"
         raise ActsparseError(msg) from error
     if not times or not all(0 < time < float("inf") for time in times):
         msg = f"llama-bench measured no times: {times}"
         raise ActsparseError(msg)
-    return Samples(times, build)
+    return times
 
 
 def run_tool(command: list[str], folder: Path | None = None) -> str:

@@ -127,7 +127,7 @@ def time_round(
         task = {"threads": threads, "repetitions": REPETITIONS}
         decoded = llama_cpp.time_llama(folder, gguf, prompt=CONTEXT, tokens=TOKENS, **task)
         prompt = llama_cpp.time_llama(folder, gguf, prompt=PROMPT, **task)
-        found[f"llama.cpp/{build}"] = {"decode": median(decoded.milliseconds), "prompt": median(prompt.milliseconds)}
+        found[f"llama.cpp/{build}"] = {"decode": median(decoded), "prompt": median(prompt)}
     length = CONTEXT + DISCARDED + TOKENS
     decode = time_decoding(decoders, tokens[:, :length], num_prompt_tokens=CONTEXT, num_discarded=DISCARDED)
     first = time_first_token(decoders, tokens, (PROMPT,), REPETITIONS)[PROMPT]
@@ -199,7 +199,9 @@ def measure(options: argparse.Namespace) -> Measurement:
     :return: All figures and bars.
     :raises ActsparseError: If no model can be had.
     """
-    tools = llama_cpp.build_tools()
+    built = llama_cpp.build_tools()
+    smallest = llama_cpp.quantize(fetch_model(), "Q8_0", next(iter(built.values())))
+    tools = llama_cpp.keep_running(built, smallest, count_cores())
     bars: list[Bar] = []
     cases: dict[str, Any] = {}
     left_out: dict[str, str] = {}

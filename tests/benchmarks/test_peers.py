@@ -54,17 +54,13 @@ def write_test(**changes: Any) -> str:
         "n_prompt": 0,
         "n_gen": 4,
         "samples_ns": [8_000_000, 10_000_000],
-        "build_commit": "c0ffee",
-        "build_number": 7,
     }
     return json.dumps([test | changes])
 
 
 def test_times_are_read_for_a_token_and_for_a_whole_prompt(llama_cpp: Any) -> None:
-    assert llama_cpp.parse_bench(write_test()).milliseconds == [2.0, 2.5]
-    prompt = llama_cpp.parse_bench(write_test(n_prompt=128, n_gen=0))
-    assert prompt.milliseconds == [8.0, 10.0]
-    assert prompt.build == "c0ffee (7)"
+    assert llama_cpp.parse_bench(write_test()) == [2.0, 2.5]
+    assert llama_cpp.parse_bench(write_test(n_prompt=128, n_gen=0)) == [8.0, 10.0]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +125,16 @@ def test_llama_bench_decodes_after_a_context_and_reads_prompts_without_one(llama
     ]
 
 
+def test_a_build_that_does_not_run_is_left_out(llama_cpp: Any, tmp_path: Path) -> None:
+    for name, script in (("plain", f"echo '{write_test()}'"), ("AMX", "kill -ILL $$")):
+        (tmp_path / name).mkdir()
+        make_tools(tmp_path / name, script)
+    tools = {name: tmp_path / name for name in ("plain", "AMX")}
+    assert llama_cpp.keep_running(tools, tmp_path / "model.gguf", 2).keys() == {"plain"}
+    with pytest.raises(ActsparseError, match="llama-bench failed with exit code -4"):
+        llama_cpp.keep_running({"AMX": tools["AMX"]}, tmp_path / "model.gguf", 2)
+
+
 def make_round(llama: float, dense: float, sparse: float) -> dict[str, dict[str, float]]:
     decode = {
         "llama.cpp/plain": llama,
@@ -174,6 +180,9 @@ def test_a_model_that_cannot_be_had_is_left_out_and_none_at_all_is_a_mistake(
         raise ActsparseError(msg)
 
     monkeypatch.setattr(peers.llama_cpp, "build_tools", lambda: {"plain": tmp_path})
+    monkeypatch.setattr(peers.llama_cpp, "quantize", lambda *arguments: tmp_path)
+    monkeypatch.setattr(peers.llama_cpp, "keep_running", lambda tools, *others: tools)
+    monkeypatch.setattr(peers, "fetch_model", lambda: tmp_path)
     monkeypatch.setattr(peers.llama_cpp, "describe_builds", lambda names: list(names))
     monkeypatch.setattr(peers, "SOURCES", {"default": lambda: tmp_path, "qwen": fail})
     monkeypatch.setattr(peers, "run_case", lambda *arguments: CASE)
