@@ -266,9 +266,9 @@ def describe_builds(names: Collection[str]) -> dict[str, Any]:
     """
     Say what llama.cpp is built with, for a report.
 
-    :param names: The builds.
-    :return: The package, and the options that are on for each build.
+    :param names: The builds that run.
+    :return: The package, the options that are on for each build, and which builds do not run here.
     """
     builds = choose_options(read_instructions())
     on = {name: [option for option, value in builds[name].items() if value == "ON"] for name in names}
-    return {"package": _PACKAGE, "on": on}
+    return {"package": _PACKAGE, "on": on, "left out": [name for name in builds if name not in names]}
