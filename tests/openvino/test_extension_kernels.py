@@ -190,4 +190,4 @@ def test_kernels_are_right_on_arm(arm_kernel_tests, processor, kernels):
     assert listed.stdout.split() == [kernels[0], *kernels]
     done = subprocess.run([*emulator, "hurry"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count(" s\n") == 8
+    assert done.stdout.count(" s\n") == 9
