@@ -95,7 +95,8 @@ def measure(options: argparse.Namespace) -> Measurement:
             sweeps = [sweep_setting(options, setting, name, model, source, draw) for draw in range(options.draws)]
             bars += make_bars(title, setting.bars[name], sweeps)
             samples[title] = [summarize(point) for sweep in sweeps for point in sweep.points]
-            settings["models"][name] = sweeps[0].settings
+            # Where it lies here is nobody's business.
+            settings["models"][name] = sweeps[0].settings | {"model": model.title}
     return Measurement(tuple(bars), settings, samples)
 
 
