@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from actsparse.errors import ActsparseError
+from actsparse.texts import load_pages
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = ("peers", "llama_cpp", "decode_speed", "bars", "command", "real_models", "workload")
@@ -219,3 +221,65 @@ def test_decoding_is_judged_by_sparsity_batch_prompt_and_memory(peers: Any) -> N
         sparsities = case.arguments[case.arguments.index("--sparsity") + 1] if "--sparsity" in case.arguments else "0.5"
         assert len(sparsities.split(",")) == len(case.speedups)
         assert case.command[-4::2] == ("--batch-sizes", "--prompt-lengths")
+
+
+def test_rounds_are_kept_and_the_next_run_goes_on_with_them(
+    peers: Any, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    del own_cache
+    monkeypatch.setattr(peers, "SOURCES", {"qwen": lambda: files / "model"})
+    monkeypatch.setattr(peers.llama_cpp, "quantize", lambda *arguments: tmp_path / "model.gguf")
+    monkeypatch.setattr(peers.llama_cpp, "time_llama", lambda *arguments, **options: [2.0, 3.0, 4.0])
+    texts = {"evaluation": files / "evaluation.txt", "calibration": files / "calibration.txt"}
+    monkeypatch.setattr(peers, "load_pages", lambda name, purpose="evaluation": load_pages(texts[purpose]))
+    tools = {"plain": tmp_path}
+    options = Namespace(rounds=1, folder=tmp_path)
+    first = peers.run_case("qwen", "int8", tools, options)
+    assert first["rounds"][0]["llama.cpp/plain"] == {"decode": 3.0, "prompt": 3.0}
+    assert {name.partition("/")[0] for name in first["rounds"][0]} == {
+        "llama.cpp", "OpenVINO dense", "accelerated 30%", "accelerated 40%", "accelerated 50%"
+    }  # fmt: skip
+    assert first["sparsities"]["accelerated 50%"] == pytest.approx(0.5, abs=0.1)
+    second = peers.run_case("qwen", "int8", tools, Namespace(rounds=2, folder=tmp_path))
+    assert second["rounds"][0] == first["rounds"][0]
+    assert len(second["rounds"]) == 2
+    monkeypatch.setattr(peers, "prepare_dense", pytest.fail)
+    assert peers.run_case("qwen", "int8", tools, options) == second
+    assert len(peers.make_bars("qwen", "int8", second)) == 5 + 6
+
+
+CMAKE = """#!{python}
+import pathlib, sys
+arguments = sys.argv[1:]
+objects = pathlib.Path(arguments[arguments.index("-B" if "-B" in arguments else "--build") + 1])
+(objects / "bin").mkdir(parents=True, exist_ok=True)
+if "-DGGML_AMX_INT8=ON" in arguments:
+    sys.exit("unknown option -mamx-int8")
+for name in ("llama-bench", "llama-quantize"):
+    (objects / "bin" / name).write_text("a program")
+"""
+
+
+def test_programs_are_built_once_and_without_what_the_compiler_does_not_know(
+    llama_cpp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACTSPARSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    instructions = ALL_AVX512 | {"amx_tile", "amx_int8"}
+    monkeypatch.setattr(llama_cpp, "read_instructions", lambda: instructions)
+    fetched: list[Path] = []
+    monkeypatch.setattr(llama_cpp, "_fetch_source", lambda folder: fetched.append(folder) or folder / "source")
+    with pytest.raises(ActsparseError, match="takes cmake"):
+        llama_cpp.build_tools()
+    (tmp_path / "cmake").write_text(CMAKE.format(python=sys.executable))
+    (tmp_path / "cmake").chmod(0o755)
+    tools = [llama_cpp.build_tools() for _ in range(2)]
+    assert tools[0] == tools[1]
+    assert tools[0].keys() == {"plain"}
+    assert (tools[0]["plain"] / "llama-bench").read_text() == "a program"
+    assert "left out with AMX: cmake failed with exit code 1: unknown option -mamx-int8" in capsys.readouterr().err
+    assert len(fetched) == 2
+    instructions.discard("amx_int8")
+    assert llama_cpp.build_tools().keys() == {"plain"}
+    assert len(fetched) == 3, "another processor, another build"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"llama.cpp-{llama_cpp.VERSION}"]
