@@ -104,7 +104,8 @@ def accelerate(
         return Acceleration((), tuple(KeptSite(_names(mask.linears), str(error)) for mask in masks))
     kept: list[KeptSite] = []
     sites: list[_Site] = []
-    targets, head = read_targets(model), find_head(model)
+    by_name = {linear.name: linear for linear in find_linears(model)}
+    targets, head = read_targets(model), _find_head(model, masks, by_name)
     for same in _equal_masks([mask for mask in masks if not mask.is_of_rows]):
         linears = tuple(linear for mask in same for linear in mask.linears)
         reason = _reason_to_stay(linears, targets, min_sparsity)
@@ -120,7 +121,6 @@ def accelerate(
             sites.append(_pack(linears, head))
     factory = NodeFactory()
     factory.add_extension(str(library))
-    by_name = {linear.name: linear for linear in find_linears(model)}
     accelerated: list[AcceleratedSite] = []
     for mask in masks:
         if mask.is_of_rows:
@@ -197,6 +197,19 @@ def _reason_to_stay(linears: tuple[Linear, ...], targets: dict[str, float], min_
         if source.get_partial_shape().rank.is_dynamic:
             return f"{linear.name} has an input of unknown rank"
     return None
+
+
+def _find_head(model: ov.Model, masks: list[Mask], linears: dict[str, Linear]) -> Linear | None:
+    """Return the output head; a model that ends with a feed-forward network has none."""
+    head = find_head(model)
+    if head is None:
+        return None
+    of_inputs = [mask for mask in masks if not mask.is_of_rows]
+    found = (mask.source for mask in of_inputs for linear in mask.linears if linear.name == head.name)
+    source = next(found, head.source)
+    gated = [find_gated(mask, linears) for mask in masks if mask.is_of_rows]
+    ends_network = find_feed_forward(source, linears) or any(network and network.hidden == source for network in gated)
+    return None if ends_network else head
 
 
 def _unmasked(model: ov.Model, masks: list[Mask], dense: str, head: Linear | None) -> Iterator[tuple[Linear, ...]]:
