@@ -61,7 +61,9 @@ def _find_dangerous_call(node: ast.Call) -> list[str]:
     ):
         dangers.append(name)
     runs_text = name in ("eval", "exec") and not all(isinstance(x, ast.Constant) for x in node.args)
-    if runs_text or name in ("extractall", "os.system") or name.endswith((".extractall", ".extract")):
+    # The filter refuses what would land outside of the folder.
+    unpacks = name == "extractall" or name.endswith((".extractall", ".extract"))
+    if runs_text or name == "os.system" or (unpacks and not ("filter" in given and _is(given["filter"], "data"))):
         dangers.append(name)
     # Without an answer transformers asks whoever sits at the terminal; `**options` are checked where they are made.
     if name.endswith(".from_pretrained") and not given.keys() & {"trust_remote_code", None}:
@@ -74,7 +76,7 @@ def _find_dangerous_call(node: ast.Call) -> list[str]:
 
 
 def _is(node: ast.expr, value: object) -> bool:
-    return isinstance(node, ast.Constant) and node.value is value
+    return isinstance(node, ast.Constant) and type(node.value) is type(value) and node.value == value
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -96,6 +98,7 @@ def test_no_module_unpickles_or_runs_what_it_reads(path: Path) -> None:
         "options = {'trust_remote_code': True}",
         "yaml.load(text)",
         "archive.extractall(folder)",
+        "archive.extractall(folder, filter='fully_trusted')",
         "subprocess.run(command, shell=True)",
         "eval(text)",
     ],
@@ -110,6 +113,7 @@ def test_what_is_dangerous_is_found(source: str) -> None:
         "torch.load(path, weights_only=True)",
         "np.load(path, allow_pickle=False)",
         "yaml.safe_load(text)",
+        "archive.extractall(folder, filter='data')",
         "model.eval()",
     ],
 )

@@ -48,7 +48,7 @@ def measure_openvino(subject: Subject) -> Sides:
         if subject.case.decode:
             subject.say("timing decoding, dense and accelerated turn by turn")
             ratio = measure_decode_ratio(subject, dense, accelerated, folder)
-    operations = Counter(site.operation for site in acceleration.accelerated for _ in site.layers)
+    operations = Counter(site.operation for site in acceleration.masked for _ in site.layers)
     return Sides(
         tokens,
         {DENSE: dense_losses, SPARSE: losses},
