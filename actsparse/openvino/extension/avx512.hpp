@@ -19,6 +19,13 @@ AVX512_INLINE __m512i load_weights(const uint8_t* line, bool is_high) {
     return _mm512_and_si512(is_high ? _mm512_srli_epi16(bytes, 4) : bytes, _mm512_set1_epi8(15));
 }
 
+// Load 64 u4 weights of a row that is kept by itself: see rows.hpp.
+AVX512_INLINE __m512i load_row_nibbles(const uint8_t* from) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m512i wide = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
+    return _mm512_and_si512(wide, _mm512_set1_epi8(15));
+}
+
 // Load 16 scales of u4 weights.
 template <bool kIsF16>
 AVX512_INLINE __m512 load_scale(const void* scale, size_t index) {

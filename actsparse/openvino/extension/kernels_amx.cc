@@ -28,16 +28,6 @@ constexpr size_t kTileSums = kTileTokens * kTileOutputs;
 constexpr size_t kLineTiles = 4;                           // that 64 outputs make
 constexpr size_t kSteps = kSharedSegmentRows / kTileRows;  // tiles of input channels in a segment, at most
 
-// Tiles 0 to 3 are sums, 4 and 5 activations, of `tokens` rows; 6 and 7 are weights.
-INLINE void configure(size_t tokens) {
-    TileConfig config;
-    for (size_t tile = 0; tile < 8; ++tile) {
-        config.row_bytes[tile] = 64;
-        config.rows[tile] = static_cast<uint8_t>(tile < 6 ? tokens : 16);
-    }
-    _tile_loadconfig(&config);
-}
-
 // Lay 64 outputs of a segment's rows out as tiles [steps][4][16 fours of rows][64].
 template <bool kIsU4>
 INLINE void lay_out(const uint8_t* line, bool is_high, size_t row_bytes, const uint32_t* row, size_t rows,
@@ -121,7 +111,8 @@ TARGET void multiply_tiled(const Weights& weights, size_t panel, size_t begin, s
     const size_t width = end - begin, tokens = token_end - token_begin, block = kept.tile_tokens;
     const size_t row_bytes = weights.row_bytes(panel), segments = kept.segments.size();
     const uint8_t* data = weights.panel_data(panel) + begin / kHalves;
-    configure(block);
+    // Tiles 0 to 3 are sums, 4 and 5 activations, of `block` rows; 6 and 7 are weights.
+    configure_tiles(block);
     for (size_t s = 0; s < segments; ++s) {
         const Segment& segment = kept.segments[s];
         const size_t rows = segment.rows(), steps = (rows + kTileRows - 1) / kTileRows;

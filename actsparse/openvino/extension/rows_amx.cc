@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "amx.hpp"
+#include "avx512.hpp"
 #include "rows.hpp"
 #include "scratch.hpp"
 
@@ -28,11 +29,12 @@ struct Inputs {
     const int8_t* tiles;  // [blocks][steps][kTile lanes of four channels][kTile tokens][4]
     const float* scale;   // [blocks][segments][kTile]
     const float* sum;     // [blocks][segments][kTile]: scale times the sum of what is quantised
+    const float* total;   // [blocks][kTile]: of all segments
 };
 
 struct Scratch {
     std::vector<int8_t> tiles;
-    std::vector<float> scale, sum;
+    std::vector<float> scale, sum, total;
 };
 
 Scratch& scratch() {
@@ -53,7 +55,7 @@ TaskScratch& task_scratch() {
 }
 
 void quantize_block(const float* x, size_t in_features, size_t in, size_t tokens, const Inputs& inputs, size_t block,
-                    int8_t* tiles, float* scale, float* sum, const Kernels& kernels) {
+                    int8_t* tiles, float* scale, float* sum, float* total, const Kernels& kernels) {
     const size_t length = inputs.segment_steps * kTileRows, count = std::min(kTile, tokens - block * kTile);
     float* value = grow(task_scratch().value, in);
     int8_t* quantized = grow(task_scratch().quantized, in);
@@ -61,6 +63,7 @@ void quantize_block(const float* x, size_t in_features, size_t in, size_t tokens
     std::memset(to, 0, inputs.steps * kTileBytes);
     std::fill_n(scale + block * inputs.segments * kTile, inputs.segments * kTile, 0.0f);
     std::fill_n(sum + block * inputs.segments * kTile, inputs.segments * kTile, 0.0f);
+    std::fill_n(total + block * kTile, kTile, 0.0f);
     for (size_t t = 0; t < count; ++t) {
         std::memcpy(value, x + (block * kTile + t) * in_features, in_features * sizeof(float));
         std::fill(value + in_features, value + in, 0.0f);
@@ -68,9 +71,10 @@ void quantize_block(const float* x, size_t in_features, size_t in, size_t tokens
             const size_t begin = s * length, n = std::min(length, in - begin), at = (block * inputs.segments + s) * kTile + t;
             int32_t pass_sum[kSharedSegmentRows / kPassRows];
             kernels.quantize(value + begin, n, quantized + begin, scale + at, pass_sum, nullptr);
-            int32_t total = 0;
-            for (size_t pass = 0; pass < n / kPassRows; ++pass) total += pass_sum[pass];
-            sum[at] = scale[at] * static_cast<float>(total);
+            int32_t quantized_sum = 0;
+            for (size_t pass = 0; pass < n / kPassRows; ++pass) quantized_sum += pass_sum[pass];
+            sum[at] = scale[at] * static_cast<float>(quantized_sum);
+            total[block * kTile + t] += sum[at];
         }
         for (size_t lane = 0; lane < in / 4; ++lane) std::memcpy(to + (lane * kTile + t) * 4, quantized + lane * 4, 4);
     }
@@ -86,11 +90,8 @@ TARGET const uint8_t* task_rows(const RowWeights& weights, size_t begin) {
         std::memcpy(to, weights.row(begin), count * in);
         return to;
     }
-    for (size_t k = 0; k < count * in; k += kRowLine) {
-        const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights.row(begin) + k / 2));
-        const __m512i wide = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
-        _mm512_storeu_si512(to + k, _mm512_and_si512(wide, _mm512_set1_epi8(15)));
-    }
+    for (size_t k = 0; k < count * in; k += kRowLine)
+        _mm512_storeu_si512(to + k, load_row_nibbles(weights.row(begin) + k / 2));
     return to;
 }
 
@@ -156,12 +157,10 @@ INLINE void write_tile(const RowWeights& weights, const float* threshold, size_t
         zero = _mm512_maskz_loadu_ps(valid, static_cast<const float*>(weights.zero) + row);
     }
     for (size_t t = 0; t < std::min(kTile, tokens - block * kTile); ++t) {
-        float total = 0;
-        for (size_t s = 0; s < inputs.segments; ++s) total += inputs.sum[(block * inputs.segments + s) * kTile + t];
         float* to = gate + (block * kTile + t) * weights.out + row;
         const __m512 g = _mm512_maskz_loadu_ps(valid, to);
         const __mmask16 kept = _mm512_mask_cmp_ps_mask(valid, _mm512_abs_ps(g), limit, _CMP_NLE_UQ);
-        const __m512 y = _mm512_fnmadd_ps(zero, _mm512_set1_ps(total), _mm512_i32gather_ps(columns, sums + t, 4));
+        const __m512 y = _mm512_fnmadd_ps(zero, _mm512_set1_ps(inputs.total[block * kTile + t]), _mm512_i32gather_ps(columns, sums + t, 4));
         _mm512_mask_storeu_ps(to, valid, _mm512_maskz_mul_ps(kept, g, _mm512_mul_ps(y, scale)));
     }
 }
@@ -170,12 +169,7 @@ TARGET void multiply_task(const RowWeights& weights, const float* threshold, siz
                           size_t tokens, float* gate) {
     alignas(64) float sums[4 * kSums];
     const uint8_t* rows = task_rows(weights, row);
-    TileConfig config;
-    for (size_t tile = 0; tile < 8; ++tile) {
-        config.row_bytes[tile] = 64;
-        config.rows[tile] = kTile;
-    }
-    _tile_loadconfig(&config);
+    configure_tiles(kTile);
     for (size_t block = 0; block < inputs.blocks; block += 2) {
         const size_t other = std::min(block + 1, inputs.blocks - 1);
         multiply_tiles(weights, rows, row, inputs, block, other, sums);
@@ -196,9 +190,10 @@ void multiply_rows_amx(const RowWeights& weights, const float* threshold, const 
     int8_t* tiles = grow(scratch().tiles, blocks * steps * kTileBytes);
     float* scale = grow(scratch().scale, blocks * segments * kTile);
     float* sum = grow(scratch().sum, blocks * segments * kTile);
-    const Inputs inputs{blocks, steps, segments, segment_steps, tiles, scale, sum};
+    float* total = grow(scratch().total, blocks * kTile);
+    const Inputs inputs{blocks, steps, segments, segment_steps, tiles, scale, sum, total};
     threads.run(blocks, [&](size_t block) {
-        quantize_block(x, in_features, in, tokens, inputs, block, tiles, scale, sum, kernels);
+        quantize_block(x, in_features, in, tokens, inputs, block, tiles, scale, sum, total, kernels);
     });
     threads.run((weights.out + kTaskRows - 1) / kTaskRows, [&](size_t task) {
         multiply_task(weights, threshold, task * kTaskRows, inputs, tokens, gate);

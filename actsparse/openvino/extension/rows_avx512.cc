@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include "avx512.hpp"
 #include "row_tile.hpp"
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")))
@@ -11,11 +12,8 @@ namespace actsparse {
 namespace {
 
 template <bool kIsU4>
-INLINE __m512i load_weights(const uint8_t* row, size_t k) {
-    if (!kIsU4) return _mm512_loadu_si512(row + k);
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k / 2));
-    const __m512i wide = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
-    return _mm512_and_si512(wide, _mm512_set1_epi8(15));
+INLINE __m512i load_row_weights(const uint8_t* row, size_t k) {
+    return kIsU4 ? load_row_nibbles(row + k / 2) : _mm512_loadu_si512(row + k);
 }
 
 // The scales of 64 activations, for the sums of four each.
@@ -31,7 +29,7 @@ INLINE void add_products(const RowTile<kRows, kTokens>& tile, size_t in, size_t 
         tile.fetch(kIsU4 ? k / 2 : k);
         __m512i w[kRows];
 #pragma GCC unroll 8
-        for (size_t r = 0; r < kRows; ++r) w[r] = load_weights<kIsU4>(tile.row[r], k);
+        for (size_t r = 0; r < kRows; ++r) w[r] = load_row_weights<kIsU4>(tile.row[r], k);
 #pragma GCC unroll 4
         for (size_t t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 3

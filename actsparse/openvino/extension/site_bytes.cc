@@ -109,6 +109,24 @@ void check_bytes(const ov::Node* node, size_t bytes, size_t input) {
                           "actsparse: a site's constants do not have the size of its features (input ", input, ")");
 }
 
+// All of a site but the packing of its weights.
+Site unpacked_site(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact) {
+    const WeightType type = weight_type_of(attributes.weight_type);
+    const auto in = static_cast<size_t>(attributes.in_features);
+    const Layout layout = layout_of(attributes);
+    const auto* data = static_cast<const uint8_t*>(bytes.data());
+    Site site{{type, in, padded(sum(attributes.out_features), type), in, nullptr, nullptr, false, nullptr},
+              attributes.is_decode_only && run_length(x) != 1 ? no_thresholds(in)
+                                                              : reinterpret_cast<const float*>(data),
+              is_exact};
+    site.weights.data = data + layout.weights;
+    site.weights.scale = data + layout.scale;
+    site.weights.zero = data + layout.zero;
+    site.weights.is_scale_f16 = attributes.scale_type == "f16";
+    if (type == WeightType::u4) site.weights.group = static_cast<size_t>(attributes.group_size);
+    return site;
+}
+
 }  // namespace
 
 void SiteAttributes::visit(ov::AttributeVisitor& visitor, const std::string& prefix) {
@@ -136,24 +154,6 @@ Threads openvino_threads() {
                 else
                     tbb::parallel_for(tbb::blocked_range<size_t>(0, n), each);
             }};
-}
-
-// All of a site but the packing of its weights.
-static Site unpacked_site(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact) {
-    const WeightType type = weight_type_of(attributes.weight_type);
-    const auto in = static_cast<size_t>(attributes.in_features);
-    const Layout layout = layout_of(attributes);
-    const auto* data = static_cast<const uint8_t*>(bytes.data());
-    Site site{{type, in, padded(sum(attributes.out_features), type), in, nullptr, nullptr, false, nullptr},
-              attributes.is_decode_only && run_length(x) != 1 ? no_thresholds(in)
-                                                              : reinterpret_cast<const float*>(data),
-              is_exact};
-    site.weights.data = data + layout.weights;
-    site.weights.scale = data + layout.scale;
-    site.weights.zero = data + layout.zero;
-    site.weights.is_scale_f16 = attributes.scale_type == "f16";
-    if (type == WeightType::u4) site.weights.group = static_cast<size_t>(attributes.group_size);
-    return site;
 }
 
 Site site_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov::Shape& x, bool is_exact,
