@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from actsparse.algorithms import get_algorithm
-from actsparse.bisection import Tried, next_guess
-from actsparse.bos import warn_of_missing_bos
+from actsparse.algorithms.bisection import Tried, next_guess
+from actsparse.calibration import Settings
+from actsparse.console.report import percent
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import LossComparison, compare_losses
-from actsparse.insertion import remove_sparsifiers
-from actsparse.report import percent
-from actsparse.sparsify import Settings, sparsify_torch
+from actsparse.sparsify import calibrate, remove_sparsifiers
+from actsparse.texts.bos import warn_of_missing_bos
 
 MAX_EVALUATIONS = 15
 # Sparsity is known well enough to stop.
@@ -136,7 +136,7 @@ def sparsify_to_perplexity(
 
     def mask(target: float) -> None:
         by_scope = dict.fromkeys(scopes, target) if scopes else target
-        sparsify_torch(model, dataset, by_scope, ignored_scope, settings)
+        calibrate(model, dataset, by_scope, ignored_scope, settings)
 
     def measure(target: float) -> BudgetStep:
         mask(target)

@@ -1,27 +1,101 @@
-"""Running calibration data through a model, and leaving the model as it was."""
+"""Calibration: its settings, its data, the decision for each site, and the estimates of thresholds."""
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import nncf
 import numpy as np
 import torch
-from torch import nn
 
-from actsparse import distributed
-from actsparse.algorithms import Algorithm, LayerSize, Measurements, Plan, gather_parts
-from actsparse.errors import DatasetError
-from actsparse.lockstep import run_side_by_side
-from actsparse.offload import is_offloaded
-from actsparse.progress import progress_bar
-from actsparse.scopes import Site
+from actsparse.algorithms import (
+    Algorithm,
+    MeasurementCache,
+    Measurements,
+    Plan,
+    Selection,
+    Way,
+    gather_groups,
+    select,
+)
+from actsparse.errors import DatasetError, one_line
+from actsparse.runtime import distributed
+from actsparse.runtime.progress import progress_bar
+from actsparse.scopes import LayerSize, Site
 from actsparse.scopes.matching import Target
 
+Loss = Callable[[Any, Any], torch.Tensor]
+
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    How `sparsify_activations` was called.
+
+    :param algorithm: The algorithm.
+    :param tokens: ``all`` or ``decode``.
+    :param keep_existing: Whether masks stay on the layers that no scope matches.
+    :param loss: What gradients are of; None for the model's own.
+    :param skip_first: How many tokens at the start of a forward pass unmasked.
+    :param cache: What calls before this one measured of the same model, sites and data; this one adds to it.
+    """
+
+    algorithm: Algorithm
+    tokens: str = "all"
+    keep_existing: bool = False
+    loss: Loss | None = None
+    skip_first: int = 0
+    cache: MeasurementCache = field(default_factory=MeasurementCache)
+
+
+@dataclass
+class Passes:
+    """
+    How often a model has run.
+
+    :param forwards: All runs.
+    :param backwards: Those that keep what a backward pass needs.
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    What a calibration took and decided.
+
+    :param forwards: How often the data went through the model, this process's share of it; tracing is not counted.
+    :param backwards: How many of these runs went backwards too.
+    :param selection: What was tried and chosen, by an algorithm that chooses.
+    """
+
+    forwards: float
+    backwards: float
+    selection: Selection | None = None
+
+    def name_algorithm(self, name: str) -> str:
+        """
+        Name the algorithm for a report.
+
+        :param name: What the caller said.
+        :return: The same, with what was chosen where it chooses.
+        """
+        return f"{name}, which chose {self.selection.chosen}" if self.selection else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the calibration into what JSON can hold.
+
+        :return: Its fields.
+        """
+        selection = {"selection": self.selection.to_dict()} if self.selection else {}
+        return {"forwards": round(self.forwards, 3), "backwards": round(self.backwards, 3), **selection}
 
 
 class CalibrationBatches:
@@ -95,7 +169,7 @@ class SiteEstimates:
     :param targets: The target sparsities of each site's layers. Target 0 is the identity whatever the data, so there is
         nothing to estimate for it.
     :param algorithm: What makes the estimators.
-    :param importance: What it takes the channels of each site to be worth.
+    :param importance: The importance of the channels of each site.
     """
 
     def __init__(
@@ -175,35 +249,68 @@ class SiteEstimates:
             raise DatasetError(msg)
 
 
-def make_estimates(
+@dataclass(frozen=True)
+class Decision:
+    """
+    What an algorithm has decided, and what its thresholds are to be calibrated with.
+
+    :param sites: What is masked.
+    :param plan: How sparse each layer becomes.
+    :param data: This process's share of the batches.
+    :param estimates: Estimates that have seen none of it.
+    :param selection: What was tried and chosen, by an algorithm that chooses.
+    """
+
+    sites: Sequence[Site]
+    plan: Plan
+    data: Iterable[Any]
+    estimates: SiteEstimates
+    selection: Selection | None = None
+
+
+def decide(
     algorithm: Algorithm,
-    sites: Sequence[Site],
+    layouts: Mapping[bool, Sequence[Site]],
     targets: Mapping[str, Target],
     sizes: Mapping[str, LayerSize],
     batches: CalibrationBatches,
-    measure: Callable[[list[Any]], Measurements],
-) -> tuple[Plan, Iterable[Any], SiteEstimates]:
+    measure: Callable[[Sequence[Site], list[Any]], Measurements],
+) -> Decision:
     """
-    Decide how sparse each layer becomes, and get ready to calibrate its threshold.
+    Decide how sparse each layer becomes.
 
     :param algorithm: The algorithm.
-    :param sites: The sites to mask.
+    :param layouts: The sites to mask, without masks of rows and with them, as far as the algorithm needs them.
     :param targets: The target of each layer.
     :param sizes: The size of each layer.
     :param batches: The data.
-    :param measure: Makes what measures the model on the data, for an algorithm that asks for it.
-    :return: What was decided, this process's share of the data to calibrate on, and estimates that have seen none of
-        it.
+    :param measure: Makes what measures sites on the data, for an algorithm that asks for it.
+    :return: What was decided.
     """
-    if algorithm.is_one_pass:
-        data = batches.share()
+    if algorithm.is_one_pass and not algorithm.candidates:
+        (sites,) = layouts.values()
         wanted = {name: target.sparsity for name, target in targets.items()}
         plan = Plan(wanted, {}, wanted, {})
+        return Decision(sites, plan, batches.share(), SiteEstimates.of(plan, sites, algorithm))
+    kept = batches.keep()
+    models = {has_rows: measure(sites, kept) for has_rows, sites in layouts.items()}
+    scopes = {has_rows: gather_groups(sites, targets, sizes) for has_rows, sites in layouts.items()}
+    selection = None
+    if algorithm.candidates:
+        ways = []
+        for candidate in algorithm.candidates:
+            has_rows = candidate.rows and True in layouts
+            # Where no gate can be masked, rows are inputs as always.
+            tried = candidate if has_rows == candidate.rows else candidate.without_rows()
+            if all(tried != way.algorithm for way in ways):
+                ways.append(Way(tried, scopes[has_rows], models[has_rows]))
+        chosen, plan, selection = select(ways, algorithm.compensation)
+        algorithm = chosen.algorithm
+        sites = layouts[algorithm.rows]
     else:
-        kept = batches.keep()
-        data = distributed.share(kept)
-        plan = algorithm.plan(gather_parts(sites, targets, sizes), measure(kept))
-    return plan, data, SiteEstimates.of(plan, sites, algorithm)
+        ((has_rows, sites),) = layouts.items()
+        plan = algorithm.plan(scopes[has_rows], models[has_rows])
+    return Decision(sites, plan, distributed.share(kept), SiteEstimates.of(plan, sites, algorithm), selection)
 
 
 @contextmanager
@@ -221,46 +328,6 @@ def blame_layer(name: str) -> Iterator[None]:
         raise DatasetError(msg) from None
 
 
-def run_model(model: nn.Module, batch: Any) -> Any:
-    """
-    Run one model input: a dict as keyword arguments, a tuple as positional ones, anything else as the only one.
-
-    :param model: The model.
-    :param batch: The model input.
-    :return: The model's output.
-    """
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
-
-
-def run_batches(
-    model: nn.Module, batches: Iterable[Any], *, total: int | None, description: str, reads_logits: bool = True
-) -> int:
-    """
-    Run every batch in evaluation mode and without gradients, with a progress bar.
-
-    :param model: The model; its training flags are restored afterwards, whatever happens.
-    :param batches: Model inputs.
-    :param total: How many, where it is known.
-    :param description: What the progress bar says.
-    :param reads_logits: Whether anything depends on the logits. Where nothing does, a causal language model is asked
-        for those of the last token only: the head of a small model is a fifth of its work.
-    :return: Number of batches run.
-    :raises DatasetError: If the model cannot take a batch; names the batch.
-    """
-
-    def run(batch: Any) -> None:
-        run_model(model, batch if reads_logits else _keep_last_logits(model, batch))
-
-    with evaluation_mode(model), torch.no_grad():
-        if not is_offloaded(model):
-            return run_each(run, batches, total=total, description=description)
-        with progress_bar(description, total=total, unit="batches") as advance:
-            jobs = [partial(_run_one, run, batch, number, advance) for number, batch in enumerate(batches)]
-            return len(run_side_by_side(model, jobs))
-
-
 def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int | None, description: str) -> int:
     """
     Run every batch, one after the other, with a progress bar.
@@ -275,12 +342,21 @@ def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int
     count = 0
     with progress_bar(description, total=total, unit="batches") as advance:
         for number, batch in enumerate(batches):
-            _run_one(run, batch, number, advance)
+            run_one(run, batch, number, advance)
             count += 1
     return count
 
 
-def _run_one(run: Callable[[Any], object], batch: Any, number: int, advance: Callable[[int], None]) -> None:
+def run_one(run: Callable[[Any], object], batch: Any, number: int, advance: Callable[[int], None]) -> None:
+    """
+    Run one batch of several.
+
+    :param run: Runs a model on one batch.
+    :param batch: The model input.
+    :param number: Its number, for an error message.
+    :param advance: Told that one is done.
+    :raises DatasetError: If the model cannot take the batch.
+    """
     try:
         run(batch)
     except DatasetError:
@@ -290,25 +366,6 @@ def _run_one(run: Callable[[Any], object], batch: Any, number: int, advance: Cal
         msg = f"the model cannot take batch {number} of the dataset ({describe_batch(batch)}): {one_line(error)}"
         raise DatasetError(msg) from error
     advance(1)
-
-
-@contextmanager
-def evaluation_mode(model: Any) -> Iterator[None]:
-    """
-    Put a model in evaluation mode for a while.
-
-    :param model: The model; anything that is not a torch module has no mode.
-    :return: A context after which each module's training flag is what it was.
-    """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def describe_batch(batch: Any) -> str:
@@ -325,24 +382,6 @@ def describe_batch(batch: Any) -> str:
     if isinstance(batch, tuple):
         return ", ".join(_shape(value) for value in batch) or "empty tuple"
     return type(batch).__name__
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """
-    Shorten an exception to one line.
-
-    :param error: The exception.
-    :param limit: Number of characters to keep.
-    :return: Its type and the start of its message.
-    """
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:limit]
-
-
-def _keep_last_logits(model: nn.Module, batch: Any) -> Any:
-    is_known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    if is_known and isinstance(batch, Mapping) and not {"labels", "logits_to_keep"} & batch.keys():
-        return {**batch, "logits_to_keep": 1}
-    return batch
 
 
 def _shape(value: Any) -> str:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from actsparse.exit_codes import EXIT_CODES_HELP, ExitCode
-from actsparse.launcher import explain_termination, is_launched, launched_rank
-from actsparse.options import (
+from actsparse.commands.regression.command import regress
+from actsparse.commands.studies.commands import attribution, inspect, tasks
+from actsparse.console.options import (
     BatchesOption,
     CalibrationOption,
     DeviceOption,
@@ -29,10 +29,17 @@ from actsparse.options import (
     TextOption,
     split_list,
 )
-from actsparse.output import Output, tell
-from actsparse.regression.command import regress
-from actsparse.studies.commands import attribution, inspect, tasks
-from actsparse.surroundings import accept_any_text, require_encodable, stand_in_for_home
+from actsparse.console.output import Output, tell
+from actsparse.runtime.process import (
+    EXIT_CODES_HELP,
+    ExitCode,
+    accept_any_text,
+    explain_termination,
+    is_launched,
+    launched_rank,
+    require_encodable,
+    stand_in_for_home,
+)
 
 app = typer.Typer(
     help="Activation sparsity for language models: mask what does not matter, keep INT8, know what it costs.",
@@ -62,8 +69,8 @@ def main_options(
 ) -> None:
     """Take the options before the command, and join the other processes of a launcher."""
     if is_launched():
-        from actsparse.distributed import together
         from actsparse.errors import ActsparseError
+        from actsparse.runtime.distributed import together
 
         if context.invoked_subcommand not in SHARED_COMMANDS:
             msg = f"actsparse {context.invoked_subcommand} works in one process: run it without a launcher"
@@ -90,7 +97,7 @@ def demo(
 ) -> None:
     """Sparsify a real model, measure what it costs and how fast it decodes: no model hub, no questions."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.demo import run_demo
+    from actsparse.commands.demo import run_demo
 
     if pages is None and text == "default":
         pages = 4 if fast else 16
@@ -176,8 +183,8 @@ def sparsify(
 ) -> None:
     """Calibrate a model's thresholds and write them to a folder, with --accelerate a ready OpenVINO model too."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.files import written_since
-    from actsparse.jobs import SparsifyJob, run_sparsify
+    from actsparse.commands.jobs import SparsifyJob, run_sparsify
+    from actsparse.storage.files import written_since
 
     job = SparsifyJob(
         model=model,
@@ -232,7 +239,7 @@ def evaluate(
 ) -> None:
     """Measure a model's word perplexity and, if it is masked, its sparsity, on a text."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.jobs import EvaluateJob, run_evaluate
+    from actsparse.commands.jobs import EvaluateJob, run_evaluate
 
     job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype, device, max_memory)
     result, tables = run_evaluate(job, output.say)
@@ -267,7 +274,7 @@ def sweep(
 ) -> None:
     """Compare algorithms at equal measured sparsity. Points that the folder has are not measured again."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.sweep import SweepJob, parse_sparsities, run_sweep
+    from actsparse.commands.sweep import SweepJob, parse_sparsities, run_sweep
 
     job = SweepJob(
         model=model,
@@ -353,8 +360,8 @@ def bench(
     Also says how much of the speed at which this machine reads memory the decoding reaches.
     """
     output = context.with_resource(Output(json, quiet))
-    from actsparse.bench.job import BenchJob, describe_report, draw_plot, parse_numbers, run_bench
-    from actsparse.bench.tables import make_tables
+    from actsparse.commands.bench.job import BenchJob, describe_report, draw_plot, parse_numbers, run_bench
+    from actsparse.commands.bench.tables import make_tables
 
     job = BenchJob(
         model=model,

@@ -58,3 +58,13 @@ def shorten_message(error: BaseException, limit: int = 240) -> str:
     :return: The start of its message, or its type where it has none.
     """
     return textwrap.shorten(str(error), width=limit, placeholder=" …") or type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """
+    Make one short line of an error that nobody foresaw.
+
+    :param error: The error.
+    :return: Its type and the start of its message.
+    """
+    return f"{type(error).__name__}: {shorten_message(error)}"

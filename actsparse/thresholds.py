@@ -2,65 +2,26 @@
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 
 from actsparse.algorithms import AUTO
-from actsparse.environment import library_versions
-from actsparse.errors import ThresholdsError
-from actsparse.experts import with_split_experts
-from actsparse.files import kind_of, write_bytes
-from actsparse.insertion import CHILD, insert_sparsifier, placed_sparsifiers, remove_sparsifier
-from actsparse.openvino.detect import find_openvino_model, forget_compiled
-from actsparse.scopes.layers import in_features, named_linears, out_features
-from actsparse.sparsifier import LARGEST, TOKENS, ActivationSparsifier
-from actsparse.stand_in import NOTHING, StandIn
+from actsparse.backend import backend_of
+from actsparse.errors import ActsparseError, ThresholdsError
+from actsparse.mask import Compensation, Mask
+from actsparse.runtime.environment import library_versions
+from actsparse.storage.files import kind_of, write_bytes
 
 FORMAT = "actsparse.thresholds"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # Tensors are named as in the masked model's state_dict.
-_KEYS = tuple(f".{CHILD}.{tensor}" for tensor in ("threshold", "shift", "basis"))
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """
-    What the file says of one masked layer, besides its threshold.
-
-    :param target_sparsity: The share of zeros asked for.
-    :param tokens: Which tokens are masked, ``all`` or ``decode``.
-    :param algorithm: The algorithm that found the threshold.
-    :param site: Name of the site whose input is masked.
-    :param roles: What the layer does in its block.
-    :param gate_function: The activation function whose output is masked, where rows of the layer's weights are skipped
-        and not input channels; else empty.
-    :param skip_first: How many tokens at the start of a forward pass unmasked.
-    """
-
-    target_sparsity: float
-    tokens: str
-    algorithm: str
-    site: str
-    roles: tuple[str, ...]
-    gate_function: str = ""
-    skip_first: int = 0
-
-    def __post_init__(self) -> None:
-        target_is_valid = isinstance(self.target_sparsity, float | int) and 0 <= self.target_sparsity <= 1
-        texts_are_valid = all(
-            isinstance(text, str) for text in (self.algorithm, self.site, self.gate_function, *self.roles)
-        )
-        skip_is_valid = isinstance(self.skip_first, int) and 0 <= self.skip_first < 2**31
-        if not (target_is_valid and texts_are_valid and skip_is_valid and self.tokens in TOKENS):
-            msg = "a layer's record is not one"
-            raise ValueError(msg)
+_KEYS = tuple(f".activation_sparsifier.{tensor}" for tensor in ("threshold", "shift", "basis"))
 
 
 @dataclass(frozen=True)
@@ -68,18 +29,19 @@ class ThresholdsFile:
     """
     The contents of a thresholds file.
 
-    :param thresholds: Thresholds by layer name, each 0-d or [in_features].
-    :param layers: What else is known of each layer.
+    :param masks: Masks by layer name; each threshold is 0-d or [in_features].
     :param fingerprint: Hash of the shapes of the model that the thresholds belong to.
     :param notes: Model name, calibration data, measured sparsity, library versions.
-    :param stand_ins: What stands in for what is left out, by layer name, where that is not zeros.
     """
 
-    thresholds: dict[str, torch.Tensor]
-    layers: dict[str, LayerRecord]
+    masks: dict[str, Mask]
     fingerprint: str
     notes: dict[str, Any] = field(default_factory=dict)
-    stand_ins: dict[str, StandIn] = field(default_factory=dict)
+
+    @property
+    def thresholds(self) -> dict[str, torch.Tensor]:
+        """Thresholds by layer name, each 0-d or [in_features]."""
+        return {name: mask.threshold for name, mask in self.masks.items()}
 
 
 def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
@@ -94,15 +56,16 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
     :raises ThresholdsError: If the model has no masks, one that could not be loaded, or the notes are not JSON.
     :raises OutputError: If the file cannot be written.
     """
-    masks = _masks_of(model)
+    masks = backend_of(model).masks()
     if not masks:
         msg = "the model has no activation sparsifiers whose thresholds could be saved"
         raise ThresholdsError(msg)
-    records = {name: asdict(record) for name, (_, record, _) in masks.items()}
+    _require_writable(masks)
+    selection = next((mask.selection for mask in masks.values() if mask.selection), None)
     described = {
         "model": model_name(model),
         "versions": library_versions(),
-        **_describe_selection(model),
+        **({"selection": selection} if selection else {}),
         **notes,
     }
     try:
@@ -110,25 +73,18 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
             "fingerprint": fingerprint(model),
-            "layers": json.dumps(records),
+            "layers": json.dumps({name: mask.to_record() for name, mask in masks.items()}),
             "notes": json.dumps(described),
         }
     except (TypeError, ValueError) as error:
         msg = f"the notes for a thresholds file must be JSON: {error}"
         raise ThresholdsError(msg) from None
     tensors = {}
-    for name, (threshold, record, stand_in) in masks.items():
-        # In f32 and copied: layers of one site may share a tensor, which the format cannot say.
-        written, stands_in = _as_written(threshold), stand_in.to("cpu")
-        if not _is_mask(written, record, stands_in):
-            msg = (
-                f"the mask of {name} cannot be saved: its threshold is neither a number from 0 on nor minus infinity, "
-                "or what stands in for what it leaves out is not finite"
-            )
-            raise ThresholdsError(msg)
-        for key, tensor in zip(_KEYS, (written, stands_in.shift, stands_in.basis), strict=True):
+    for name, mask in masks.items():
+        for key, tensor in zip(_KEYS, (mask.threshold, mask.compensation.shift, mask.compensation.basis), strict=True):
             if tensor is not None:
-                tensors[name + key] = tensor
+                # Copied: layers of one site may share a tensor, which the format cannot say.
+                tensors[name + key] = tensor.clone()
     write_bytes(Path(path), _in_order(save(tensors, metadata)))
 
 
@@ -143,10 +99,14 @@ def load_thresholds(model: Any, path: str | Path) -> Any:
     :raises ThresholdsError: If the file is missing, damaged, foreign, from a newer version or of another model; the
         model is then unchanged.
     """
-    contents = read_thresholds(path)
-    with with_split_experts(model):
+    contents, backend = read_thresholds(path), backend_of(model)
+    with backend.editing():
         _check_fit(model, contents, path)
-        _replace_masks(model, contents)
+        try:
+            backend.replace_masks(contents.masks)
+        except ActsparseError as error:
+            msg = f"{path}: {error}"
+            raise ThresholdsError(msg) from None
     return model
 
 
@@ -186,7 +146,8 @@ def fingerprint(model: Any) -> str:
     :param model: A model, compressed or not, masked or not.
     :return: A hexadecimal digest.
     """
-    shapes = [f"{name}:{inputs}x{outputs}" for name, (inputs, outputs) in _sizes(model).items()]
+    sizes = backend_of(model).sizes()
+    shapes = [f"{name}:{size.channels}x{size.outputs}" for name, size in sizes.items()]
     return hashlib.sha256("\n".join(sorted(shapes)).encode()).hexdigest()
 
 
@@ -200,55 +161,20 @@ def model_name(model: Any) -> str:
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
 
-def torch_masks(model: nn.Module) -> dict[str, tuple[torch.Tensor, LayerRecord, StandIn]]:
-    """
-    Describe the masks of a torch model.
-
-    :param model: The model.
-    :return: By layer, the threshold, all that a thresholds file or an OpenVINO model records besides it, and what
-        stands in for what is left out.
-    """
-    masks = {}
-    for place, s in placed_sparsifiers(model):
-        gate_function = place if s.rows_of else ""
-        record = LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles, gate_function, s.skip_first)
-        masks[s.rows_of or place] = (s.threshold, record, s.stand_in)
-    return masks
-
-
-def _describe_selection(model: Any) -> dict[str, Any]:
-    """Say what was tried and chosen where an algorithm that chooses has set the thresholds."""
-    masks = placed_sparsifiers(model) if isinstance(model, nn.Module) else ()
-    selection = next((mask.selection for _, mask in masks if mask.selection), None)
-    return {"selection": selection} if selection else {}
-
-
-def _sizes(model: Any) -> dict[str, tuple[int, int]]:
-    openvino_model = find_openvino_model(model)
-    if openvino_model is None:
-        return {name: (in_features(module), out_features(module)) for name, module in named_linears(model)}
-    from actsparse.openvino.layers import named_calls
-
-    calls = named_calls(openvino_model)
-    return {name: (group[0].in_features, group[0].out_features) for name, group in calls.items()}
-
-
-def _masks_of(model: Any) -> dict[str, tuple[torch.Tensor, LayerRecord, StandIn]]:
-    openvino_model = find_openvino_model(model)
-    if openvino_model is None:
-        return torch_masks(model)
-    from actsparse.openvino.placement import masks_of
-
-    masks: dict[str, tuple[torch.Tensor, LayerRecord, StandIn]] = {}
-    for name, mask in masks_of(openvino_model).items():
-        if mask.record is None:
+def _require_writable(masks: Mapping[str, Mask]) -> None:
+    for name, mask in masks.items():
+        if mask.target_sparsity is None:
             msg = (
                 f"the OpenVINO model does not say how the mask of {name} was made: "
                 "export the torch model with actsparse.openvino.export_model, or save its thresholds"
             )
             raise ThresholdsError(msg)
-        masks[name] = (torch.from_numpy(mask.threshold.copy()), mask.record, mask.stand_in)
-    return masks
+        if not mask.can_be_saved:
+            msg = (
+                f"the mask of {name} cannot be saved: its threshold is neither a number from 0 on nor minus infinity, "
+                "or what compensates for what it leaves out is not finite"
+            )
+            raise ThresholdsError(msg)
 
 
 def _check_fit(model: Any, contents: ThresholdsFile, path: str | Path) -> None:
@@ -258,74 +184,33 @@ def _check_fit(model: Any, contents: ThresholdsFile, path: str | Path) -> None:
             f"the Linear layers of {model_name(model)} have other names or shapes"
         )
         raise ThresholdsError(msg)
-    sizes = _sizes(model)
-    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else None
-    for name, threshold in contents.thresholds.items():
-        gate_function = contents.layers[name].gate_function
-        if name not in sizes or threshold.shape not in ((), (sizes[name][1 if gate_function else 0],)):
-            msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(threshold.shape)}"
+    sizes = backend_of(model).sizes()
+    for name, mask in contents.masks.items():
+        size, shape = sizes.get(name), mask.threshold.shape
+        if size is None or shape not in ((), (size.outputs if mask.is_of_rows else size.channels,)):
+            msg = f"{path}: no Linear layer {name} of the model takes thresholds of shape {list(shape)}"
             raise ThresholdsError(msg)
-        basis = contents.stand_ins.get(name, NOTHING).basis
-        if basis is not None and basis.shape[0] != sizes[name][0]:
-            msg = f"{path}: the low-rank part of {name} has {basis.shape[0]} channels, not {sizes[name][0]}"
+        basis = mask.compensation.basis
+        if basis is not None and basis.shape[0] != size.channels:
+            msg = f"{path}: the low-rank part of {name} has {basis.shape[0]} channels, not {size.channels}"
             raise ThresholdsError(msg)
-        if contents.layers[name].skip_first and modules is None:
-            msg = f"{path} lets the first tokens pass (skip_first), which masks of an OpenVINO model cannot"
-            raise ThresholdsError(msg)
-        if gate_function and modules is not None and gate_function not in modules:
-            msg = f"{path}: the model has no activation function {gate_function}"
-            raise ThresholdsError(msg)
-
-
-def _replace_masks(model: Any, contents: ThresholdsFile) -> None:
-    openvino_model = find_openvino_model(model)
-    if openvino_model is None:
-        sparsifiers = {name: _make_sparsifier(name, contents) for name in contents.thresholds}
-        for place, _ in list(placed_sparsifiers(model)):
-            remove_sparsifier(model.get_submodule(place))
-        for name, sparsifier in sparsifiers.items():
-            insert_sparsifier(model, contents.layers[name].gate_function or name, sparsifier)
-        return
-    from actsparse.openvino.placement import LayerMask, replace_masks
-
-    masks = {
-        name: LayerMask.of(threshold, contents.layers[name], contents.stand_ins.get(name, NOTHING))
-        for name, threshold in contents.thresholds.items()
-    }
-    replace_masks(openvino_model, masks)
-    forget_compiled(model)
-
-
-def _make_sparsifier(name: str, contents: ThresholdsFile) -> ActivationSparsifier:
-    record, threshold = contents.layers[name], contents.thresholds[name]
-    channels = threshold.numel() if threshold.ndim else None
-    sparsifier = ActivationSparsifier(
-        record.target_sparsity,
-        channels=channels,
-        tokens=record.tokens,
-        roles=record.roles,
-        site=record.site,
-        algorithm=record.algorithm,
-        rows_of=name if record.gate_function else "",
-        skip_first=record.skip_first,
-    )
-    sparsifier.threshold.copy_(threshold)
-    sparsifier.set_stand_in(contents.stand_ins.get(name, NOTHING))
-    if record.algorithm.startswith(AUTO) and isinstance(contents.notes.get("selection"), dict):
-        sparsifier.selection = contents.notes["selection"]
-    return sparsifier
 
 
 def _parse(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> ThresholdsFile:
-    records = json.loads(metadata["layers"])
-    layers = {name: LayerRecord(**{**record, "roles": tuple(record["roles"])}) for name, record in records.items()}
-    notes = json.loads(metadata["notes"])
-    thresholds, shifts, bases = ({n: tensors.pop(n + key) for n in layers if n + key in tensors} for key in _KEYS)
-    is_complete = bool(layers) and not tensors and layers.keys() == thresholds.keys() and isinstance(notes, dict)
-    stand_ins = {name: StandIn(shifts.get(name), bases.get(name)) for name in shifts.keys() | bases.keys()}
-    if not is_complete or not all(_is_mask(thresholds[n], layers[n], stand_ins.get(n, NOTHING)) for n in layers):
+    records, notes = json.loads(metadata["layers"]), json.loads(metadata["notes"])
+    thresholds, shifts, bases = ({n: tensors.pop(n + key) for n in records if n + key in tensors} for key in _KEYS)
+    if not records or tensors or records.keys() != thresholds.keys() or not isinstance(notes, dict):
         raise ValueError
-    return ThresholdsFile(thresholds, layers, metadata["fingerprint"], notes, stand_ins)
+    masks = {}
+    for name, record in records.items():
+        compensation = Compensation(shifts.get(name), bases.get(name))
+        mask = Mask.from_record(thresholds[name], record, compensation)
+        if not mask.can_be_saved:
+            raise ValueError
+        # What `auto` has chosen is kept once for all layers.
+        is_chosen = mask.algorithm.startswith(AUTO) and isinstance(notes.get("selection"), dict)
+        masks[name] = replace(mask, selection=notes["selection"]) if is_chosen else mask
+    return ThresholdsFile(masks, metadata["fingerprint"], notes)
 
 
 def _check_format(path: Path, metadata: dict[str, str]) -> None:
@@ -339,35 +224,6 @@ def _check_format(path: Path, metadata: dict[str, str]) -> None:
     if int(number) > FORMAT_VERSION:
         msg = f"{path} has format version {number}; this actsparse reads up to {FORMAT_VERSION}: upgrade it"
         raise ThresholdsError(msg)
-
-
-def _as_written(threshold: torch.Tensor) -> torch.Tensor:
-    written = threshold.detach().to("cpu", torch.float32).clone().contiguous()
-    # A model cast to a smaller type after calibration has infinity for channels that never pass.
-    return written.clamp(max=LARGEST) if written.ndim else written
-
-
-def _is_mask(threshold: torch.Tensor, record: LayerRecord, stand_in: StandIn) -> bool:
-    # Nothing can stand in for a row whose gate is closed.
-    return _is_threshold(threshold) and _is_stand_in(stand_in) and not (record.gate_function and stand_in != NOTHING)
-
-
-def _is_threshold(tensor: torch.Tensor) -> bool:
-    if tensor.dtype != torch.float32 or tensor.ndim > 1 or tensor.numel() == 0:
-        return False
-    # Minus infinity masks nothing and is legitimate; NaN and plus infinity are not thresholds that data can give.
-    return bool(((tensor >= 0) | (tensor == -math.inf)).all() and (tensor < math.inf).all())
-
-
-def _is_stand_in(stand_in: StandIn) -> bool:
-    return _has_form(stand_in.shift, ndim=0) and _has_form(stand_in.basis, ndim=2)
-
-
-def _has_form(tensor: torch.Tensor | None, ndim: int) -> bool:
-    if tensor is None:
-        return True
-    has_type = tensor.dtype == torch.float32 and tensor.ndim == ndim and tensor.numel() > 0
-    return has_type and bool(tensor.isfinite().all())
 
 
 def _in_order(file: bytes) -> bytes:

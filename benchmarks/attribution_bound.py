@@ -15,10 +15,10 @@ import torch
 from bars import Bar, Measurement
 from command import make_plain_parser, positive, run_benchmark
 
+from actsparse.commands.studies.attribution.bound import drop_units
+from actsparse.commands.studies.attribution.prompts import encode_questions
+from actsparse.commands.studies.units import find_units
 from actsparse.models import load_model
-from actsparse.studies.attribution.bound import drop_units
-from actsparse.studies.attribution.prompts import encode_questions
-from actsparse.studies.units import find_units
 from actsparse.texts.questions import load_questions
 
 MIN_WITHIN = 0.99

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from actsparse.environment import describe_machine
-from actsparse.regression import git
+from actsparse.commands.regression import git
+from actsparse.runtime.environment import describe_machine
 
 PACKAGES = ("actsparse", "torch", "nncf", "openvino", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ def read_git_state() -> dict[str, Any]:
     """
     Tell which code is measured.
 
-    :return: As `actsparse.regression.git.read_git_state`; what the benchmarks write themselves is no change.
+    :return: As `actsparse.commands.regression.git.read_git_state`; what the benchmarks write themselves is no change.
     """
     return git.read_git_state(ROOT, _WRITTEN)
 

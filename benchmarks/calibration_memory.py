@@ -24,9 +24,9 @@ from command import announce, make_parser, positive, run_benchmark
 from workload import SETTINGS, Batch, load_workload
 
 from actsparse import sparsify_activations
-from actsparse.environment import peak_memory
+from actsparse.commands.regression.nncf_reference import sparsify_with_nncf, translate_targets
 from actsparse.errors import ActsparseError
-from actsparse.regression.nncf_reference import sparsify_with_nncf, translate_targets
+from actsparse.runtime.environment import peak_memory
 
 BAR_MB = 150.0
 BARE, NNCF = "forward", "NNCF"

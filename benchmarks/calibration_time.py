@@ -22,7 +22,7 @@ from torch import nn
 from workload import SETTINGS, Batch, Workload, load_workload
 
 from actsparse import remove_sparsifiers, sparsify_activations
-from actsparse.regression.nncf_reference import sparsify_with_nncf, translate_targets
+from actsparse.commands.regression.nncf_reference import sparsify_with_nncf, translate_targets
 
 FORWARD_BAR = 1.3
 NNCF_BAR = 4.0

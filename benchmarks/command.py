@@ -12,8 +12,8 @@ import torch
 from bars import Measurement, describe_run, make_table, read_git_state, write_json
 from rich.console import Console
 
-from actsparse.environment import describe_machine
 from actsparse.errors import ActsparseError
+from actsparse.runtime.environment import describe_machine
 
 
 def make_parser(description: str, *, num_batches: int | None = 32, length: int = 256) -> argparse.ArgumentParser:

@@ -28,8 +28,8 @@ from command import announce, make_plain_parser, run_benchmark
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actsparse import sparsify_activations
-from actsparse.environment import peak_memory
 from actsparse.errors import ActsparseError
+from actsparse.runtime.environment import peak_memory
 
 ALGORITHMS = ("magnitude", "auto")
 LENGTH = 256  # tokens in a batch

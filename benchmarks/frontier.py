@@ -22,9 +22,9 @@ from command import announce, make_plain_parser, positive, run_benchmark
 from real_models import REAL_MODELS, RealModel, cut_windows, write_pages
 from workload import find_wikitext
 
+from actsparse.commands.sweep import Point, Sweep, SweepJob, run_sweep
 from actsparse.errors import SourceError
 from actsparse.evaluation.bootstrap import bootstrap_ratio
-from actsparse.sweep import Point, Sweep, SweepJob, run_sweep
 from actsparse.texts import load_pages
 
 OURS, UNIFORM, GREEDY = "auto", "magnitude", "teal"

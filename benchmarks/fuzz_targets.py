@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
+from actsparse.commands.jobs import parse_targets
+from actsparse.commands.regression.case import read_case
+from actsparse.commands.regression.compare import compare_case
+from actsparse.commands.regression.figures import KINDS, NNCF, SPARSE, CaseResult, Figure
+from actsparse.commands.regression.reference import read_reference, read_result
+from actsparse.commands.regression.schema import make_mapping
+from actsparse.commands.regression.tables import differences_table
 from actsparse.errors import ActsparseError
-from actsparse.jobs import parse_targets
 from actsparse.models import load_model
 from actsparse.recovery.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from actsparse.recovery.checkpoint import read_checkpoint
-from actsparse.regression.case import read_case
-from actsparse.regression.compare import compare_case
-from actsparse.regression.figures import KINDS, NNCF, SPARSE, CaseResult, Figure
-from actsparse.regression.reference import read_reference, read_result
-from actsparse.regression.schema import make_mapping
-from actsparse.regression.tables import differences_table
 from actsparse.scopes import pattern as pattern_module
 from actsparse.scopes.pattern import match_names
 from actsparse.scopes.target_scope import ROLES, TargetScope

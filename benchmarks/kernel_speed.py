@@ -18,13 +18,13 @@ import openvino.opset13 as ops
 from bars import Bar, Measurement
 from command import make_plain_parser, positive, run_benchmark
 
-from actsparse.bench.resources import measure_memory
-from actsparse.environment import count_cores
+from actsparse.commands.bench.resources import measure_memory
 from actsparse.errors import ActsparseError
 from actsparse.openvino import accelerate
 from actsparse.openvino.build import extension_path
+from actsparse.openvino.graph_masks import insert_mask
 from actsparse.openvino.linear import find_linears
-from actsparse.openvino.masks import insert_mask
+from actsparse.runtime.environment import count_cores
 
 SHAPES = ((4096, 12288), (2048, 12288), (6144, 2048), (4864, 896), (1536, 576))
 SPEEDUP = 1.9

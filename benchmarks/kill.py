@@ -28,9 +28,9 @@ from typing import Any
 from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
 
+from actsparse.commands.jobs import UNFINISHED_NAME
 from actsparse.errors import ActsparseError, nearest
-from actsparse.files import UNFINISHED
-from actsparse.jobs import UNFINISHED_NAME
+from actsparse.storage.files import UNFINISHED
 
 # Figures of two runs are equal to so many parts; times are not figures.
 TOLERANCE = 1e-5
@@ -114,11 +114,9 @@ def measure(options: argparse.Namespace) -> Measurement:
     """
     # Forks share all of it.
     import actsparse.cli
-    import actsparse.demo
-    import actsparse.jobs
-    import actsparse.openvino
-    import actsparse.plot
-    import actsparse.sweep  # noqa: F401
+    import actsparse.commands.demo
+    import actsparse.commands.jobs
+    import actsparse.commands.sweep  # noqa: F401
 
     generator = random.Random(options.seed)
     bars, samples = [], {}

@@ -11,10 +11,10 @@ from typing import Any
 
 from command import announce
 
-from actsparse.assets import cache_dir, partial_folder
-from actsparse.environment import count_cores
+from actsparse.console.report import read_json
 from actsparse.errors import ActsparseError, SourceError
-from actsparse.report import read_json
+from actsparse.runtime.environment import count_cores
+from actsparse.storage.assets import cache_dir, partial_folder
 
 VERSION = "0.3.36"
 _PACKAGE = f"llama-cpp-python=={VERSION}"

@@ -22,7 +22,7 @@ from torch import nn
 from workload import SETTINGS, Batch, Workload, describe_text, load_workload
 
 from actsparse import sparsify_activations
-from actsparse.regression.nncf_reference import sparsify_with_nncf, translate_targets
+from actsparse.commands.regression.nncf_reference import sparsify_with_nncf, translate_targets
 from actsparse.texts import load_pages, token_batches
 
 COST_BAR = 1.15

@@ -18,14 +18,14 @@ from command import announce, make_plain_parser, positive, run_benchmark
 from workload import load_wikitext
 
 from actsparse import sparsify_activations, word_perplexity
-from actsparse.compression import compress_int8
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.word_perplexity import count_words
 from actsparse.models import load_model
 from actsparse.openvino import deploy_model, export_model, extension_path, load_causal_lm
 from actsparse.openvino.runner import EXACT, OpenVinoLanguageModel, Runner
-from actsparse.progress import progress_bar
+from actsparse.runtime.progress import progress_bar
 from actsparse.texts import Text, load_pages, token_batches
+from actsparse.torch.compression import compress_int8
 
 SPARSITY = 0.5
 NEW_TOKENS = 64

@@ -26,9 +26,7 @@ from torch import nn
 from workload import FFN_TARGETS, Batch, load_workload
 
 from actsparse import TargetScope, sparsify_activations
-from actsparse.compression import quiet_nncf
-from actsparse.insertion import named_sparsifiers
-from actsparse.regression.nncf_reference import (
+from actsparse.commands.regression.nncf_reference import (
     NncfTargetScope,
     find_layer_names,
     named_nncf_sparsifiers,
@@ -36,6 +34,8 @@ from actsparse.regression.nncf_reference import (
     translate_targets,
 )
 from actsparse.texts import load_pages, token_batches
+from actsparse.torch.compression import quiet_nncf
+from actsparse.torch.insertion import named_sparsifiers
 
 THRESHOLD_BAR = 1e-6
 LOGITS_BAR = 1e-5

@@ -22,17 +22,17 @@ from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
 from real_models import REAL_MODELS, fetch_qwen
 
-from actsparse.assets import fetch_model, partial_folder
-from actsparse.bench.decoder import Decoder, compile_decoders, make_core, name_processor
-from actsparse.bench.prepare import find_source, prepare_dense
-from actsparse.bench.sparse import make_sparse, measure_reads
-from actsparse.bench.timing import time_decoding, time_first_token
-from actsparse.bench.tokens import CALIBRATION_LENGTH, read_tokens
-from actsparse.environment import count_cores
+from actsparse.commands.bench.decoder import Decoder, compile_decoders, make_core, name_processor
+from actsparse.commands.bench.prepare import find_source, prepare_dense
+from actsparse.commands.bench.sparse import make_sparse, measure_reads
+from actsparse.commands.bench.timing import time_decoding, time_first_token
+from actsparse.commands.bench.tokens import CALIBRATION_LENGTH, read_tokens
+from actsparse.console.report import read_json, to_json
 from actsparse.errors import ActsparseError
-from actsparse.files import write_bytes
 from actsparse.openvino.build import extension_path
-from actsparse.report import read_json, to_json
+from actsparse.runtime.environment import count_cores
+from actsparse.storage.assets import fetch_model, partial_folder
+from actsparse.storage.files import write_bytes
 from actsparse.texts import load_pages
 
 # GGUF files, which both programs start from. (llama-quantize takes the default model, Q4_1, as it is.)

@@ -17,18 +17,18 @@ import numpy as np
 from bars import ROOT, Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
 
+from actsparse.commands.regression.case import read_case
+from actsparse.commands.regression.compare import REGRESSION, Difference, compare_case
+from actsparse.commands.regression.draws import draw_batches
+from actsparse.commands.regression.figures import DENSE, SPARSE, CaseResult, Windows, loss_figures
+from actsparse.commands.regression.identity import Inputs, find_inputs
+from actsparse.commands.regression.measure import sparsity_figures
+from actsparse.commands.regression.reference import ReferenceCase, bind_figures, read_reference, tolerances_of
+from actsparse.commands.regression.subject import Subject, prepare_subject
+from actsparse.commands.regression.tolerance import Tolerance
 from actsparse.evaluation.comparison import compare_losses
 from actsparse.evaluation.word_perplexity import count_words
-from actsparse.insertion import named_sparsifiers
-from actsparse.regression.case import read_case
-from actsparse.regression.compare import REGRESSION, Difference, compare_case
-from actsparse.regression.draws import draw_batches
-from actsparse.regression.figures import DENSE, SPARSE, CaseResult, Windows, loss_figures
-from actsparse.regression.identity import Inputs, find_inputs
-from actsparse.regression.measure import sparsity_figures
-from actsparse.regression.reference import ReferenceCase, bind_figures, read_reference, tolerances_of
-from actsparse.regression.subject import Subject, prepare_subject
-from actsparse.regression.tolerance import Tolerance
+from actsparse.torch.insertion import named_sparsifiers
 
 REFERENCE = ROOT / "examples" / "regression" / "reference.yaml"
 NOISE, PLANTED = "noise", "thresholds x 1.05"

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from bars import ROOT
 from workload import find_wikitext
 
-from actsparse.assets import cache_dir, file_sha256, partial_folder
 from actsparse.errors import SourceError
 from actsparse.models import load_model
+from actsparse.storage.assets import cache_dir, file_sha256, partial_folder
 from actsparse.texts import load_pages
 
 # Qwen2.5-Coder-0.5B-Instruct in six parts, as a tutoring tool carries it.

@@ -22,18 +22,18 @@ from command import announce, positive, run_benchmark
 from frontier import OURS, UNIFORM, increases, make_points_parser, summarize
 from workload import find_wikitext
 
-from actsparse.demo import CALIBRATION_LENGTH
+from actsparse.commands.demo import CALIBRATION_LENGTH
+from actsparse.commands.sweep import Point, SweepJob, run_sweep
+from actsparse.console.report import write_json
 from actsparse.evaluation.bootstrap import bootstrap_ratio
 from actsparse.evaluation.comparison import compare_with_dense
 from actsparse.models import load_model
-from actsparse.progress import progress_bar
 from actsparse.recovery import recover
 from actsparse.recovery.recover import LARGEST_GRADIENT, RATES, learning_rate
-from actsparse.report import write_json
-from actsparse.scopes.layers import named_linears
+from actsparse.runtime.progress import progress_bar
 from actsparse.sparsify import sparsify_activations
-from actsparse.sweep import Point, SweepJob, run_sweep
 from actsparse.texts import load_pages, take_batches, token_batches
+from actsparse.torch.layers import named_linears
 
 SPARSITY = 0.5
 BATCH = 4

@@ -19,9 +19,9 @@ from rich.console import Console
 from run import BENCHMARKS, CASE_RESULTS, DEMO, FOLDER, LONG, RESULTS, ROOT
 from stale import find_reason, find_sources
 
+from actsparse.commands.regression.figures import CaseResult
+from actsparse.commands.regression.reference import read_result
 from actsparse.errors import ActsparseError, SourceError, shorten_message
-from actsparse.regression.figures import CaseResult
-from actsparse.regression.reference import read_result
 
 README = FOLDER / "README.md"
 FRONT_PAGE = ROOT / "README.md"

@@ -17,9 +17,9 @@ from pathlib import Path
 from bars import ROOT, read_git_state, write_json
 from rich.console import Console
 
+from actsparse.commands.regression.case import Case, read_case
+from actsparse.commands.regression.process import measure_apart
 from actsparse.errors import ActsparseError, SourceError
-from actsparse.regression.case import Case, read_case
-from actsparse.regression.process import measure_apart
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"

@@ -17,7 +17,7 @@ from command import announce, make_parser, positive, run_benchmark
 from workload import SETTINGS, Batch, Workload, describe_text, load_wikitext, load_workload
 
 from actsparse import measure_sparsity, remove_sparsifiers, sparsify_activations
-from actsparse.regression.nncf_reference import (
+from actsparse.commands.regression.nncf_reference import (
     find_layer_names,
     measure_nncf_sparsity,
     named_nncf_sparsifiers,

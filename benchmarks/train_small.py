@@ -20,8 +20,8 @@ from command import announce, positive
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from actsparse.progress import progress_bar
-from actsparse.report import write_json
+from actsparse.console.report import write_json
+from actsparse.runtime.progress import progress_bar
 from actsparse.texts import load_pages, take_batches
 
 VOCABULARY = 4096

@@ -10,8 +10,8 @@ import torch
 from bars import ROOT
 
 from actsparse import TargetScope
-from actsparse.assets import fetch_text
 from actsparse.models import load_model
+from actsparse.storage.assets import fetch_text
 from actsparse.texts import Text, load_pages, token_batches
 
 Batch = dict[str, torch.Tensor]

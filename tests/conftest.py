@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from actsparse.assets import cache_dir
+from actsparse.storage.assets import cache_dir
 from actsparse.texts import load_pages, token_batches
 
 # A busy machine is no failure.

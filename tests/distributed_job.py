@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from actsparse import distributed, measure_sparsity, save_thresholds, sparsify_activations, word_perplexity
+from actsparse import measure_sparsity, save_thresholds, sparsify_activations, word_perplexity
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import compare_with_dense
-from actsparse.launcher import is_launched
 from actsparse.models import load_model
+from actsparse.runtime import distributed
+from actsparse.runtime.process import is_launched
 from actsparse.texts import load_pages, token_batches
 
 ALGORITHMS = (

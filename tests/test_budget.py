@@ -9,8 +9,8 @@ import pytest
 from actsparse import budget
 from actsparse.budget import MAX_EVALUATIONS, sparsify_to_perplexity
 from actsparse.errors import ActsparseError
-from actsparse.insertion import named_sparsifiers
 from actsparse.scopes import TargetScope
+from actsparse.torch.insertion import named_sparsifiers
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Known:
 def search(monkeypatch: pytest.MonkeyPatch, loss: Any, limit: float) -> tuple[Any, list[float]]:
     """Search where the loss is a given function of the target."""
     calibrated: list[float] = []
-    monkeypatch.setattr(budget, "sparsify_torch", lambda _model, _data, target, *_rest: calibrated.append(target))
+    monkeypatch.setattr(budget, "calibrate", lambda _model, _data, target, *_rest: calibrated.append(target))
     monkeypatch.setattr(budget, "compare_losses", lambda *_args, **_kwargs: Known(loss(calibrated[-1])))
     monkeypatch.setattr(budget, "remove_sparsifiers", lambda _model: calibrated.append(math.nan))
     return sparsify_to_perplexity(None, None, [], [], max_perplexity_increase=limit), calibrated

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from actsparse.calibration import CalibrationBatches, describe_batch, evaluation_mode, one_line, run_batches, run_model
-from actsparse.errors import DatasetError
+from actsparse.calibration import CalibrationBatches, describe_batch
+from actsparse.errors import DatasetError, one_line
+from actsparse.torch.running import evaluation_mode, run_batches, run_model
 
 
 class Sum(nn.Module):
@@ -173,7 +174,7 @@ def test_inputs_are_passed_as_nncf_passes_them() -> None:
 
 def test_an_error_becomes_one_short_line() -> None:
     assert one_line(ValueError("first\n  second")) == "ValueError: first second"
-    assert len(one_line(ValueError("x" * 1000))) == 200
+    assert len(one_line(ValueError("word " * 1000))) <= 260
 
 
 def test_nothing_is_printed_where_stderr_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from actsparse import cli
-from actsparse.bench import decoding
+from actsparse.commands.bench import decoding
 from actsparse.openvino.toolchain import BuildError
 from actsparse.thresholds import read_thresholds
 
@@ -76,7 +76,7 @@ def test_sparsify_finds_the_sparsity_that_a_perplexity_allows(monkeypatch, files
     taken = [step for step in budget["steps"] if step["target"] == budget["target"]]
     assert taken[-1]["perplexity_increase"] <= 0.05
     assert len(budget["steps"]) <= 15
-    records = read_thresholds(tmp_path / "out" / "thresholds.safetensors").layers
+    records = read_thresholds(tmp_path / "out" / "thresholds.safetensors").masks
     assert {record.target_sparsity for record in records.values()} == {budget["target"]}
     assert "taken" in capsys.readouterr().out
 

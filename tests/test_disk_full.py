@@ -16,15 +16,16 @@ import openvino as ov
 import pytest
 import torch
 
-from actsparse import assets, cli, save_thresholds, sparsify_activations
+from actsparse import cli, save_thresholds, sparsify_activations
+from actsparse.console.plot import plot_sparsity_by_layer
+from actsparse.console.report import write_json
 from actsparse.errors import OutputError, SourceError
 from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.models import default
 from actsparse.models.save import save_folder
 from actsparse.openvino import export_model
-from actsparse.plot import plot_sparsity_by_layer
 from actsparse.recovery.checkpoint import Checkpoint, write_checkpoint
-from actsparse.report import write_json
+from actsparse.storage import assets
 
 
 @pytest.fixture

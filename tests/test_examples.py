@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from actsparse.regression.case import read_case
-from actsparse.regression.command import regress
-from actsparse.regression.identity import describe_settings
-from actsparse.regression.reference import read_reference, tolerances_of
-from actsparse.regression.tolerance import DEFAULTS
-from actsparse.regression.yaml_file import read_yaml
+from actsparse.commands.regression.case import read_case
+from actsparse.commands.regression.command import regress
+from actsparse.commands.regression.identity import describe_settings
+from actsparse.commands.regression.reference import read_reference, tolerances_of
+from actsparse.commands.regression.tolerance import DEFAULTS
+from actsparse.commands.regression.yaml_file import read_yaml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -17,7 +17,7 @@ from actsparse import (
     sparsify_activations,
 )
 from actsparse.errors import ThresholdsError
-from actsparse.insertion import named_sparsifiers, placed_sparsifiers
+from actsparse.torch.insertion import named_sparsifiers, placed_sparsifiers
 
 ROWS = "magnitude+uniform+rows"
 FFN = TargetScope(roles=("ffn.gate", "ffn.up", "ffn.down"))

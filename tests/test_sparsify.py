@@ -22,7 +22,7 @@ from actsparse import (
     sparsify_activations,
 )
 from actsparse.errors import DatasetError
-from actsparse.insertion import named_sparsifiers
+from actsparse.torch.insertion import named_sparsifiers
 
 GATE_AND_UP = TargetScope(roles=("ffn.gate", "ffn.up"))
 DOWN = TargetScope(roles=("ffn.down",))

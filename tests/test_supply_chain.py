@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import actsparse
-from actsparse import assets
 from actsparse.errors import SourceError
 from actsparse.models import load_model
+from actsparse.storage import assets
 
 PACKAGE = Path(actsparse.__file__).parent
 ROOT = PACKAGE.parent

@@ -18,12 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from actsparse import ActsparseError, TargetScope, load_thresholds, save_thresholds, sparsify_activations
+from actsparse import (
+    ActsparseError,
+    TargetScope,
+    load_thresholds,
+    measure_sparsity,
+    save_thresholds,
+    sparsify_activations,
+)
 from actsparse.errors import OutputError, ThresholdsError
-from actsparse.insertion import insert_sparsifier, named_sparsifiers
-from actsparse.sparsifier import LARGEST, ActivationSparsifier
-from actsparse.stand_in import StandIn
+from actsparse.mask import LARGEST, Compensation
 from actsparse.thresholds import fingerprint, read_thresholds
+from actsparse.torch.insertion import insert_sparsifier, named_sparsifiers
+from actsparse.torch.sparsifier import ActivationSparsifier
 
 TARGETS = {TargetScope(roles=("ffn.up", "ffn.gate")): 0.4, TargetScope(roles=("ffn.down",)): 0.6}
 
@@ -42,7 +49,17 @@ def file(masked: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def describe(model: nn.Module) -> list[Any]:
     return [
-        (n, s.threshold.tolist(), s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles, s.is_active)
+        (
+            n,
+            s.threshold.tolist(),
+            s.target_sparsity,
+            s.allocated_sparsity,
+            s.tokens,
+            s.algorithm,
+            s.site,
+            s.roles,
+            s.is_active,
+        )
         for n, s in named_sparsifiers(model)
     ]
 
@@ -193,12 +210,12 @@ def test_a_threshold_that_would_not_be_read_is_not_written(tmp_path: Path, thres
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stand_in_that_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+def test_a_compensation_that_would_not_be_read_is_not_written(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 2))
     sparsifier = ActivationSparsifier(0.5)
-    sparsifier.set_stand_in(StandIn(shift=torch.tensor(math.nan)))
+    sparsifier.set_compensation(Compensation(shift=torch.tensor(math.nan)))
     insert_sparsifier(model, "0", sparsifier)
-    with pytest.raises(ThresholdsError, match="what stands in for what it leaves out is not finite"):
+    with pytest.raises(ThresholdsError, match="what compensates for what it leaves out is not finite"):
         save_thresholds(model, tmp_path / "x")
 
 
@@ -220,6 +237,33 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 
 # ---- What cannot be loaded
+
+
+def test_a_file_of_format_3_says_what_was_allocated_as_its_target(file: Path, make_model: Any, tmp_path: Path) -> None:
+    tensors, metadata = read_parts(file)
+    layers = json.loads(metadata["layers"])
+    for number, record in enumerate(layers.values()):
+        del record["allocated_sparsity"]
+        record["target_sparsity"] = number / 100
+    save_file(tensors, tmp_path / "old", {**metadata, "format_version": "3", "layers": json.dumps(layers)})
+    loaded = dict(named_sparsifiers(load_thresholds(make_model("llama"), tmp_path / "old")))
+    wanted = {name: record["target_sparsity"] for name, record in layers.items()}
+    assert {name: s.target_sparsity for name, s in loaded.items()} == wanted
+    assert {name: s.allocated_sparsity for name, s in loaded.items()} == wanted
+
+
+def test_what_was_asked_and_what_was_allocated_are_both_kept(
+    make_model: Any, batches: list[Any], tmp_path: Path
+) -> None:
+    model = sparsify_activations(make_model("llama"), batches, 0.5, algorithm="magnitude+global")
+    save_thresholds(model, tmp_path / "x")
+    masks = read_thresholds(tmp_path / "x").masks
+    assert {mask.target_sparsity for mask in masks.values()} == {0.5}
+    assert len({mask.allocated_sparsity for mask in masks.values()}) > 2
+    report = measure_sparsity(load_thresholds(make_model("llama"), tmp_path / "x"), batches)
+    for layer in report.layers:
+        assert (layer.target_sparsity, layer.allocated_sparsity) == (0.5, masks[layer.name].allocated_sparsity)
+        assert report.to_dict()["by_layer"][layer.name]["allocated"] == layer.allocated_sparsity
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +339,8 @@ def set_threshold(*values: float, dtype: torch.dtype = torch.float32) -> Callabl
 DAMAGES = [
     DamageCase("other format", lambda t, m: m.update(format="pt"), FOREIGN),
     DamageCase("no metadata", lambda t, m: m.clear(), FOREIGN),
-    DamageCase("newer", lambda t, m: m.update(format_version="4"), "has format version 4; this .* up to 3: upgrade it"),
+    DamageCase("newer", lambda t, m: m.update(format_version="5"), "has format version 5; this .* up to 4: upgrade it"),
+    DamageCase("allocation", lambda t, m: change_record(m, allocated_sparsity=1.5), DISAGREE),
     DamageCase("no version", lambda t, m: m.pop("format_version"), "is damaged: its format version is ''"),
     DamageCase("word as version", lambda t, m: m.update(format_version="one"), "its format version is 'one'"),
     DamageCase("odd digit", lambda t, m: m.update(format_version="²"), "its format version is '²'"),

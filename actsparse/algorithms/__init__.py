@@ -13,7 +13,8 @@ To use one::
 the gate, where the others mask their input channels; ``shift`` and ``low-rank`` put something else than zeros in the
 place of what is left out.
 
-Scores are in `scores.py`, allocations in `allocations.py`, stand-ins in `stand_ins.py`; each says how to add one.
+Scores are in `scores.py`, allocations in `allocations.py`, compensations in `compensations.py`; each says how to add
+one.
 """
 
 from actsparse.algorithms.algorithm import NNCF_EMA as NNCF_EMA
@@ -21,9 +22,12 @@ from actsparse.algorithms.algorithm import ROWS as ROWS
 from actsparse.algorithms.algorithm import Algorithm as Algorithm
 from actsparse.algorithms.algorithm import Plan as Plan
 from actsparse.algorithms.allocations import ALLOCATIONS as ALLOCATIONS
+from actsparse.algorithms.cache import MeasurementCache as MeasurementCache
+from actsparse.algorithms.cache import name_sketches as name_sketches
+from actsparse.algorithms.compensations import COMPENSATIONS as COMPENSATIONS
 from actsparse.algorithms.estimator import ThresholdEstimator as ThresholdEstimator
-from actsparse.algorithms.known import Known as Known
-from actsparse.algorithms.known import name_sketches as name_sketches
+from actsparse.algorithms.groups import LayerGroup as LayerGroup
+from actsparse.algorithms.groups import gather_groups as gather_groups
 from actsparse.algorithms.measurements import Attribution as Attribution
 from actsparse.algorithms.measurements import Block as Block
 from actsparse.algorithms.measurements import GradientSums as GradientSums
@@ -32,14 +36,10 @@ from actsparse.algorithms.measurements import Movement as Movement
 from actsparse.algorithms.measurements import Trial as Trial
 from actsparse.algorithms.measurements import Trials as Trials
 from actsparse.algorithms.measurements import take_part as take_part
-from actsparse.algorithms.parts import LayerSize as LayerSize
-from actsparse.algorithms.parts import Part as Part
-from actsparse.algorithms.parts import gather_parts as gather_parts
 from actsparse.algorithms.scores import SCORES as SCORES
 from actsparse.algorithms.selection import Selection as Selection
 from actsparse.algorithms.selection import Way as Way
 from actsparse.algorithms.selection import select as select
-from actsparse.algorithms.stand_ins import STAND_INS as STAND_INS
 from actsparse.errors import ActsparseError, nearest
 
 AUTO = "auto"
@@ -58,17 +58,19 @@ ALGORITHMS = {
     "r-sparse": "weight-norm+uniform+low-rank",
 }
 # What may follow a score and an allocation.
-OPTIONS = (ROWS, *STAND_INS)
+OPTIONS = (ROWS, *COMPENSATIONS)
 
 
-def get_algorithm(name: str) -> Algorithm:
+def get_algorithm(name: str | Algorithm) -> Algorithm:
     """
     Look up an algorithm.
 
-    :param name: Its name or SCORE+ALLOCATION, and behind that +rows, +shift, +low-rank.
+    :param name: Its name or SCORE+ALLOCATION, and behind that +rows, +shift, +low-rank; an algorithm is what it is.
     :return: The algorithm.
     :raises ActsparseError: If there is none of that name, or its parts do not go together.
     """
+    if isinstance(name, Algorithm):
+        return name
     parts = name.split("+") if isinstance(name, str) else []
     options = [part for part in parts if part in OPTIONS]
     base = "+".join(parts[: len(parts) - len(options)])
@@ -78,9 +80,10 @@ def get_algorithm(name: str) -> Algorithm:
         known = [*ALGORITHMS, *(f"{score}+{allocation}" for score in SCORES for allocation in ALLOCATIONS)]
         msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), known)}; behind it: +{', +'.join(OPTIONS)}"
         raise ActsparseError(msg)
-    stand_ins = [option for option in options if option in STAND_INS]
-    if len(stand_ins) > 1:
-        msg = f"{' and '.join(stand_ins)} exclude each other: one thing can stand in for what is left out"
+    compensations = [option for option in options if option in COMPENSATIONS]
+    if len(compensations) > 1:
+        msg = f"{' and '.join(compensations)} exclude each other: one thing can compensate for what is left out"
         raise ActsparseError(msg)
     candidates = tuple(map(get_algorithm, CANDIDATES)) if base == AUTO else ()
-    return Algorithm(name, pair[0], pair[1], ROWS in options, "".join(stand_ins), candidates)
+    score, allocation = pair
+    return Algorithm(score, allocation, ROWS in options, "".join(compensations), name, candidates)  # type: ignore[arg-type]

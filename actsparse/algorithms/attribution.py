@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from actsparse.algorithms.groups import LayerGroup, Scopes
 from actsparse.algorithms.measurements import Attribution, Measurements
-from actsparse.algorithms.parts import Part, Scopes
 from actsparse.algorithms.sharing import share_budget
 from actsparse.algorithms.smoothing import smooth
-from actsparse.statistics import MagnitudeSketch
+from actsparse.algorithms.statistics import MagnitudeSketch
 
 # Masks of rows are measured below the others. At equal sparsity the rows' masks leave out all that the down
 # projection's would, whose own part could not be told.
@@ -20,25 +20,27 @@ MEASURED_SHARE = 0.9
 PART = (0, 2)
 # The next entries to be left out, where the ones so far are zeros: which of those that are none, by their share.
 SMALL = 0.05
-# What a part's figure is at least, beside the usual one: masks that seem to do good are noise.
+# What a group's figure is at least, beside the usual one: masks that seem to do good are noise.
 LEAST_FIGURE = 0.1
 
 
 def attribution(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """
-    Give most to the parts whose masks do least, by the gradient, in a model that is masked everywhere.
+    Give most to the groups whose masks do least, by the gradient, in a model that is masked everywhere.
 
-    :param scopes: Target sparsity and parts of each scope.
+    :param scopes: Target sparsity and groups of each scope.
     :param model: The model.
-    :param importance: a of each site; only its ratios within a site matter.
+    :param importance: The importance a of each site; only its ratios within a site matter.
     :return: The sparsity of each layer.
     """
-    return share_budget(scopes, model.sketches(importance), attribute_worth(scopes, model, importance))
+    return share_budget(scopes, model.sketches(importance), weigh_groups(scopes, model, importance))
 
 
-def attribute_worth(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Tensor]) -> dict[Part, float]:
+def weigh_groups(
+    scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Tensor]
+) -> dict[LayerGroup, float]:
     """
-    Find out what leaving entries out of each part costs, per energy.
+    Find out what leaving entries out of each group costs, per energy.
 
     One-at-a-time sensitivities miss what masks do to each other: a small error moves entries further on across their
     thresholds, and so grows. So all masks are put on, and the divergence from the dense model's predictions is shared
@@ -49,27 +51,27 @@ def attribute_worth(scopes: Scopes, model: Measurements, importance: Mapping[str
 
     In some models such sums are mostly noise: a few tokens, attention sinks above all, rule them. The first token of
     each sequence is left out of them. The rest is taken as what it is, a mean over batches with a standard error, and
-    what cannot be told of a part is told by those of its role and depth.
+    what cannot be told of a group is told by those of its role and depth.
 
-    :param scopes: Target sparsity and parts of each scope.
+    :param scopes: Target sparsity and groups of each scope.
     :param model: The model.
-    :param importance: a of each site.
-    :return: a of each part: √(increase of the divergence / energy left out), of any unit within a scope.
+    :param importance: The importance a of each site.
+    :return: a of each group: √(increase of the divergence / energy left out), of any unit within a scope.
     """
     sketches = model.sketches(importance)
-    first = {part: share for target, parts in scopes for part, share in _first_shares(parts, target).items()}
-    sparsity = {name: share for part, share in first.items() for name in part.layers}
+    first = {group: share for target, groups in scopes for group, share in _first_shares(groups, target).items()}
+    sparsity = {name: share for group, share in first.items() for name in group.layers}
     found = model.attributions(sparsity, importance, PART)
-    worth: dict[Part, float] = {}
-    for _, parts in scopes:
-        # The next entries that a part would leave out cost a²τ², and save its cost in bytes.
-        units = [find_threshold(sketches[part.site], first[part]) ** 2 / part.cost for part in parts]
-        measured = [_measure([found[name] for name in part.layers]) for part in parts]
+    weights: dict[LayerGroup, float] = {}
+    for _, groups in scopes:
+        # The next entries that a group would leave out cost a²τ², and save its cost in bytes.
+        units = [find_threshold(sketches[group.site], first[group]) ** 2 / group.cost for group in groups]
+        measured = [_measure([found[name] for name in group.layers]) for group in groups]
         values = torch.tensor([v * unit for (v, _), unit in zip(measured, units, strict=True)], dtype=torch.float64)
         errors = torch.tensor([e * unit for (_, e), unit in zip(measured, units, strict=True)], dtype=torch.float64)
-        figures = smooth(parts, values, errors).clamp(min=LEAST_FIGURE)
-        worth |= {p: (f / unit) ** 0.5 for p, f, unit in zip(parts, figures.tolist(), units, strict=True)}
-    return worth
+        figures = smooth(groups, values, errors).clamp(min=LEAST_FIGURE)
+        weights |= {p: (f / unit) ** 0.5 for p, f, unit in zip(groups, figures.tolist(), units, strict=True)}
+    return weights
 
 
 def find_threshold(sketch: MagnitudeSketch, share: float) -> float:
@@ -87,19 +89,19 @@ def find_threshold(sketch: MagnitudeSketch, share: float) -> float:
     return max(sketch.quantile(zeros + SMALL * (1 - zeros)), 1e-30)
 
 
-def _first_shares(parts: Sequence[Part], target: float) -> dict[Part, float]:
+def _first_shares(groups: Sequence[LayerGroup], target: float) -> dict[LayerGroup, float]:
     target *= MEASURED_SHARE
-    rows = sum(part.weight_bytes for part in parts if part.is_of_rows)
-    others = sum(part.weight_bytes for part in parts if not part.is_of_rows)
+    rows = sum(group.weight_bytes for group in groups if group.is_of_rows)
+    others = sum(group.weight_bytes for group in groups if not group.is_of_rows)
     # Where much is to be left out, the others must not be left with nothing.
     first = max(FIRST_SHARE_OF_ROWS, 1 - (1 - target) * others / (2 * rows * target)) * target if rows else 0.0
     first = first if others else target
     rest = (target * (rows + others) - first * rows) / others if others else 0.0
-    return {part: first if part.is_of_rows else rest for part in parts}
+    return {group: first if group.is_of_rows else rest for group in groups}
 
 
 def _measure(layers: Sequence[Attribution]) -> tuple[float, float]:
-    """Return the increase per energy that the layers of a part, which read one tensor, have; and its standard error."""
+    """Return the increase per energy of the layers of a group, which read one tensor, and its standard error."""
     energy = layers[0].energy
     if energy <= 0:
         return 0.0, float("inf")

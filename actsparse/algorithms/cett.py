@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from actsparse.algorithms.groups import LayerGroup, Scopes
 from actsparse.algorithms.measurements import Measurements
-from actsparse.algorithms.parts import Part, Scopes
 from actsparse.algorithms.sharing import bisect_shares
 
 # The sparsities at which a layer's error is measured; in between it is taken for linear.
@@ -19,17 +19,17 @@ def cett(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Ten
 
     A layer's error is the mean over tokens of ‖Σ x_j w_j over what is left out‖ / ‖Σ x_j w_j over all‖.
 
-    :param scopes: Target sparsity and parts of each scope.
+    :param scopes: Target sparsity and groups of each scope.
     :param model: The model.
-    :param importance: a of each site.
+    :param importance: The importance a of each site.
     :return: The sparsity of each layer.
     """
     errors = {site: np.maximum.accumulate(curve) for site, curve in model.output_errors(importance, GRID).items()}
     sparsity: dict[str, float] = {}
-    for target, parts in scopes:
+    for target, groups in scopes:
 
-        def shares(error: float, parts: Sequence[Part] = parts) -> list[float]:
-            return [float(np.interp(error, errors[part.site], GRID)) for part in parts]
+        def shares(error: float, groups: Sequence[LayerGroup] = groups) -> list[float]:
+            return [float(np.interp(error, errors[group.site], GRID)) for group in groups]
 
-        sparsity |= bisect_shares(parts, target, shares, 1.0)
+        sparsity |= bisect_shares(groups, target, shares, 1.0)
     return sparsity

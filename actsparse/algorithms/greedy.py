@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
+from actsparse.algorithms.groups import Scopes
 from actsparse.algorithms.measurements import Block, Measurements
-from actsparse.algorithms.parts import Scopes
 
 # How much sparser a layer with the block's mean size becomes at a time.
 STEP = 0.05
@@ -20,14 +20,14 @@ def greedy(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.T
     layers, the one is raised whose raise leaves the block's output nearest to the dense one's. Layers that read one
     tensor are raised apart, as in TEAL. The way to one target is part of the way to a higher one, and is remembered.
 
-    :param scopes: Target sparsity and parts of each scope; what each block is to reach by weight bytes.
+    :param scopes: Target sparsity and groups of each scope; what each block is to reach by weight bytes.
     :param model: The model.
-    :param importance: a of each site.
+    :param importance: The importance a of each site.
     :return: The sparsity of each layer.
     """
     sparsity: dict[str, float] = {}
-    for target, parts in scopes:
-        sizes = {name: size for part in parts for name, size in zip(part.layers, part.layer_bytes, strict=True)}
+    for target, groups in scopes:
+        sizes = {name: size for group in groups for name, size in zip(group.layers, group.layer_bytes, strict=True)}
         for block in model.blocks(sizes, importance):
             sparsity |= _raise_block(model, block, {name: sizes[name] for name in block.layers}, target)
     return sparsity
@@ -41,7 +41,7 @@ def _raise_block(model: Measurements, block: Block, sizes: dict[str, float], tar
     number = 0
     while left > 1e-9 * total:
         raises = {name: min(1.0, sparsity[name] + step / sizes[name]) for name in sizes if sparsity[name] < 1.0}
-        best = model.once(("raise", tuple(sizes), number), partial(_choose, block, dict(sparsity), raises))
+        best = model.get_or_measure(("raise", tuple(sizes), number), partial(_choose, block, dict(sparsity), raises))
         # The last raise is as large as what is left.
         raised = min(raises[best], sparsity[best] + left / sizes[best])
         left -= (raised - sparsity[best]) * sizes[best]

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 
-from actsparse.stand_in import StandIn
-from actsparse.statistics import MagnitudeSketch
+from actsparse.algorithms.cache import MeasurementCache
+from actsparse.algorithms.statistics import MagnitudeSketch
+from actsparse.errors import ActsparseError
+from actsparse.mask import Compensation
 
 
 class Block(Protocol):
@@ -105,12 +107,12 @@ class Trial:
     One way to mask what the layers of a site read.
 
     :param site: The site.
-    :param stand_in: What stands in for what is left out.
+    :param compensation: What compensates for what is left out.
     :param zeros: How much is left out of each layer's input.
     """
 
     site: str
-    stand_in: StandIn
+    compensation: Compensation
     zeros: Mapping[str, float]
 
 
@@ -118,10 +120,24 @@ class Trial:
 Trials = Sequence[Sequence[Mapping[str, float]]]
 
 
-class Measurements(Protocol):
-    """A model with calibration data. Most methods run the data through the dense model, and remember the result."""
+class Measurements:
+    """
+    A model with calibration data. Most methods run the data through the dense model, and remember the result.
 
-    def once(self, what: Any, measure: Callable[[], Any]) -> Any:
+    What a backend cannot measure, it leaves to this class, which refuses.
+
+    :param batches: The data, all of it in every process of a job.
+    :param cache: What was measured before of the same model, sites and data; filled in here.
+    """
+
+    subject = "this model"
+    """What an error calls the model."""
+
+    def __init__(self, batches: list[Any], cache: MeasurementCache | None = None) -> None:
+        self._batches = batches
+        self._cache = MeasurementCache() if cache is None else cache
+
+    def get_or_measure(self, what: Any, measure: Callable[[], Any]) -> Any:
         """
         Find out what was not found out before of this model, its sites and its data.
 
@@ -129,9 +145,9 @@ class Measurements(Protocol):
         :param measure: Finds it out.
         :return: What it gave, now or earlier.
         """
-        ...
+        return self._cache.get_or_measure(what, measure)
 
-    def multipliers(self, site: str) -> torch.Tensor:
+    def up_rms(self, site: str) -> torch.Tensor:
         """
         Measure what a masked tensor is multiplied by before anything else reads it.
 
@@ -139,7 +155,7 @@ class Measurements(Protocol):
         :return: Where rows are masked, the root mean square of each of the layer's outputs, [channels]; 1 for a site
             whose layers read the masked tensor.
         """
-        ...
+        return torch.ones(())
 
     def attributions(
         self, sparsity: Mapping[str, float], importance: Mapping[str, torch.Tensor], part: tuple[int, int]
@@ -152,7 +168,7 @@ class Measurements(Protocol):
         :param part: Which part of the data, and how many parts there are.
         :return: What each layer's mask does.
         """
-        ...
+        self._refuse("attributions")
 
     def divergences(
         self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
@@ -165,7 +181,7 @@ class Measurements(Protocol):
         :param part: Which part of the data, and how many parts there are.
         :return: For each batch and way how far the predictions move from the dense model's.
         """
-        ...
+        self._refuse("divergences")
 
     def count_batches(self, part: tuple[int, int]) -> int:
         """
@@ -174,7 +190,7 @@ class Measurements(Protocol):
         :param part: Which part, and how many parts there are.
         :return: How many batches it has, in all processes together.
         """
-        ...
+        return len(take_part(self._batches, part))
 
     def weight_norms(self, site: str) -> torch.Tensor:
         """
@@ -184,7 +200,7 @@ class Measurements(Protocol):
         :return: The Euclidean norm of each input channel's weights, over all the site's layers, [in_features]; of each
             row's where rows are masked, [out_features].
         """
-        ...
+        self._refuse("weight norms")
 
     def gradients(self) -> Mapping[str, GradientSums]:
         """
@@ -192,7 +208,7 @@ class Measurements(Protocol):
 
         :return: The sums of each site.
         """
-        ...
+        self._refuse("gradients")
 
     def sensitivities(self) -> Mapping[str, float]:
         """
@@ -200,7 +216,7 @@ class Measurements(Protocol):
 
         :return: For each site the square root of twice the divergence per energy left out.
         """
-        ...
+        self._refuse("sensitivities")
 
     def output_errors(
         self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]
@@ -212,7 +228,7 @@ class Measurements(Protocol):
         :param sparsities: How much to leave out.
         :return: For each site the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
-        ...
+        self._refuse("output errors")
 
     def centres(self) -> Mapping[str, tuple[float, float]]:
         """
@@ -220,7 +236,7 @@ class Measurements(Protocol):
 
         :return: Their median, and the mode of their density.
         """
-        ...
+        self._refuse("centres")
 
     def right_vectors(self, ranks: Mapping[str, int]) -> Mapping[str, torch.Tensor]:
         """
@@ -229,9 +245,9 @@ class Measurements(Protocol):
         :param ranks: How many singular vectors are wanted of each site.
         :return: The leading right ones, [in_features, rank].
         """
-        ...
+        self._refuse("right vectors")
 
-    def trial_errors(self, trials: Sequence[Trial], importance: Mapping[str, torch.Tensor]) -> list[float]:
+    def reconstruction_errors(self, trials: Sequence[Trial], importance: Mapping[str, torch.Tensor]) -> list[float]:
         """
         Mask one site in several ways, all others dense.
 
@@ -239,7 +255,7 @@ class Measurements(Protocol):
         :param importance: a of each site.
         :return: For each trial the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
-        ...
+        self._refuse("output errors")
 
     def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator[Block]:
         """
@@ -249,7 +265,7 @@ class Measurements(Protocol):
         :param importance: a of each site.
         :return: The blocks that have any of them.
         """
-        ...
+        self._refuse("blocks")
 
     def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
         """
@@ -258,7 +274,11 @@ class Measurements(Protocol):
         :param importance: a of each site, 0-d or [in_features].
         :return: The sketch of a_j |x_j| of each site.
         """
-        ...
+        self._refuse("sketches")
+
+    def _refuse(self, what: str) -> NoReturn:
+        msg = f"{self.subject} has no {what}: calibrate the torch model, save_thresholds, and load_thresholds here"
+        raise ActsparseError(msg)
 
 
 def take_part(batches: list[Any], part: tuple[int, int]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from actsparse.sparsifier import mask_small
+from actsparse.mask import mask_small
 
 ALPHA = 0.2
 

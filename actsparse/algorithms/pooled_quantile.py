@@ -2,8 +2,8 @@
 
 import torch
 
-from actsparse.sparsifier import LARGEST, mask_small
-from actsparse.statistics import MagnitudeSketch
+from actsparse.algorithms.statistics import MagnitudeSketch
+from actsparse.mask import LARGEST, mask_small
 
 # Entries of a sequence from which on a sample of them tells its quantile to a quarter of a point.
 LARGE_SEQUENCE = 1 << 16

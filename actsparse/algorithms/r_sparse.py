@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
+from actsparse.algorithms.groups import LayerGroup
 from actsparse.algorithms.measurements import Measurements
-from actsparse.algorithms.parts import Part
-from actsparse.stand_in import StandIn, reads_of_rank
+from actsparse.mask import Compensation, reads_of_rank
 
 # How much of what is read may go to the low-rank part: its sizes to try, as shares of the weights.
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8)
 
 
-def low_ranks(model: Measurements, sites: Mapping[str, list[Part]]) -> dict[str, list[StandIn]]:
+def low_ranks(model: Measurements, sites: Mapping[str, list[LayerGroup]]) -> dict[str, list[Compensation]]:
     """
     Propose truncated singular value decompositions of the weights, for W x = W x_kept + U V x_dropped.
 
@@ -19,16 +19,17 @@ def low_ranks(model: Measurements, sites: Mapping[str, list[Part]]) -> dict[str,
 
     :param model: The model.
     :param sites: The layers that read each tensor.
-    :return: The stand-ins to try for each site.
+    :return: The compensations to try for each site.
     """
-    ranks = {site: found for site, parts in sites.items() if (found := _ranks(parts))}
+    ranks = {site: found for site, groups in sites.items() if (found := _ranks(groups))}
     vectors = model.right_vectors({site: found[-1] for site, found in ranks.items()})
     return {
-        site: [StandIn(basis=vectors[site][:, :rank].contiguous()) for rank in ranks.get(site, [])] for site in sites
+        site: [Compensation(basis=vectors[site][:, :rank].contiguous()) for rank in ranks.get(site, [])]
+        for site in sites
     }
 
 
-def _ranks(parts: list[Part]) -> list[int]:
-    inputs, outputs = parts[0].channels, sum(part.outputs for part in parts)
-    of_one = reads_of_rank(1, inputs, outputs, sum(part.weight_bytes for part in parts))
+def _ranks(groups: list[LayerGroup]) -> list[int]:
+    inputs, outputs = groups[0].channels, sum(group.outputs for group in groups)
+    of_one = reads_of_rank(1, inputs, outputs, sum(group.weight_bytes for group in groups))
     return sorted({min(int(share / of_one), inputs, outputs) for share in SHARES} - {0})

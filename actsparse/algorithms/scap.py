@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import torch
 
+from actsparse.algorithms.groups import LayerGroup
 from actsparse.algorithms.measurements import Measurements
-from actsparse.algorithms.parts import Part
-from actsparse.stand_in import StandIn
+from actsparse.mask import Compensation
 
 
-def shifts(model: Measurements, sites: Mapping[str, list[Part]]) -> dict[str, list[StandIn]]:
+def shifts(model: Measurements, sites: Mapping[str, list[LayerGroup]]) -> dict[str, list[Compensation]]:
     """
     Propose what entries may crowd around besides 0: their median, and the mode of their density.
 
@@ -17,7 +17,7 @@ def shifts(model: Measurements, sites: Mapping[str, list[Part]]) -> dict[str, li
 
     :param model: The model.
     :param sites: The layers that read each tensor.
-    :return: The stand-ins to try for each site.
+    :return: The compensations to try for each site.
     """
     centres = model.centres()
-    return {site: [StandIn(shift=torch.tensor(centre)) for centre in centres[site]] for site in sites}
+    return {site: [Compensation(shift=torch.tensor(centre)) for centre in centres[site]] for site in sites}

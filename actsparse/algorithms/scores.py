@@ -3,13 +3,14 @@ Scores: how much an entry of a masked tensor matters.
 
 A score is a fixed importance a for every channel: entries with a small a_j |x_j| are left out. That is all that a
 static threshold can express, whatever the score is derived from. Where rows are masked, x is the output of the
-activation function, and what it is multiplied by is part of what an entry is worth.
+activation function, and what it is multiplied by is part of an entry's importance.
 
-To add one, write a function from a site to its importance and name it in `SCORES`. It may ask for anything that
-`Measurements` has; what it does not ask for is not measured.
+To add one, write a function from a site to its importance and name it in `SCORES` and `ScoreName`. It may ask for
+anything that `Measurements` has; what it does not ask for is not measured.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -23,7 +24,7 @@ Importance = Callable[[Measurements, str], torch.Tensor]
 
 def magnitude(model: Measurements, site: str) -> torch.Tensor:
     """Take channels alike; where rows are masked, by the size of what they are multiplied by (arXiv 2409.01366)."""
-    return model.multipliers(site)
+    return model.up_rms(site)
 
 
 def gate(_model: Measurements, _site: str) -> torch.Tensor:
@@ -44,12 +45,12 @@ def fisher(model: Measurements, site: str) -> torch.Tensor:
 
 def layer_fisher(model: Measurements, site: str) -> torch.Tensor:
     """Weigh a site by the mean of √E[g²] over its channels, without the noise that single channels have."""
-    return fisher(model, site).mean() * _relative_multipliers(model, site)
+    return fisher(model, site).mean() * _relative_up_rms(model, site)
 
 
 def measured(model: Measurements, site: str) -> torch.Tensor:
     """Weigh a site by how far the model's predictions move when it alone is sparsified."""
-    return model.sensitivities()[site] * _relative_multipliers(model, site)
+    return model.sensitivities()[site] * _relative_up_rms(model, site)
 
 
 def gradient(model: Measurements, site: str) -> torch.Tensor:
@@ -73,9 +74,9 @@ def corrected_gxo(model: Measurements, site: str) -> torch.Tensor:
     return _per_magnitude(model, site, "attribution", "correction")
 
 
-def _relative_multipliers(model: Measurements, site: str) -> torch.Tensor:
-    multipliers = model.multipliers(site)
-    return multipliers / multipliers.mean()
+def _relative_up_rms(model: Measurements, site: str) -> torch.Tensor:
+    up_rms = model.up_rms(site)
+    return up_rms / up_rms.mean()
 
 
 def _per_magnitude(model: Measurements, site: str, *names: str) -> torch.Tensor:
@@ -105,6 +106,19 @@ def geometric_mean(*weighted: tuple[Importance, float]) -> Importance:
     return importance
 
 
+ScoreName = Literal[
+    "magnitude",
+    "gate",
+    "weight-norm",
+    "fisher",
+    "layer-fisher",
+    "measured",
+    "gradient",
+    "gxo",
+    "snip",
+    "corrected-gxo",
+    "fisher-blend",
+]
 SCORES: dict[str, Importance] = {
     "magnitude": magnitude,
     "gate": gate,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from actsparse.algorithms.algorithm import Algorithm, Plan
+from actsparse.algorithms.groups import Scopes
 from actsparse.algorithms.measurements import Measurements
-from actsparse.algorithms.parts import Scopes
 
 # The batches that are held out: none of them is seen by what is chosen among.
 HELD_OUT = (3, 4)
@@ -20,8 +20,8 @@ class Way:
     """
     One algorithm, and what it is to be tried on.
 
-    :param algorithm: The algorithm, without a stand-in.
-    :param scopes: Target sparsity and parts of each scope.
+    :param algorithm: The algorithm, without a compensation.
+    :param scopes: Target sparsity and groups of each scope.
     :param model: The model, with the masks that the algorithm needs.
     """
 
@@ -61,7 +61,7 @@ class Selection:
         return f"{self.chosen}, by the divergence on {self.held_out} batches held out: {tried}"
 
 
-def select(ways: Sequence[Way], stand_in: str = "") -> tuple[Way, Plan, Selection]:
+def select(ways: Sequence[Way], compensation: str = "") -> tuple[Way, Plan, Selection]:
     """
     Plan with each algorithm, mask the model as each says, and take the one whose predictions stay nearest.
 
@@ -74,7 +74,8 @@ def select(ways: Sequence[Way], stand_in: str = "") -> tuple[Way, Plan, Selectio
     Classification and Regression Trees, 1984).
 
     :param ways: The algorithms; those that need the same masks share one model.
-    :param stand_in: What is to stand in for what is left out once shares are chosen, a name of `STAND_INS`; or nothing.
+    :param compensation: What compensates for what is left out once shares are chosen, a name of
+        `COMPENSATIONS`; or nothing.
     :return: The chosen one, its plan, and what was found.
     """
     plans = [way.algorithm.plan(way.scopes, way.model) for way in ways]
@@ -92,8 +93,8 @@ def select(ways: Sequence[Way], stand_in: str = "") -> tuple[Way, Plan, Selectio
     known = {} if any(map(math.isnan, losses)) else dict(zip(names, losses, strict=True))
     selection = Selection(names[best], dict(zip(names, divergences, strict=True)), known, count)
     plan = plans[best]
-    if stand_in:
-        plan = replace(chosen.algorithm, stand_in=stand_in).plan(chosen.scopes, chosen.model)
+    if compensation:
+        plan = replace(chosen.algorithm, compensation=compensation).plan(chosen.scopes, chosen.model)
     return chosen, plan, selection
 
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from actsparse.algorithms.parts import Part, Scopes
-from actsparse.statistics import MagnitudeSketch
+from actsparse.algorithms.groups import LayerGroup, Scopes
+from actsparse.algorithms.statistics import MagnitudeSketch
 
 # Thresholds are found to one part in 2^60 of their range.
 BISECTIONS = 60
 
 
 def share_budget(
-    scopes: Scopes, sketches: Mapping[str, MagnitudeSketch], worth: Mapping[Part, float] | None = None
+    scopes: Scopes, sketches: Mapping[str, MagnitudeSketch], weights: Mapping[LayerGroup, float] | None = None
 ) -> dict[str, float]:
     """
     Leave out the entries whose score per weight byte is the smallest.
@@ -18,40 +18,40 @@ def share_budget(
     If leaving x_j out costs ½ (a_j x_j)² and saves as many bytes as the channel's weights have, the cheapest way to
     save bytes is one threshold for a_j |x_j| / √cost.
 
-    :param scopes: Target sparsity and parts of each scope.
+    :param scopes: Target sparsity and groups of each scope.
     :param sketches: The scores of each site.
-    :param worth: What the scores of a part are to be multiplied by to compare with those of others; 1 if left out.
+    :param weights: What the scores of a group are to be multiplied by to compare with those of others; 1 if left out.
     :return: The sparsity of each layer; each scope meets its target by weight bytes.
     """
     sparsity: dict[str, float] = {}
-    for target, parts in scopes:
-        scored = [(sketches[part.site], part.cost**0.5 / (worth[part] if worth else 1.0)) for part in parts]
+    for target, groups in scopes:
+        scored = [(sketches[group.site], group.cost**0.5 / (weights[group] if weights else 1.0)) for group in groups]
         highest = max(sketch.quantile(1.0) / scale for sketch, scale in scored)
 
         def shares(threshold: float, scored: list[tuple[MagnitudeSketch, float]] = scored) -> list[float]:
             return [sketch.share(threshold * scale) for sketch, scale in scored]
 
-        sparsity |= bisect_shares(parts, target, shares, highest)
+        sparsity |= bisect_shares(groups, target, shares, highest)
     return sparsity
 
 
 def bisect_shares(
-    parts: Sequence[Part], target: float, shares: Callable[[float], Sequence[float]], highest: float
+    groups: Sequence[LayerGroup], target: float, shares: Callable[[float], Sequence[float]], highest: float
 ) -> dict[str, float]:
     """
-    Find the one number from which the shares of all parts follow.
+    Find the one number from which the shares of all groups follow.
 
-    :param parts: The parts of one scope.
+    :param groups: The groups of one scope.
     :param target: What they are to reach by weight bytes.
-    :param shares: The sparsity of each part, growing with the number.
+    :param shares: The sparsity of each group, growing with the number.
     :param highest: A number at which nothing is kept.
     :return: The sparsity of each layer.
     """
     low, high = 0.0, highest
-    sizes = [part.weight_bytes for part in parts]
+    sizes = [group.weight_bytes for group in groups]
     wanted = target * sum(sizes)
-    rows = {part.site: number for number, part in enumerate(parts) if part.is_of_rows}
-    behind = [(number, rows[part.behind]) for number, part in enumerate(parts) if part.behind in rows]
+    rows = {group.site: number for number, group in enumerate(groups) if group.is_of_rows}
+    behind = [(number, rows[group.behind]) for number, group in enumerate(groups) if group.behind in rows]
 
     def share(number: float) -> list[float]:
         found = list(shares(number))
@@ -64,4 +64,4 @@ def bisect_shares(
         middle = (low + high) / 2
         saved = sum(size * found for size, found in zip(sizes, share(middle), strict=True))
         low, high = (middle, high) if saved < wanted else (low, middle)
-    return {name: found for part, found in zip(parts, share(high), strict=True) for name in part.layers}
+    return {name: found for group, found in zip(groups, share(high), strict=True) for name in group.layers}

@@ -1,7 +1,6 @@
 """A masked model beside itself without masks, on the same windows of text."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,25 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from actsparse import distributed
-from actsparse.calibration import evaluation_mode
-from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
-from actsparse.evaluation.sparsity import SparsityReport, count_zeros
-from actsparse.evaluation.wikitext import detokenize
-from actsparse.evaluation.word_perplexity import (
-    count_words,
-    encode_page,
-    exp_or_infinity,
-    prefix_token,
-    refuse_nan,
-    resolve_max_length,
-    rolling_windows,
-    score_window,
-)
-from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
-from actsparse.logits import split_tokens, sum_losses
-from actsparse.progress import progress_bar
+from actsparse.evaluation.sparsity import count_zeros
+from actsparse.evaluation.windows import Window, WindowedText, score_window, score_windows
+from actsparse.evaluation.word_perplexity import count_words, exp_or_infinity
+from actsparse.sparsity_report import SparsityReport
+from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.torch.logits import split_tokens, sum_losses
 
 
 @dataclass(frozen=True)
@@ -110,18 +97,23 @@ def compare_with_dense(model: Any, tokenizer: Any, pages: Sequence[str], *, max_
     :return: The comparison.
     :raises ActsparseError: If a window's loss is not a finite number, with masks or without.
     """
+    text = WindowedText.of(model, tokenizer, pages, max_length)
     sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
-    with _scoring(model, tokenizer, pages, max_length) as scoring:
-        rows = np.zeros((len(scoring.windows), 5))
-        for number, ids, window in scoring.go_through():
+    with count_zeros(model) as counter:
+
+        def score(ids: torch.Tensor, window: Window) -> Sequence[float]:
             sparse, targets = score_window(model, ids, window)
-            with suspend_sparsifiers(sparsifiers), scoring.counter.pause():
+            with suspend_sparsifiers(sparsifiers), counter.pause():
                 dense, _ = score_window(model, ids, window)
-            rows[number] = (len(targets), *_compare(dense, sparse, targets))
-        scoring.add_up(rows)
-        report = scoring.counter.report()
-    tokens, dense, sparse, divergence, agreement = rows.T.copy()
-    return Comparison(tokens, dense, sparse, report, divergence, agreement, count_words(pages))
+            return _compare(dense, sparse, targets)
+
+        # Both predictions of a window are needed at once, so that runs cannot be interleaved.
+        rows = score_windows(
+            model, text, score, width=4, description="comparing with dense", is_finite=True, is_blockwise=False
+        )
+        report = counter.report()
+    dense, sparse, divergence, agreement = rows.T.copy()
+    return Comparison(text.num_scored, dense, sparse, report, divergence, agreement, count_words(pages))
 
 
 def compare_losses(
@@ -138,69 +130,31 @@ def compare_losses(
     :return: The comparison.
     :raises ActsparseError: If a window's loss is not a finite number, with masks or without.
     """
-    sparsifiers = [sparsifier for _, sparsifier in named_sparsifiers(model)]
-    with _scoring(model, tokenizer, pages, max_length) as scoring:
-        rows = np.zeros((len(scoring.windows), 3))
-        for number, ids, window in scoring.go_through():
-            loss, count = _window_loss(model, ids, window)
-            if dense is None:
-                with suspend_sparsifiers(sparsifiers), scoring.counter.pause():
-                    without, _ = _window_loss(model, ids, window)
-            else:
-                without = float(dense[number])
-            rows[number] = (count, without, loss)
-        scoring.add_up(rows)
-        report = scoring.counter.report()
-    tokens, without, losses = rows.T.copy()
-    return LossComparison(tokens, without, losses, report)
+    text = WindowedText.of(model, tokenizer, pages, max_length)
+    if dense is None:
+        with suspend_sparsifiers(sparsifier for _, sparsifier in named_sparsifiers(model)):
+            dense = measure_losses(model, text, description="without masks")
+    with count_zeros(model) as counter:
+        losses = measure_losses(model, text, description="with masks")
+        report = counter.report()
+    return LossComparison(text.num_scored, dense, losses, report)
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """The windows of a text, and the counter of zeros that watches while they are scored."""
+def measure_losses(model: Any, text: WindowedText, *, description: str) -> np.ndarray:
+    """
+    Sum up what each window of a text costs.
 
-    pages: Sequence[str]
-    page_of: list[int]
-    windows: list[tuple[torch.Tensor, Any]]
-    counter: Any
-    advance: Callable[[int], None]
+    :param model: What gives logits.
+    :param text: The text.
+    :param description: What the progress bar says.
+    :return: The negative log-likelihood of each window in nats, [windows].
+    :raises ActsparseError: If one is not a finite number.
+    """
 
-    def go_through(self) -> Iterator[tuple[int, torch.Tensor, Any]]:
-        """Go through this process's share: number, tokens and window."""
-        for number in distributed.share(range(len(self.windows))):
-            yield number, *self.windows[number]
-            self.advance(1)
+    def score(ids: torch.Tensor, window: Window) -> Sequence[float]:
+        return (sum_losses(*score_window(model, ids, window)),)
 
-    def add_up(self, rows: np.ndarray) -> None:
-        """Add up what processes found: of each window its tokens, its losses without masks and with them, and more."""
-        distributed.add_up_array(rows)
-        losses = rows[:, 1] + rows[:, 2]
-        refuse_nan(losses, self.page_of, self.pages)
-        if np.isinf(losses).any():
-            # A perplexity may be infinite; a difference of such losses is not a number.
-            page = self.page_of[int(np.isinf(losses).argmax())]
-            msg = f"the model rules out a token of page {page + 1} of {len(self.pages)}: its loss there is infinite"
-            raise ActsparseError(msg)
-
-
-@contextmanager
-def _scoring(model: Any, tokenizer: Any, pages: Sequence[str], max_length: int) -> Iterator[_Scoring]:
-    """Cut pages into windows, and count zeros while they are gone through."""
-    window_length = resolve_max_length(model, tokenizer, max_length)
-    prefix = prefix_token(tokenizer)
-    page_ids = [torch.tensor([prefix, *encode_page(tokenizer, detokenize(page), prefix)]) for page in pages]
-    by_page = [list(rolling_windows(len(ids) - 1, window_length)) for ids in page_ids]
-    page_of = [number for number, windows in enumerate(by_page) for _ in windows]
-    windows = [(ids, window) for ids, windows in zip(page_ids, by_page, strict=True) for window in windows]
-    total = len(distributed.share(windows))
-    bar = progress_bar("comparing with dense", total=total, unit="windows")
-    with evaluation_mode(model), torch.no_grad(), bar as advance, count_zeros(model) as counter:
-        yield _Scoring(pages, page_of, windows, counter, advance)
-
-
-def _window_loss(model: Any, ids: torch.Tensor, window: Any) -> tuple[float, int]:
-    logits, targets = score_window(model, ids, window)
-    return sum_losses(logits, targets), len(targets)
+    return score_windows(model, text, score, description=description, is_finite=True)[:, 0]
 
 
 def _compare(dense: torch.Tensor, sparse: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:

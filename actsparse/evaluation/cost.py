@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from actsparse.evaluation.sparsity import SparsityReport, count_zeros, has_masks
+from actsparse.evaluation.sparsity import count_zeros
 from actsparse.evaluation.word_perplexity import WordPerplexity, word_perplexity
+from actsparse.sparsity_report import SparsityReport
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,5 @@ def evaluate_cost(model: Any, tokenizer: Any, pages: Sequence[str], *, max_lengt
     start = time.perf_counter()
     with count_zeros(model) as counter:
         perplexity = word_perplexity(counter.model, tokenizer, pages, max_length=max_length)
-    return Cost(perplexity, counter.report() if has_masks(model) else None, time.perf_counter() - start)
+        sparsity = counter.report() if counter.has_masks else None
+    return Cost(perplexity, sparsity, time.perf_counter() - start)

@@ -9,13 +9,13 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actsparse import assets
 from actsparse.errors import MemoryLimitError, SourceError
-from actsparse.files import kind_of
 from actsparse.models.folder import load_folder
 from actsparse.models.gguf import load_gguf
 from actsparse.models.quiet import quiet_libraries
-from actsparse.progress import status_console
+from actsparse.runtime.progress import status_console
+from actsparse.storage import assets
+from actsparse.storage.files import kind_of
 
 _logger = logging.getLogger(__name__)
 

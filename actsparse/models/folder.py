@@ -8,10 +8,10 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from actsparse.errors import SourceError
-from actsparse.files import kind_of
 from actsparse.models.explain import explain_errors
 from actsparse.models.quiet import quiet_libraries
 from actsparse.models.weights import load_weights
+from actsparse.storage.files import kind_of
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")

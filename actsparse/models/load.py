@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actsparse.errors import SourceError
-from actsparse.files import kind_of
 from actsparse.models.default import load_default
 from actsparse.models.folder import load_folder
 from actsparse.models.gguf import load_gguf
 from actsparse.models.hub import fetch_from_hub
+from actsparse.storage.files import kind_of
 
 _logger = logging.getLogger(__name__)
 

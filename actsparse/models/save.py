@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from actsparse.errors import OutputError, shorten_message
-from actsparse.files import publish, unfinished_folder
 from actsparse.models.quiet import quiet_libraries
-from actsparse.write_errors import as_os_error
+from actsparse.storage.files import as_os_error, publish, unfinished_folder
 
 _CONFIG = "config.json"
 _WEIGHTS = "model*.safetensors*"

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actsparse.errors import MemoryLimitError, SourceError
-from actsparse.offload import is_offloaded
+from actsparse.torch.offload import is_offloaded
 
 _logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from openvino.utils.node_factory import NodeFactory
 from actsparse.errors import ActsparseError
 from actsparse.openvino.build import explain_portable, extension_path
 from actsparse.openvino.feed_forward import FeedForward, find_feed_forward, find_gated
+from actsparse.openvino.graph_masks import GraphMask, find_masks, group_by_source
 from actsparse.openvino.linear import Linear, find_head, find_linears
-from actsparse.openvino.masks import Mask, find_masks, group_by_source
+from actsparse.openvino.masks import masks_of
 from actsparse.openvino.packing import PLAIN_LAYOUT, PackedSite, pack_plain, pack_rows, pack_site
-from actsparse.openvino.placement import read_targets
 from actsparse.openvino.toolchain import BuildError
 from actsparse.openvino.weights import UnsupportedWeightsError, read_weights
 
@@ -105,10 +105,11 @@ def accelerate(
     kept: list[KeptSite] = []
     sites: list[_Site] = []
     by_name = {linear.name: linear for linear in find_linears(model)}
-    targets, head = read_targets(model), _find_head(model, masks, by_name)
+    allocated = {name: s for name, mask in masks_of(model).items() if (s := mask.allocation) is not None}
+    head = _find_head(model, masks, by_name)
     for same in _equal_masks([mask for mask in masks if not mask.is_of_rows]):
         linears = tuple(linear for mask in same for linear in mask.linears)
-        reason = _reason_to_stay(linears, targets, min_sparsity)
+        reason = _reason_to_stay(linears, allocated, min_sparsity)
         try:
             if reason is None:
                 sites.append(_pack(linears, head, same[0]))
@@ -173,9 +174,9 @@ def _names(linears: tuple[Linear, ...]) -> tuple[str, ...]:
     return tuple(linear.module_name for linear in linears)
 
 
-def _equal_masks(masks: list[Mask]) -> list[list[Mask]]:
+def _equal_masks(masks: list[GraphMask]) -> list[list[GraphMask]]:
     """Group masks with equal thresholds on one source: converted torch models have one for each layer."""
-    groups: dict[tuple[str, int, bytes, str], list[Mask]] = {}
+    groups: dict[tuple[str, int, bytes, str], list[GraphMask]] = {}
     for mask in masks:
         source = mask.source
         key = (source.get_node().get_friendly_name(), source.get_index(), mask.threshold.tobytes(), mask.tokens)
@@ -199,7 +200,7 @@ def _reason_to_stay(linears: tuple[Linear, ...], targets: dict[str, float], min_
     return None
 
 
-def _find_head(model: ov.Model, masks: list[Mask], linears: dict[str, Linear]) -> Linear | None:
+def _find_head(model: ov.Model, masks: list[GraphMask], linears: dict[str, Linear]) -> Linear | None:
     """Return the output head; a model that ends with a feed-forward network has none."""
     head = find_head(model)
     if head is None:
@@ -212,7 +213,7 @@ def _find_head(model: ov.Model, masks: list[Mask], linears: dict[str, Linear]) -
     return None if ends_network else head
 
 
-def _unmasked(model: ov.Model, masks: list[Mask], dense: str, head: Linear | None) -> Iterator[tuple[Linear, ...]]:
+def _unmasked(model: ov.Model, masks: list[GraphMask], dense: str, head: Linear | None) -> Iterator[tuple[Linear, ...]]:
     """Yield the INT8 layers without a mask that are to move too, those that read the same output together."""
     masked = {linear.name for mask in masks for linear in mask.linears}
     wanted = [head] if dense == "head" and head else find_linears(model) if dense == "all" else []
@@ -222,7 +223,7 @@ def _unmasked(model: ov.Model, masks: list[Mask], dense: str, head: Linear | Non
             yield tuple(linears)
 
 
-def _pack(linears: tuple[Linear, ...], head: Linear | None, mask: Mask | None = None) -> _Site:
+def _pack(linears: tuple[Linear, ...], head: Linear | None, mask: GraphMask | None = None) -> _Site:
     """Pack layers of one source; without a mask everything passes."""
     threshold = np.broadcast_to(mask.threshold if mask else np.float32(-1.0), [linears[0].in_features])
     weights = [read_weights(linear) for linear in linears]
@@ -234,7 +235,7 @@ def _pack(linears: tuple[Linear, ...], head: Linear | None, mask: Mask | None = 
 
 
 def _replace_gated(
-    linears: dict[str, Linear], mask: Mask, sites: list[_Site], factory: NodeFactory, exact: bool
+    linears: dict[str, Linear], mask: GraphMask, sites: list[_Site], factory: NodeFactory, exact: bool
 ) -> AcceleratedSite:
     """Put one operation in the place of a network whose rows are masked; its two other sites leave the list."""
     gated = find_gated(mask, linears)

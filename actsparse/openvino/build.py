@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actsparse.assets import cache_dir, file_sha256
 from actsparse.errors import SourceError
-from actsparse.files import unfinished_folder
 from actsparse.openvino.toolchain import BuildError, Compiler, OpenVino, find_compiler, find_openvino, run_command
-from actsparse.progress import status_console
+from actsparse.runtime.progress import status_console
+from actsparse.storage.assets import cache_dir, file_sha256
+from actsparse.storage.files import unfinished_folder
 
 SOURCES = Path(__file__).parent / "extension"
 # No -march: the cache may travel to another processor. The kernels choose their instructions when they are loaded.

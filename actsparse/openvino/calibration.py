@@ -1,6 +1,6 @@
 """Run calibration data through an OpenVINO model, and see or replace what its layers read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,9 @@ import openvino.opset13 as ops
 import torch
 
 from actsparse.calibration import run_each
+from actsparse.openvino.graph_masks import group_by_source
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
-from actsparse.openvino.masks import group_by_source
 from actsparse.openvino.runner import Runner
 from actsparse.openvino.tap import insert_tap
 from actsparse.scopes import Site
@@ -21,14 +21,14 @@ Intercept = Callable[[str, torch.Tensor, list[float]], list[torch.Tensor]]
 
 def run_intercepted(
     model: ov.Model,
-    batches: list[Any] | Any,
-    sites: list[Site],
+    batches: Iterable[Any],
+    sites: Sequence[Site],
     targets: Mapping[str, float],
     intercept: Intercept,
     *,
     total: int | None,
     description: str,
-) -> None:
+) -> int:
     """
     Run every batch, as far as any of the sites depends on it.
 
@@ -40,6 +40,7 @@ def run_intercepted(
         target get.
     :param total: How many batches, where it is known.
     :param description: What the progress bar says.
+    :return: Number of batches run.
     :raises DatasetError: If the model cannot take a batch.
     """
     calls = named_calls(model)
@@ -59,7 +60,7 @@ def run_intercepted(
         if failures:
             raise failures[0]
 
-    run_each(run, batches, total=total, description=description)
+    return run_each(run, batches, total=total, description=description)
 
 
 def _tap(

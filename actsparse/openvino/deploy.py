@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 
 from actsparse.errors import SourceError, shorten_message
-from actsparse.files import kind_of
 from actsparse.openvino.acceleration import Acceleration, accelerate
 from actsparse.openvino.build import extension_path
-from actsparse.openvino.detect import MODEL_FILE
 from actsparse.openvino.export import write_model
+from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.require import missing_optimum
+from actsparse.storage.files import kind_of
 
 
 def deploy_model(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, exact: bool = False) -> Acceleration:

@@ -16,11 +16,11 @@ from openvino.utils.node_factory import NodeFactory
 from rich.markup import escape
 from rich.table import Table
 
-from actsparse.environment import count_cores
 from actsparse.openvino.build import BuildState, describe_build, extension_path
 from actsparse.openvino.packing import pack_site
 from actsparse.openvino.toolchain import BuildError
 from actsparse.openvino.weights import Weights
+from actsparse.runtime.environment import count_cores
 
 LIBRARIES = ("openvino", "nncf", "torch", "transformers")
 OPTIONAL_LIBRARIES = ("optimum-intel", "openvino-tokenizers", "openvino-genai")

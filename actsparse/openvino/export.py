@@ -9,18 +9,16 @@ from typing import Any, TypeVar
 import openvino as ov
 from torch import nn
 
-from actsparse.calibration import one_line
-from actsparse.errors import ActsparseError, OutputError
-from actsparse.files import publish, unfinished_folder
-from actsparse.insertion import named_sparsifiers
-from actsparse.offload import require_weights
-from actsparse.openvino.detect import MODEL_FILE
+from actsparse.errors import ActsparseError, OutputError, one_line
+from actsparse.mask import NO_COMPENSATION, Mask
+from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.layers import named_calls
-from actsparse.openvino.placement import LayerMask, masks_of, replace_masks
+from actsparse.openvino.masks import masks_of, replace_masks
 from actsparse.openvino.require import missing_optimum
-from actsparse.stand_in import NOTHING
-from actsparse.thresholds import torch_masks
-from actsparse.write_errors import as_os_error
+from actsparse.storage.files import as_os_error, publish, unfinished_folder
+from actsparse.torch.backend import TorchBackend
+from actsparse.torch.insertion import named_sparsifiers
+from actsparse.torch.offload import require_weights
 
 Result = TypeVar("Result")
 
@@ -96,7 +94,7 @@ def _export(model: nn.Module, folder: Path) -> None:
     for _, sparsifier in named_sparsifiers(model):
         # A trace of several tokens would not hold the masks of single ones, and zeros are where masks are found.
         sparsifier.tokens = "all"
-        sparsifier.set_stand_in(NOTHING)
+        sparsifier.set_compensation(NO_COMPENSATION)
     with warnings.catch_warnings():
         # What torch's tracer says of transformers' code.
         warnings.simplefilter("ignore")
@@ -110,15 +108,15 @@ def _export(model: nn.Module, folder: Path) -> None:
             raise ActsparseError(msg) from error
 
 
-def _active_masks(model: nn.Module) -> dict[str, LayerMask]:
+def _active_masks(model: nn.Module) -> dict[str, Mask]:
     active = {name: sparsifier for name, sparsifier in named_sparsifiers(model) if sparsifier.is_active}
     if any(sparsifier.skip_first for sparsifier in active.values()):
         msg = "the masks of an OpenVINO model cannot let the first tokens pass: calibrate without skip_first to export"
         raise ActsparseError(msg)
-    return {name: LayerMask.of(*mask) for name, mask in torch_masks(model).items() if name in active}
+    return {name: mask for name, mask in TorchBackend(model).masks().items() if name in active}
 
 
-def _set_masks(converted: ov.Model, masks: dict[str, LayerMask]) -> None:
+def _set_masks(converted: ov.Model, masks: dict[str, Mask]) -> None:
     """
     Make the converted model's masks what they would be had it been sparsified there: one for each site.
 

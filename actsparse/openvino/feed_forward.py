@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import openvino as ov
 
+from actsparse.openvino.graph_masks import GraphMask
 from actsparse.openvino.linear import Linear, find_constant
-from actsparse.openvino.masks import Mask
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear]) -> FeedForw
     return FeedForward((found[0],), found[1]) if found else None
 
 
-def find_gated(mask: Mask, linears: dict[str, Linear]) -> Gated | None:
+def find_gated(mask: GraphMask, linears: dict[str, Linear]) -> Gated | None:
     """Return the feed-forward network that a mask of rows is part of.
 
     :param mask: The mask.

@@ -9,7 +9,7 @@ from nncf.openvino.graph.nncf_graph_builder import GraphConverter
 from actsparse.errors import ActsparseError
 from actsparse.openvino.linear import Linear, find_linears
 from actsparse.scopes.graph import CONSTANT, INPUT, SHAPE, Flow, Tensor
-from actsparse.scopes.layers import Layer
+from actsparse.scopes.layers import Layer, Layers, LayerSize
 from actsparse.scopes.roles import find_roles
 
 # What torch calls the operations that roles are told by.
@@ -64,12 +64,12 @@ def named_calls(model: ov.Model) -> dict[str, tuple[Linear, ...]]:
     return {name: tuple(group) for name, group in calls.items()}
 
 
-def find_openvino_layers(model: ov.Model) -> tuple[NNCFGraph, list[Layer]]:
+def find_openvino_layers(model: ov.Model) -> Layers:
     """
     Find the Linear layers of a model, with their nodes, inputs and roles.
 
     :param model: An OpenVINO model without masks.
-    :return: Its NNCF graph, whose node names are the model's, and the layers in topological order.
+    :return: The layers in topological order, and the model's NNCF graph, whose node names are the model's.
     """
     graph = GraphConverter.create_nncf_graph(model)
     flow = Flow(graph, OPERATIONS)
@@ -87,20 +87,29 @@ def find_openvino_layers(model: ov.Model) -> tuple[NNCFGraph, list[Layer]]:
         Layer(name, tuple(call.name for call in group), sources[name], roles.get(name, ()))
         for name, group in calls.items()
     ]
-    return graph, layers
+    return Layers(graph, layers, _block_layers(graph, layers))
 
 
-def find_block_layers(graph: NNCFGraph, layers: list[Layer]) -> list[Layer]:
+def measure_sizes(model: ov.Model) -> dict[str, LayerSize]:
     """
-    Keep the layers of the model's repeated blocks: what a single target sparsity applies to.
+    Measure every Linear layer of a model.
+
+    :param model: Any OpenVINO model.
+    :return: The sizes by name, in topological order.
+    """
+    return {
+        name: LayerSize(call.in_features, call.out_features, float(call.weight_bytes))
+        for name, (call, *_) in named_calls(model).items()
+    }
+
+
+def _block_layers(graph: NNCFGraph, layers: list[Layer]) -> list[Layer]:
+    """
+    Keep the layers of the model's repeated blocks.
 
     Names tell blocks as torch does: the elements of a list have a number (``model.layers.0.mlp.up_proj``). Where no
     name has one, these are all layers but the head: the only layer, if there is only one, that a result of the model
     is computed from without another one in between.
-
-    :param graph: The model's NNCF graph.
-    :param layers: Its Linear layers.
-    :return: Those that belong to blocks.
     """
     inside = [layer for layer in layers if re.search(r"(^|[./])\d+[./]", layer.name)]
     if inside:

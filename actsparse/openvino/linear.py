@@ -11,7 +11,7 @@ import openvino as ov
 DECOMPRESSION = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose"}
 # What may stand between the output head and the logits.
 AFTER_HEAD = {"Add", "Convert", "Divide", "Multiply", "Tanh"}
-# In the names of multiplications that stand in for what a layer's mask leaves out: they are no layers of the model.
+# In the names of multiplications that compensate for what a layer's mask leaves out: they are no layers of the model.
 LOW_RANK = "/low_rank_"
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from actsparse.errors import SourceError, shorten_message
-from actsparse.files import kind_of, write_bytes
+from actsparse.storage.files import kind_of, write_bytes
 
 FORMAT = "actsparse.recovery"
 

@@ -17,14 +17,15 @@ from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
 from rich.table import Table
 from torch import nn
 
-from actsparse.calibration import CalibrationBatches, describe_batch, evaluation_mode, one_line, run_model
-from actsparse.errors import ActsparseError, DatasetError, OutputError
-from actsparse.files import kind_of, prepare_folder
-from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
-from actsparse.offload import require_weights
-from actsparse.progress import progress_bar
+from actsparse.calibration import CalibrationBatches, describe_batch
+from actsparse.errors import ActsparseError, DatasetError, OutputError, one_line
 from actsparse.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from actsparse.recovery.weights import LowRankWeights, TrainedWeights, WholeWeights
+from actsparse.runtime.progress import progress_bar
+from actsparse.storage.files import kind_of, prepare_folder
+from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.torch.offload import require_weights
+from actsparse.torch.running import evaluation_mode, run_model
 
 # The learning rate rises over this share of the steps, then falls along a cosine to this share of its height.
 WARM_UP = 0.1

@@ -1,7 +1,8 @@
 """Which layers: target scopes, the Linear layers of a model, the sites they share, their roles."""
 
 from actsparse.scopes.layers import Layer as Layer
-from actsparse.scopes.layers import find_layers as find_layers
+from actsparse.scopes.layers import Layers as Layers
+from actsparse.scopes.layers import LayerSize as LayerSize
 from actsparse.scopes.matching import match_targets as match_targets
 from actsparse.scopes.sites import Site as Site
 from actsparse.scopes.sites import group_sites as group_sites

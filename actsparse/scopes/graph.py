@@ -1,15 +1,9 @@
-"""The NNCF graph of a model, and walks over its data flow."""
+"""Walks over the data flow of a model's NNCF graph."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from nncf.common.graph.graph import NNCFGraph
-from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
-from torch import nn
-
-from actsparse.offload import placeholder_weights
 
 CONSTANT = "nncf_model_const"
 INPUT = "nncf_model_input"
@@ -112,15 +106,3 @@ def _reachable(inputs: dict[int, list[Tensor]], roots: list[int]) -> set[int]:
             seen.add(node)
             todo.extend(consumers.get(node, ()))
     return seen
-
-
-def trace_graph(model: nn.Module, example_input: Any) -> NNCFGraph:
-    """
-    Build the NNCF graph of a model without changing the model.
-
-    :param model: Any torch module, compressed by NNCF or not.
-    :param example_input: One model input: a tensor, a tuple of arguments or a dict of keyword arguments.
-    :return: The graph that `nncf.build_graph` gives for the same model.
-    """
-    with torch.no_grad(), placeholder_weights(model):
-        return build_nncf_graph(model, example_input)

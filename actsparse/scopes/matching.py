@@ -1,7 +1,7 @@
 """From scopes to layers: NNCF's rules on graph node names, the same rules on module names, and roles."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -10,8 +10,9 @@ from nncf.common.graph.graph import NNCFGraph
 from nncf.scopes import get_matched_ignored_scope_info
 
 from actsparse.errors import ScopeError, nearest
-from actsparse.scopes.layers import Layer
+from actsparse.scopes.layers import Layer, Layers
 from actsparse.scopes.pattern import match_names, quote
+from actsparse.scopes.target_scope import TargetScope
 
 
 class Target(NamedTuple):
@@ -48,22 +49,21 @@ def validate_targets(targets: object, ignored_scope: object) -> None:
 
 
 def match_targets(
-    targets: Mapping[Any, float],
-    ignored_scope: nncf.IgnoredScope | None,
-    graph: NNCFGraph,
-    layers: list[Layer],
+    targets: Mapping[Any, float] | float, ignored_scope: nncf.IgnoredScope | None, found: Layers
 ) -> dict[str, Target]:
     """
     Resolve scopes into layers.
 
-    :param targets: Target sparsity for each scope.
+    :param targets: Target sparsity for each scope, or one number for every layer of the model's blocks.
     :param ignored_scope: Layers to leave out, or None.
-    :param graph: The model's NNCF graph.
-    :param layers: Its Linear layers.
+    :param found: The model's Linear layers.
     :return: Target by layer name, in call order.
     :raises ScopeError: If a rule matches nothing, a scope matches no Linear layer, a layer is matched by two scopes, or
         no layer is left.
     """
+    graph, layers = found.graph, found.all
+    if not isinstance(targets, Mapping):
+        targets = {TargetScope(names=[layer.name for layer in found.of_blocks]): targets}
     ignored = _match_scope(ignored_scope, graph, layers) if ignored_scope is not None else set()
     matched: dict[str, Target] = {}
     owner: dict[str, nncf.IgnoredScope] = {}
@@ -95,7 +95,7 @@ def describe_scope(scope: nncf.IgnoredScope) -> str:
     return f"TargetScope({', '.join(f'{kind}={values}' for kind, values in rules if values)})"
 
 
-def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: list[Layer]) -> set[str]:
+def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: Sequence[Layer]) -> set[str]:
     names = {node.node_name for node in graph.get_all_nodes()} | {layer.name for layer in layers}
     by_node = {node: layer.name for layer in layers for node in layer.nodes}
     found: set[str] = set()
@@ -138,7 +138,7 @@ def _match_types_and_subgraphs(scope: nncf.IgnoredScope, graph: NNCFGraph) -> se
     return set().union(*matches.values())
 
 
-def _require_match(hits: set[str], rule: str, text: str, scope: nncf.IgnoredScope, layers: list[Layer]) -> None:
+def _require_match(hits: set[str], rule: str, text: str, scope: nncf.IgnoredScope, layers: Sequence[Layer]) -> None:
     if hits or not scope.validate:
         return
     candidates = [n for layer in layers for n in (layer.name, *layer.nodes)]
@@ -146,7 +146,7 @@ def _require_match(hits: set[str], rule: str, text: str, scope: nncf.IgnoredScop
     raise ScopeError(msg)
 
 
-def _examples(layers: list[Layer]) -> str:
+def _examples(layers: Sequence[Layer]) -> str:
     names = [layer.name for layer in layers]
     return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
 

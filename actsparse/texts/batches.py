@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from actsparse.bos import leading_tokens
 from actsparse.errors import DatasetError
-from actsparse.evaluation.wikitext import detokenize
+from actsparse.texts.bos import leading_tokens
 from actsparse.texts.text import Text
+from actsparse.texts.wikitext import detokenize
 
 
 def token_batches(

@@ -18,7 +18,7 @@ def load_default_evaluation() -> Text:
 
     :return: The longer ones of the last Wikipedia articles, in the file's order.
     """
-    from actsparse.assets import fetch_text
+    from actsparse.storage.assets import fetch_text
 
     articles = split_text(read_text(fetch_text("wiki")))[0]
     pages = _longer(articles[_first_held_out(articles) :])
@@ -31,7 +31,7 @@ def load_default_calibration() -> Text:
 
     :return: Documents of C4.
     """
-    from actsparse.assets import fetch_text
+    from actsparse.storage.assets import fetch_text
 
     # The file has one document a line.
     documents = tuple(line for line in read_text(fetch_text("c4")).split("\n") if line.strip())
@@ -44,7 +44,7 @@ def load_default_training() -> Text:
 
     :return: The longer ones of the Wikipedia articles that `default` does not evaluate on, and the documents of C4.
     """
-    from actsparse.assets import fetch_text
+    from actsparse.storage.assets import fetch_text
 
     articles = split_text(read_text(fetch_text("wiki")))[0]
     pages = _longer(articles[: _first_held_out(articles)])

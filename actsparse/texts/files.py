@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from actsparse.errors import SourceError, nearest, shorten_message
-from actsparse.files import kind_of
+from actsparse.storage.files import kind_of
 from actsparse.texts.pages import split_rows, split_text
 from actsparse.texts.rows import read_jsonl, read_parquet
 from actsparse.texts.text import Text

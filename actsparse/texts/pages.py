@@ -2,7 +2,7 @@
 
 import re
 
-from actsparse.evaluation.wikitext import is_heading, split_pages
+from actsparse.texts.wikitext import is_heading, split_pages
 
 _ARTICLE_START = re.compile(r'\s*<doc(?:\s+\w+="[^"]*")*\s*>')
 _ARTICLE_END = "</doc>"

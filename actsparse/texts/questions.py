@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actsparse.errors import SourceError, nearest, shorten_message
-from actsparse.files import kind_of
+from actsparse.storage.files import kind_of
 from actsparse.texts.files import names_beside, read_text
 from actsparse.texts.hub import load_hub_rows
 from actsparse.texts.rows import read_objects

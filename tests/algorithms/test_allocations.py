@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from actsparse import ActsparseError, TargetScope, measure_sparsity, sparsify_activations
-from actsparse.algorithms import ALLOCATIONS, Part
-from actsparse.compression import compress_int8
-from actsparse.insertion import named_sparsifiers
-from actsparse.statistics import MagnitudeSketch
+from actsparse.algorithms import ALLOCATIONS, LayerGroup
+from actsparse.algorithms.statistics import MagnitudeSketch
+from actsparse.torch.compression import compress_int8
+from actsparse.torch.insertion import named_sparsifiers
 
-PARTS = [Part("small", ("a", "b"), 64, (4e3, 2e3)), Part("large", ("c",), 256, (5e4,))]
+GROUPS = [LayerGroup("small", ("a", "b"), 64, (4e3, 2e3)), LayerGroup("large", ("c",), 256, (5e4,))]
 
 
 class Sketches:
@@ -25,7 +25,7 @@ class Sketches:
 
 
 def saved(sparsity: dict[str, float]) -> float:
-    sizes = {name: size for part in PARTS for name, size in zip(part.layers, part.layer_bytes, strict=True)}
+    sizes = {name: size for part in GROUPS for name, size in zip(part.layers, part.layer_bytes, strict=True)}
     return sum(sizes[name] * share for name, share in sparsity.items()) / sum(sizes.values())
 
 
@@ -39,14 +39,14 @@ def model() -> Any:
 @pytest.mark.parametrize("target", [0.05, 0.3, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("name", ["uniform", "global"])
 def test_the_budget_is_met_by_weight_bytes(name: str, target: float, model: Any) -> None:
-    sparsity = ALLOCATIONS[name]([(target, PARTS)], model, {})
+    sparsity = ALLOCATIONS[name]([(target, GROUPS)], model, {})
     assert sparsity.keys() == {"a", "b", "c"}
     assert sparsity["a"] == sparsity["b"]
     assert saved(sparsity) == pytest.approx(target, abs=1e-3)
 
 
 def test_global_takes_from_the_site_whose_bytes_are_cheapest(model: Any) -> None:
-    sparsity = ALLOCATIONS["global"]([(0.5, PARTS)], model, {})
+    sparsity = ALLOCATIONS["global"]([(0.5, GROUPS)], model, {})
     # Scores of `small` are four times as large, and its channels save fewer bytes each.
     assert sparsity["a"] < 0.25
     assert sparsity["c"] > 0.5
@@ -54,13 +54,13 @@ def test_global_takes_from_the_site_whose_bytes_are_cheapest(model: Any) -> None
 
 def test_global_is_uniform_where_all_sites_are_alike() -> None:
     x = torch.randn(10000, generator=torch.Generator().manual_seed(1))
-    parts = [Part(site, (site,), 64, (1e3,)) for site in ("x", "y", "z")]
-    sparsity = ALLOCATIONS["global"]([(0.37, parts)], Sketches(x=x, y=x, z=x), {})  # type: ignore[arg-type]
+    groups = [LayerGroup(site, (site,), 64, (1e3,)) for site in ("x", "y", "z")]
+    sparsity = ALLOCATIONS["global"]([(0.37, groups)], Sketches(x=x, y=x, z=x), {})  # type: ignore[arg-type]
     assert list(sparsity.values()) == pytest.approx([0.37] * 3, abs=1e-3)
 
 
 def test_global_grows_with_the_target_everywhere(model: Any) -> None:
-    found = [ALLOCATIONS["global"]([(target, PARTS)], model, {}) for target in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    found = [ALLOCATIONS["global"]([(target, GROUPS)], model, {}) for target in (0.1, 0.3, 0.5, 0.7, 0.9)]
     for lower, higher in zip(found, found[1:], strict=False):
         assert all(lower[name] <= higher[name] for name in lower)
 
@@ -89,9 +89,9 @@ def test_a_scope_meets_its_target_together(algorithm: str, make_model: Any, make
     for kind, target in (("ffn", 0.6), ("attention", 0.3)):
         layers = given[kind]
         total = sum(layer.weight_bytes for layer in layers)
-        assert sum(x.target_sparsity * x.weight_bytes for x in layers) / total == pytest.approx(target, abs=2e-3)
+        assert sum(x.allocated_sparsity * x.weight_bytes for x in layers) / total == pytest.approx(target, abs=2e-3)
         assert sum(x.sparsity * x.weight_bytes for x in layers) / total == pytest.approx(target, abs=0.02)
-    assert len({x.target_sparsity for x in report.layers}) > 2
+    assert len({x.allocated_sparsity for x in report.layers}) > 2
 
 
 @pytest.mark.parametrize("algorithm", ["layer-fisher+global", "teal"])
@@ -108,7 +108,7 @@ def test_greedy_prefers_what_moves_the_output_least(make_model: Any, batches: li
         # Nothing comes out of the first block's attention: masking it costs nothing.
         model.model.layers[0].self_attn.o_proj.weight.zero_()
     sparsify_activations(model, batches, 0.3, algorithm="teal")
-    targets = {name: sparsifier.target_sparsity for name, sparsifier in named_sparsifiers(model)}
+    targets = {name: sparsifier.allocated_sparsity for name, sparsifier in named_sparsifiers(model)}
     first = {name.rpartition(".")[2]: s for name, s in targets.items() if ".layers.0." in name}
     assert all(first[name] > 0.2 for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
     assert all(first[name] == 0 for name in ("up_proj", "gate_proj", "down_proj"))
@@ -172,7 +172,7 @@ class Greedy:
     def blocks(self, _layers: Any, _importance: Any) -> list[OneBlock]:
         return [self.block]
 
-    def once(self, what: Any, measure: Any) -> Any:
+    def get_or_measure(self, what: Any, measure: Any) -> Any:
         if what not in self._found:
             self._found[what] = measure()
         return self._found[what]
@@ -183,9 +183,9 @@ def test_greedy_goes_each_way_once(targets: tuple[float, ...]) -> None:
     remembering = Greedy()
     for target in targets:
         fresh = Greedy()
-        expected = ALLOCATIONS["greedy"]([(target, PARTS)], fresh, {})  # type: ignore[arg-type]
+        expected = ALLOCATIONS["greedy"]([(target, GROUPS)], fresh, {})  # type: ignore[arg-type]
         assert saved(expected) == pytest.approx(target, abs=1e-9)
-        assert ALLOCATIONS["greedy"]([(target, PARTS)], remembering, {}) == expected  # type: ignore[arg-type]
+        assert ALLOCATIONS["greedy"]([(target, GROUPS)], remembering, {}) == expected  # type: ignore[arg-type]
     longest = Greedy()
-    ALLOCATIONS["greedy"]([(max(targets), PARTS)], longest, {})  # type: ignore[arg-type]
+    ALLOCATIONS["greedy"]([(max(targets), GROUPS)], longest, {})  # type: ignore[arg-type]
     assert remembering.block.runs == longest.block.runs

@@ -7,17 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from actsparse import TargetScope, measure_sparsity, sparsify_activations
-from actsparse.algorithms import Attribution, Known, Part
+from actsparse.algorithms import Attribution, LayerGroup, MeasurementCache
 from actsparse.algorithms.attribution import MEASURED_SHARE, _first_shares, attribution, find_threshold
-from actsparse.algorithms.parts import LayerSize, gather_parts
+from actsparse.algorithms.groups import LayerSize, gather_groups
+from actsparse.algorithms.statistics import MagnitudeSketch
 from actsparse.evaluation.sparsity import count_zeros
-from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
-from actsparse.measurements import TorchMeasurements
 from actsparse.scopes import group_sites
-from actsparse.scopes.graph import trace_graph
-from actsparse.scopes.layers import find_layers
 from actsparse.scopes.matching import Target
-from actsparse.statistics import MagnitudeSketch
+from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.torch.layers import find_layers, trace_graph
+from actsparse.torch.measurements.torch_measurements import TorchMeasurements
 
 
 class TwoSites:
@@ -37,7 +36,7 @@ class TwoSites:
         return {name: Attribution(values, 1.0) for name, values in self._increases.items()}
 
 
-PARTS = [Part("a", ("a",), 64, (1e4,), role="x"), Part("b", ("b",), 64, (1e4,), role="y")]
+PARTS = [LayerGroup("a", ("a",), 64, (1e4,), role="x"), LayerGroup("b", ("b",), 64, (1e4,), role="y")]
 
 
 def share(increases: dict[str, tuple[float, ...]], target: float) -> dict[str, float]:
@@ -94,7 +93,7 @@ def measure(model: Any, batches: list[Any], sparsity: float) -> tuple[dict[str, 
                 dense = model(**batch).logits.log_softmax(-1)
             masked = model(**batch).logits.log_softmax(-1)
             divergence += float(F.kl_div(masked[:, 1:], dense[:, 1:], reduction="sum", log_target=True))
-    measurements = TorchMeasurements(model, batches, group_sites(layers), masks, known=Known())
+    measurements = TorchMeasurements(model, batches, group_sites(layers), masks, cache=MeasurementCache())
     importance = dict.fromkeys((mask.site for mask in masks.values()), torch.ones(()))
     found = measurements.attributions(dict.fromkeys(masks, sparsity), importance, (0, 1))
     return dict(found), divergence
@@ -157,7 +156,7 @@ def test_a_down_projection_stands_behind_its_own_rows_only(llama: Any, batches: 
     def behind(names: list[str]) -> dict[str, str]:
         sites = group_sites([layer for layer in layers if layer.name in names], gates)
         target = Target(0.5, "all")  # type: ignore[arg-type]
-        ((_, parts),) = gather_parts(sites, dict.fromkeys(names, target), dict.fromkeys(names, LayerSize(8, 8, 1.0)))
+        ((_, parts),) = gather_groups(sites, dict.fromkeys(names, target), dict.fromkeys(names, LayerSize(8, 8, 1.0)))
         return {part.site: part.behind for part in parts if part.behind}
 
     names = [layer.name for layer in layers]
@@ -173,8 +172,8 @@ def test_the_first_shares_meet_what_is_measured_and_leave_something_everywhere(
     sizes: tuple[float, float], target: float
 ) -> None:
     rows, others = sizes
-    parts = [Part("up", ("up",), 64, (rows,), is_of_rows=True)] if rows else []
-    parts += [Part("down", ("down",), 64, (others,))] if others else []
+    parts = [LayerGroup("up", ("up",), 64, (rows,), is_of_rows=True)] if rows else []
+    parts += [LayerGroup("down", ("down",), 64, (others,))] if others else []
     shares = {part.site: share for part, share in _first_shares(parts, target).items()}
     saved = rows * shares.get("up", 0.0) + others * shares.get("down", 0.0)
     assert saved == pytest.approx(MEASURED_SHARE * target * (rows + others))

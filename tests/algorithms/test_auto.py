@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from actsparse import load_thresholds, remove_sparsifiers, save_thresholds, sparsify_activations
-from actsparse.algorithms import CANDIDATES, Known, get_algorithm
+from actsparse.algorithms import CANDIDATES, MeasurementCache, get_algorithm
+from actsparse.calibration import Settings
 from actsparse.evaluation.bootstrap import bootstrap_interval
-from actsparse.insertion import named_sparsifiers
-from actsparse.sparsify import Settings, sparsify_torch
+from actsparse.sparsify import calibrate
 from actsparse.thresholds import read_thresholds
+from actsparse.torch.insertion import named_sparsifiers
 
 WORDS, LENGTH, BOS = 24, 48, 0
 STEPS, BATCH = 300, 16
@@ -136,12 +137,12 @@ def test_auto_is_not_worse_than_magnitude_on_text_it_has_not_seen(model: Any, ba
     assert low <= 0
 
 
-def calibrate(model: Any, batches: Any, algorithm: str) -> Any:
-    return sparsify_torch(model, batches, 0.5, None, Settings(get_algorithm(algorithm), known=Known()))
+def calibrate_half(model: Any, batches: Any, algorithm: str) -> Any:
+    return calibrate(model, batches, 0.5, None, Settings(get_algorithm(algorithm), cache=MeasurementCache()))
 
 
 def test_what_was_tried_is_told_and_took_at_most_ten_runs_of_the_data(model: Any, batches: Any, tmp_path: Path) -> None:
-    took = calibrate(model, batches, "auto")
+    took = calibrate_half(model, batches, "auto")
     # A backward pass takes about as long as two forwards.
     assert took.forwards + 2 * took.backwards <= 10
     selection = took.selection
@@ -164,16 +165,16 @@ def test_what_was_tried_is_told_and_took_at_most_ten_runs_of_the_data(model: Any
 
 
 def test_the_masks_are_those_of_the_algorithm_that_was_chosen(model: Any, batches: Any) -> None:
-    selection = calibrate(model, batches, "auto").selection
+    selection = calibrate_half(model, batches, "auto").selection
     expected = {name: mask.threshold for name, mask in named_sparsifiers(model)}
-    calibrate(model, batches, selection.chosen)
+    calibrate_half(model, batches, selection.chosen)
     assert {name: mask.threshold for name, mask in named_sparsifiers(model)}.keys() == expected.keys()
     assert all(torch.equal(mask.threshold, expected[name]) for name, mask in named_sparsifiers(model))
 
 
 @pytest.mark.parametrize(("algorithm", "forwards"), [("magnitude", 1), ("wina", 1), ("nncf", 1)])
 def test_runs_of_the_data_are_counted(model: Any, batches: Any, algorithm: str, forwards: int) -> None:
-    took = calibrate(model, batches, algorithm)
+    took = calibrate_half(model, batches, algorithm)
     # Weights are read in one run of one batch.
     assert took.forwards == pytest.approx(forwards, abs=1.5 / len(batches))
     assert took.backwards == 0
@@ -182,6 +183,6 @@ def test_runs_of_the_data_are_counted(model: Any, batches: Any, algorithm: str, 
 
 
 def test_one_batch_is_enough(model: Any, batches: Any) -> None:
-    took = calibrate(model, batches[:1], "auto")
+    took = calibrate_half(model, batches[:1], "auto")
     assert took.selection is not None
     assert took.selection.held_out == 1

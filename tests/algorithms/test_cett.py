@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from actsparse import sparsify_activations
-from actsparse.algorithms import ALLOCATIONS, Known, Part
-from actsparse.insertion import named_sparsifiers, suspend_sparsifiers
-from actsparse.measurements import TorchMeasurements
+from actsparse.algorithms import ALLOCATIONS, LayerGroup, MeasurementCache
+from actsparse.mask import mask_small
 from actsparse.scopes import group_sites
-from actsparse.scopes.graph import trace_graph
-from actsparse.scopes.layers import find_layers
-from actsparse.sparsifier import mask_small
+from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.torch.layers import find_layers, trace_graph
+from actsparse.torch.measurements.torch_measurements import TorchMeasurements
 
 SPARSITIES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
@@ -21,7 +20,7 @@ SPARSITIES = (0.0, 0.3, 0.6, 0.9, 1.0)
 def measure(model: Any, batches: list[Any], gates: dict[str, str] | None = None) -> TorchMeasurements:
     layers = [layer for layer in find_layers(model, trace_graph(model, batches[0])) if "layers" in layer.name]
     masks = dict(named_sparsifiers(model))
-    return TorchMeasurements(model, batches, group_sites(layers, gates), masks, known=Known())
+    return TorchMeasurements(model, batches, group_sites(layers, gates), masks, cache=MeasurementCache())
 
 
 @pytest.mark.parametrize("site", ["model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"])
@@ -56,7 +55,7 @@ def test_compressed_layers_and_biases_are_measured_alike(make_model: Any, compre
         dense = sparsify_activations(make_model(architecture), batches, 0.5, algorithm="cett")
         packed = sparsify_activations(compress(make_model(architecture)), batches, 0.5, algorithm="cett")
         for (name, left), (_, right) in zip(named_sparsifiers(dense), named_sparsifiers(packed), strict=True):
-            assert left.target_sparsity == pytest.approx(right.target_sparsity, abs=0.03), name
+            assert left.allocated_sparsity == pytest.approx(right.allocated_sparsity, abs=0.03), name
 
 
 class Curves:
@@ -69,7 +68,7 @@ class Curves:
 
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
 def test_both_sites_make_the_same_error(target: float) -> None:
-    parts = [Part("a", ("a",), 64, (1e4,)), Part("b", ("b",), 64, (3e4,))]
+    parts = [LayerGroup("a", ("a",), 64, (1e4,)), LayerGroup("b", ("b",), 64, (3e4,))]
     found = ALLOCATIONS["cett"]([(target, parts)], Curves(), {})  # type: ignore[arg-type]
     assert (found["a"] + 3 * found["b"]) / 4 == pytest.approx(target, abs=1e-6)
     assert found["a"] == pytest.approx(found["b"] ** 2, abs=0.01)

@@ -16,9 +16,8 @@ from nncf.torch.function_hook.wrapper import get_hook_storage
 
 from actsparse import TargetScope, sparsify_activations
 from actsparse.algorithms.nncf_ema import NncfMovingAverage
-from actsparse.insertion import named_sparsifiers
-from actsparse.scopes import find_layers
-from actsparse.scopes.graph import trace_graph
+from actsparse.torch.insertion import named_sparsifiers
+from actsparse.torch.layers import find_layers, trace_graph
 
 # NNCF itself cannot calibrate in bfloat16: it goes through numpy, which has no such type.
 FLOAT_TYPES = (torch.float32, torch.float16, torch.float64)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from actsparse.algorithms import ALLOCATIONS, Attribution, Movement, Part
+from actsparse.algorithms import ALLOCATIONS, Attribution, LayerGroup, Movement
 from actsparse.algorithms.perturbation import SPREAD, TRIALS
-from actsparse.statistics import MagnitudeSketch
+from actsparse.algorithms.statistics import MagnitudeSketch
 
 ROLES = ("attention.qkv", "attention.out", "ffn.gate", "ffn.down")
-PARTS = [Part(f"{i}.{role}", (f"{i}.{role}",), 64, (1e4,), role=role) for i in range(4) for role in ROLES]
+GROUPS = [LayerGroup(f"{i}.{role}", (f"{i}.{role}",), 64, (1e4,), role=role) for i in range(4) for role in ROLES]
 SKETCH = MagnitudeSketch.of(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
 
 
@@ -56,10 +56,10 @@ def add_up(costs: Mapping[str, float], sparsity: Mapping[str, float]) -> float:
 
 
 def allocate(name: str, model: Additive, target: float = 0.5) -> dict[str, float]:
-    return ALLOCATIONS[name]([(target, PARTS)], model, {})  # type: ignore[arg-type]
+    return ALLOCATIONS[name]([(target, GROUPS)], model, {})  # type: ignore[arg-type]
 
 
-COSTS = {part.site: 4.0 if part.role == "ffn.down" else 1.0 for part in PARTS}
+COSTS = {part.site: 4.0 if part.role == "ffn.down" else 1.0 for part in GROUPS}
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
@@ -68,27 +68,27 @@ def test_trials_find_what_the_gradient_does_not(noise: float) -> None:
     sparsity = allocate("perturbation", model)
     without = allocate("attribution", model)
     assert model.divergence(sparsity) < 0.95 * model.divergence(without)
-    down = [sparsity[part.site] for part in PARTS if part.role == "ffn.down"]
-    others = [sparsity[part.site] for part in PARTS if part.role != "ffn.down"]
+    down = [sparsity[part.site] for part in GROUPS if part.role == "ffn.down"]
+    others = [sparsity[part.site] for part in GROUPS if part.role != "ffn.down"]
     assert max(down) < min(others)
 
 
 def test_what_costs_the_text_gives_less_though_predictions_stay_where_they_are() -> None:
     flat = dict.fromkeys(COSTS, 1.0)
     alike, told = (allocate("perturbation", Additive(flat, loss_costs=costs)) for costs in (flat, COSTS))
-    down = [part.site for part in PARTS if part.role == "ffn.down"]
+    down = [part.site for part in GROUPS if part.role == "ffn.down"]
     assert all(told[site] < alike[site] - 0.02 for site in down)
 
 
 def test_every_trial_meets_the_target_or_moves_it_as_it_says() -> None:
     model = Additive(COSTS)
     sparsity = allocate("perturbation", model)
-    assert sum(sparsity.values()) / len(PARTS) == pytest.approx(0.5, abs=1e-3)
+    assert sum(sparsity.values()) / len(GROUPS) == pytest.approx(0.5, abs=1e-3)
     assert [len(row) for row in model.trials] == [TRIALS] * 8
-    means = [sum(way.values()) / len(PARTS) for row in model.trials for way in row]
+    means = [sum(way.values()) / len(GROUPS) for row in model.trials for way in row]
     assert all(abs(abs(mean - 0.5) - SPREAD) < 1e-3 for mean in means)
     # As many above as below, in each batch.
-    assert all(sum(sum(way.values()) / len(PARTS) > 0.5 for way in row) == TRIALS / 2 for row in model.trials)
+    assert all(sum(sum(way.values()) / len(GROUPS) > 0.5 for way in row) == TRIALS / 2 for row in model.trials)
 
 
 def test_the_same_model_gives_the_same_shares() -> None:
@@ -98,7 +98,7 @@ def test_the_same_model_gives_the_same_shares() -> None:
 @pytest.mark.parametrize("target", [0.005, 0.995])
 def test_targets_near_the_ends_are_met(target: float) -> None:
     sparsity = allocate("perturbation", Additive(COSTS), target)
-    assert sum(sparsity.values()) / len(PARTS) == pytest.approx(target, abs=1e-3)
+    assert sum(sparsity.values()) / len(GROUPS) == pytest.approx(target, abs=1e-3)
 
 
 def test_a_model_that_nothing_moves_keeps_its_shares() -> None:

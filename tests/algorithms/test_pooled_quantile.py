@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from actsparse import TargetScope, measure_sparsity, sparsify_activations
 from actsparse.algorithms.pooled_quantile import PooledQuantile
-from actsparse.insertion import named_sparsifiers
-from actsparse.statistics import MagnitudeSketch
+from actsparse.algorithms.statistics import MagnitudeSketch
+from actsparse.torch.insertion import named_sparsifiers
 
 
 def make_sequences(num_sequences: int = 6, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from actsparse import ActsparseError, TargetScope, measure_sparsity, sparsify_activations
 from actsparse.algorithms import ALGORITHMS, NNCF_EMA, get_algorithm
-from actsparse.insertion import named_sparsifiers
+from actsparse.torch.insertion import named_sparsifiers
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 TARGETS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)

@@ -8,7 +8,7 @@ import torch
 from actsparse import ActsparseError, measure_sparsity, sparsify_activations
 from actsparse.algorithms import SCORES, GradientSums
 from actsparse.algorithms.scores import geometric_mean
-from actsparse.insertion import named_sparsifiers
+from actsparse.torch.insertion import named_sparsifiers
 
 GRADIENT_SCORES = ("fisher", "layer-fisher", "gradient", "gxo", "snip", "corrected-gxo", "fisher-blend")
 
@@ -29,7 +29,7 @@ class FewNumbers:
     def sensitivities(self) -> dict[str, float]:
         return {"site": 0.25}
 
-    def multipliers(self, _site: str) -> torch.Tensor:
+    def up_rms(self, _site: str) -> torch.Tensor:
         return torch.ones(())
 
 

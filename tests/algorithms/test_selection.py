@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actsparse.algorithms import CANDIDATES, Movement, Part, Plan, Way, get_algorithm, select
+from actsparse.algorithms import CANDIDATES, LayerGroup, Movement, Plan, Way, get_algorithm, select
 from actsparse.algorithms.algorithm import Algorithm
 
 
@@ -38,7 +38,7 @@ class Fixed(Algorithm):
 
 
 def way(name: str, model: Measured) -> Way:
-    return Way(Fixed(name, "magnitude", "uniform"), [(0.5, [Part("a", ("a",), 8, (1.0,))])], model)  # type: ignore[arg-type]
+    return Way(Fixed("magnitude", "uniform", name=name), [(0.5, [LayerGroup("a", ("a",), 8, (1.0,))])], model)  # type: ignore[arg-type]
 
 
 def test_the_least_mean_divergence_is_taken_over_all_models() -> None:
@@ -84,8 +84,8 @@ def test_auto_tries_the_plainest_and_takes_options_to_the_chosen_one() -> None:
     auto = get_algorithm("auto+shift")
     assert [candidate.name for candidate in auto.candidates] == list(CANDIDATES)
     assert "magnitude" in CANDIDATES
-    assert auto.stand_in == "shift"
-    assert not any(candidate.stand_in or candidate.candidates for candidate in auto.candidates)
+    assert auto.compensation == "shift"
+    assert not any(candidate.compensation or candidate.candidates for candidate in auto.candidates)
     assert all(not get_algorithm(name).candidates for name in CANDIDATES)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actsparse.sweep import Sweep
+from actsparse.commands.sweep import Sweep
 from actsparse.texts import load_pages
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

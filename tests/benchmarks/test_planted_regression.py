@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from actsparse.regression.case import read_case
-from actsparse.regression.identity import find_inputs
-from actsparse.regression.subject import prepare_subject
-from actsparse.regression.tolerance import DEFAULTS
+from actsparse.commands.regression.case import read_case
+from actsparse.commands.regression.identity import find_inputs
+from actsparse.commands.regression.subject import prepare_subject
+from actsparse.commands.regression.tolerance import DEFAULTS
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 CASE = """

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from actsparse.environment import describe_machine
+from actsparse.commands.regression.case import read_case
+from actsparse.commands.regression.figures import DENSE, SPARSE, CaseResult, Windows, loss_figures
+from actsparse.commands.regression.git import read_git_state
 from actsparse.errors import SourceError
-from actsparse.regression.case import read_case
-from actsparse.regression.figures import DENSE, SPARSE, CaseResult, Windows, loss_figures
-from actsparse.regression.git import read_git_state
+from actsparse.runtime.environment import describe_machine
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = ("bars", "command", "run", "stale", "report")

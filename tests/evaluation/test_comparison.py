@@ -12,7 +12,7 @@ from actsparse import measure_sparsity, sparsify_activations, word_perplexity
 from actsparse.errors import ActsparseError
 from actsparse.evaluation import comparison
 from actsparse.evaluation.comparison import compare_losses, compare_with_dense
-from actsparse.insertion import remove_sparsifiers
+from actsparse.sparsify import remove_sparsifiers
 from actsparse.texts import token_batches
 
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from actsparse import ActsparseError, TargetScope, measure_sparsity, sparsify_activations
 from actsparse.errors import DatasetError
-from actsparse.evaluation.sparsity import SparsityReport, count_zeros
-from actsparse.insertion import insert_sparsifier, named_sparsifiers
-from actsparse.sparsifier import ActivationSparsifier
+from actsparse.evaluation.sparsity import count_zeros
+from actsparse.sparsity_report import SparsityReport
+from actsparse.torch.insertion import insert_sparsifier, named_sparsifiers
+from actsparse.torch.sparsifier import ActivationSparsifier
 
 
 def make_three_layers() -> nn.Module:

@@ -20,7 +20,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actsparse.errors import ActsparseError, SourceError
-from actsparse.evaluation.word_perplexity import WordPerplexity, rolling_windows, word_perplexity
+from actsparse.evaluation.windows import rolling_windows
+from actsparse.evaluation.word_perplexity import WordPerplexity, word_perplexity
 
 VOCABULARY = 320
 LIMIT = 512
@@ -201,7 +202,7 @@ def test_no_more_than_a_piece_of_fp32_log_probabilities_exists_at_a_time(
         return cross_entropy(logits, *args, **kwargs)
 
     monkeypatch.setattr(nn.functional, "cross_entropy", count_rows)
-    monkeypatch.setattr("actsparse.logits._PIECE", 8 * llama.config.vocab_size + 1)
+    monkeypatch.setattr("actsparse.torch.logits._PIECE", 8 * llama.config.vocab_size + 1)
     result = word_perplexity(llama, tokenizer, PAGES, max_length=LIMIT, progress=False)
     assert max(rows) == 8
     assert sum(rows) == result.num_tokens

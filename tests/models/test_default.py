@@ -15,9 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from actsparse import assets
 from actsparse.errors import MemoryLimitError, SourceError
 from actsparse.models import default, load_model
+from actsparse.storage import assets
 
 
 @dataclass

@@ -12,8 +12,8 @@ import pytest
 
 from actsparse import ActsparseError, sparsify_activations
 from actsparse.openvino import accelerate, count_masks, extension_path
+from actsparse.openvino.graph_masks import insert_mask
 from actsparse.openvino.linear import find_linears
-from actsparse.openvino.masks import insert_mask
 from actsparse.openvino.runner import EXACT, Runner
 from actsparse.openvino.toolchain import BuildError
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from actsparse import ActsparseError, sparsify_activations
-from actsparse.compression import compress_int8
 from actsparse.errors import OutputError, SourceError
 from actsparse.openvino import deploy_model, export_model, extension_path, load_causal_lm
 from actsparse.openvino.acceleration import is_accelerated
@@ -17,6 +16,7 @@ from actsparse.openvino.deploy import needs_extension
 from actsparse.openvino.export import MODEL_FILE
 from actsparse.openvino.runner import EXACT
 from actsparse.openvino.toolchain import find_compiler, find_openvino, run_command
+from actsparse.torch.compression import compress_int8
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "generate.cc"
 PROMPT = [1, 5, 9, 13]

@@ -14,13 +14,13 @@ from torch import nn
 
 from actsparse import TargetScope, remove_sparsifiers, sparsify_activations
 from actsparse.errors import ActsparseError, OutputError
-from actsparse.insertion import named_sparsifiers
+from actsparse.mask import Mask
 from actsparse.openvino import export_model, find_masks
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
-from actsparse.openvino.placement import LayerMask, masks_of
+from actsparse.openvino.masks import masks_of
 from actsparse.openvino.runner import Runner
-from actsparse.thresholds import LayerRecord
+from actsparse.torch.insertion import named_sparsifiers
 
 # pyright cannot tell the overloads of its constructor apart.
 make_graph: Any = ov.Model
@@ -36,13 +36,8 @@ def logits_of(model: ov.Model, batch: Any) -> np.ndarray:
     return Runner(model).run(batch)["logits"].copy()
 
 
-def expected_masks(model: nn.Module) -> dict[str, LayerMask]:
-    return {
-        name: LayerMask(
-            s.threshold.numpy(), s.tokens, LayerRecord(s.target_sparsity, s.tokens, s.algorithm, s.site, s.roles)
-        )
-        for name, s in named_sparsifiers(model)
-    }
+def expected_masks(model: nn.Module) -> dict[str, Mask]:
+    return {name: s.to_mask(name) for name, s in named_sparsifiers(model)}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "gpt2", "opt"])

@@ -9,12 +9,12 @@ import pytest
 from openvino._offline_transformations import paged_attention_transformation
 
 from actsparse import sparsify_activations
-from actsparse.compression import compress_int8
 from actsparse.models import load_model
 from actsparse.openvino import accelerate, deploy_model, export_model, extension_path, load_causal_lm
-from actsparse.openvino.masks import find_masks
+from actsparse.openvino.graph_masks import find_masks
 from actsparse.openvino.runner import EXACT
 from actsparse.texts import load_pages, token_batches
+from actsparse.torch.compression import compress_int8
 
 genai = pytest.importorskip("openvino_genai")
 

@@ -63,7 +63,7 @@ def test_the_role_is_that_of_the_layer_that_moves(
     model = make_openvino_model(architecture, "INT8_ASYM")
     head = find_head(model)
     assert head
-    roles = {layer.nodes: layer.roles for layer in find_openvino_layers(model)[1]}
+    roles = {layer.nodes: layer.roles for layer in find_openvino_layers(model).all}
     assert roles[(head.name,)] == ("head",)
     assert sum("head" in given for given in roles.values()) == 1
 

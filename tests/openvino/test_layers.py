@@ -8,10 +8,9 @@ import openvino.opset13 as ops
 import pytest
 
 from actsparse.errors import ActsparseError
-from actsparse.openvino.layers import find_block_layers, find_openvino_layers, named_calls
-from actsparse.scopes import find_layers, group_sites
-from actsparse.scopes.graph import trace_graph
-from actsparse.scopes.layers import in_features, out_features
+from actsparse.openvino.layers import find_openvino_layers, named_calls
+from actsparse.scopes import group_sites
+from actsparse.torch.layers import find_layers, in_features, out_features, trace_graph
 
 # pyright cannot tell the overloads of its constructor apart.
 make_graph: Any = ov.Model
@@ -25,7 +24,7 @@ def test_names_sizes_roles_and_sites_are_those_of_torch(
 ) -> None:
     torch_model, model = make_model(architecture), make_openvino_model(architecture)
     expected = find_layers(torch_model, trace_graph(torch_model, batches[0]))
-    _, layers = find_openvino_layers(model)
+    layers = find_openvino_layers(model).all
     assert {layer.name: layer.roles for layer in layers} == {layer.name: layer.roles for layer in expected}
     # Layers behind equal normalisations (GPT-NeoX's two start equal) may come to share what OpenVINO computes once.
     found = [{layer.name for layer in site.layers} for site in group_sites(layers)]
@@ -41,9 +40,9 @@ def test_names_sizes_roles_and_sites_are_those_of_torch(
 def test_compression_changes_neither_names_nor_roles_nor_sizes(
     architecture: str, mode: str, make_openvino_model: Any
 ) -> None:
-    _, expected = find_openvino_layers(make_openvino_model(architecture))
+    expected = find_openvino_layers(make_openvino_model(architecture)).all
     compressed = make_openvino_model(architecture, mode)
-    _, layers = find_openvino_layers(compressed)
+    layers = find_openvino_layers(compressed).all
     assert {layer.name: layer.roles for layer in layers} == {layer.name: layer.roles for layer in expected}
     kinds = {calls[0].constant.get_element_type().bitwidth for calls in named_calls(compressed).values()}
     assert min(kinds) == (8 if "INT8" in mode else 4)
@@ -71,7 +70,7 @@ def make_network(names: list[tuple[str, str]]) -> ov.Model:
 
 
 def block_names(model: ov.Model) -> list[str]:
-    return [layer.name for layer in find_block_layers(*find_openvino_layers(model))]
+    return [layer.name for layer in find_openvino_layers(model).of_blocks]
 
 
 def test_layers_without_module_names_are_named_after_their_nodes() -> None:

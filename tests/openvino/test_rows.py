@@ -10,13 +10,13 @@ import openvino.opset13 as ops
 import pytest
 
 from actsparse import ActsparseError, load_thresholds, measure_sparsity, save_thresholds, sparsify_activations
-from actsparse.compression import compress_int8
-from actsparse.insertion import remove_sparsifiers
 from actsparse.openvino import accelerate, count_masks, export_model
 from actsparse.openvino.acceleration import is_accelerated
+from actsparse.openvino.graph_masks import find_masks, insert_mask, insert_row_mask, remove_masks
 from actsparse.openvino.linear import Linear, find_linears
-from actsparse.openvino.masks import find_masks, insert_mask, insert_row_mask, remove_masks
 from actsparse.openvino.runner import EXACT
+from actsparse.sparsify import remove_sparsifiers
+from actsparse.torch.compression import compress_int8
 
 make_graph: Any = ov.Model
 FEATURES, HIDDEN = 128, 384

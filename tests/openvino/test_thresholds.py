@@ -11,13 +11,13 @@ from optimum.intel import OVModelForCausalLM
 
 from actsparse import TargetScope, load_thresholds, save_thresholds, sparsify_activations
 from actsparse.errors import ThresholdsError
-from actsparse.insertion import named_sparsifiers
 from actsparse.openvino import export_model, find_masks
+from actsparse.openvino.graph_masks import insert_mask
 from actsparse.openvino.layers import named_calls
-from actsparse.openvino.masks import insert_mask
-from actsparse.openvino.placement import masks_of
+from actsparse.openvino.masks import masks_of
 from actsparse.openvino.runner import Runner
 from actsparse.thresholds import fingerprint
+from actsparse.torch.insertion import named_sparsifiers
 
 TARGETS = {TargetScope(roles=("ffn.up", "ffn.gate")): 0.4, TargetScope(roles=("ffn.down",)): 0.6}
 
@@ -29,9 +29,7 @@ def describe_torch(model: Any) -> list[Any]:
 
 def describe_openvino(model: ov.Model) -> list[Any]:
     return sorted(
-        (n, m.threshold.item(), m.record.target_sparsity, m.tokens, m.record.algorithm, m.record.roles)
-        for n, m in masks_of(model).items()
-        if m.record
+        (n, m.threshold.item(), m.target_sparsity, m.tokens, m.algorithm, m.roles) for n, m in masks_of(model).items()
     )
 
 

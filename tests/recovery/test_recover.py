@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from actsparse import measure_sparsity, sparsify_activations
-from actsparse.compression import compress_int8
 from actsparse.errors import ActsparseError, DatasetError, SourceError
-from actsparse.insertion import named_sparsifiers
 from actsparse.recovery import Recovery, recover
+from actsparse.torch.compression import compress_int8
+from actsparse.torch.insertion import named_sparsifiers
 
 OPTIONS: dict[str, Any] = {
     "steps": 12,

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from actsparse.scopes.graph import trace_graph
-from actsparse.scopes.layers import block_layers, find_layers, in_features, named_linears, out_features
+from actsparse.torch.layers import block_layers, find_layers, in_features, named_linears, out_features, trace_graph
 
 HEADS = {"lm_head", "embed_out", "cls.predictions.transform.dense", "cls.predictions.decoder"}
 

@@ -1,6 +1,7 @@
 """Names and patterns match what NNCF matches, and module names besides."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +12,18 @@ from nncf.experimental.torch.sparsify_activations import TargetScope as NncfTarg
 from nncf.experimental.torch.sparsify_activations.target_scope import get_target_node_names_from_target_scope
 
 from actsparse import ScopeError, TargetScope
-from actsparse.scopes import Layer, find_layers, match_targets
-from actsparse.scopes.graph import trace_graph
+from actsparse.scopes import Layers, match_targets
 from actsparse.scopes.matching import describe_scope, validate_targets
+from actsparse.torch.backend import TorchBackend
 
 
 @pytest.fixture(scope="module")
-def graph_and_layers(make_model: Any, make_batches: Any) -> tuple[Any, list[Layer]]:
-    model = make_model("llama")
-    graph = trace_graph(model, make_batches()[0])
-    return graph, find_layers(model, graph)
+def found(make_model: Any, make_batches: Any) -> Layers:
+    return TorchBackend(make_model("llama")).layers(make_batches()[0])
 
 
-def match(graph_and_layers: Any, scope: Any, ignored: Any = None) -> set[str]:
-    graph, layers = graph_and_layers
-    return set(match_targets({scope: 0.5}, ignored, graph, layers))
+def match(found: Layers, scope: Any, ignored: Any = None) -> set[str]:
+    return set(match_targets({scope: 0.5}, ignored, found))
 
 
 # ---- Node names: NNCF decides
@@ -46,13 +44,12 @@ NODE_RULES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("rules", NODE_RULES, ids=str)
-def test_node_names_match_as_in_nncf(rules: dict[str, Any], graph_and_layers: Any) -> None:
-    graph, layers = graph_and_layers
-    nodes = get_target_node_names_from_target_scope(NncfTargetScope(**rules), graph)
-    expected = {layer.name for layer in layers if nodes.intersection(layer.nodes)}
+def test_node_names_match_as_in_nncf(rules: dict[str, Any], found: Layers) -> None:
+    nodes = get_target_node_names_from_target_scope(NncfTargetScope(**rules), found.graph)
+    expected = {layer.name for layer in found.all if nodes.intersection(layer.nodes)}
     assert expected
-    assert match(graph_and_layers, TargetScope(**rules)) == expected
-    assert match(graph_and_layers, NncfTargetScope(**rules)) == expected
+    assert match(found, TargetScope(**rules)) == expected
+    assert match(found, NncfTargetScope(**rules)) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,26 +57,24 @@ def test_node_names_match_as_in_nncf(rules: dict[str, Any], graph_and_layers: An
     [{"names": ["up_proj"]}, {"patterns": ["up_proj"]}, {"patterns": ["linear/0$"]}, {"types": ["Linear"]}],
     ids=str,
 )
-def test_what_nncf_finds_nowhere_is_an_error_here_too(rules: dict[str, Any], graph_and_layers: Any) -> None:
-    graph, _ = graph_and_layers
+def test_what_nncf_finds_nowhere_is_an_error_here_too(rules: dict[str, Any], found: Layers) -> None:
     with pytest.raises(nncf.ValidationError):
-        get_target_node_names_from_target_scope(NncfTargetScope(**rules), graph)
+        get_target_node_names_from_target_scope(NncfTargetScope(**rules), found.graph)
     with pytest.raises(ScopeError, match="matches nothing in this model; nearest: "):
-        match(graph_and_layers, TargetScope(**rules))
+        match(found, TargetScope(**rules))
 
 
 @pytest.mark.parametrize("rules", NODE_RULES, ids=str)
-def test_ignored_scopes_match_as_in_nncf(rules: dict[str, Any], graph_and_layers: Any) -> None:
-    _, layers = graph_and_layers
+def test_ignored_scopes_match_as_in_nncf(rules: dict[str, Any], found: Layers) -> None:
     everything = TargetScope(types=["linear"])
-    ignored = match(graph_and_layers, TargetScope(**rules))
-    rest = {layer.name for layer in layers} - ignored
+    ignored = match(found, TargetScope(**rules))
+    rest = {layer.name for layer in found.all} - ignored
     for scope in (TargetScope(**rules), nncf.IgnoredScope(**rules)):
         if rest:
-            assert match(graph_and_layers, everything, scope) == rest
+            assert match(found, everything, scope) == rest
         else:
             with pytest.raises(ScopeError, match="No layers to conduct activation sparsification"):
-                match(graph_and_layers, everything, scope)
+                match(found, everything, scope)
 
 
 # ---- Module names and roles: ours
@@ -105,15 +100,14 @@ OUR_CASES = [
 
 
 @pytest.mark.parametrize("case", OUR_CASES, ids=lambda case: describe_scope(case.scope))
-def test_module_names_and_roles_match(case: OurCase, graph_and_layers: Any) -> None:
-    assert match(graph_and_layers, case.scope) == case.layers
+def test_module_names_and_roles_match(case: OurCase, found: Layers) -> None:
+    assert match(found, case.scope) == case.layers
 
 
-def test_layers_come_in_call_order_with_their_targets(graph_and_layers: Any) -> None:
-    graph, layers = graph_and_layers
+def test_layers_come_in_call_order_with_their_targets(found: Layers) -> None:
     targets = {TargetScope(roles=("ffn.down",)): 1, TargetScope(roles=("attention.qkv",)): 0.25}
-    matched = match_targets(targets, None, graph, layers)
-    assert list(matched) == [layer.name for layer in layers if layer.name in matched]
+    matched = match_targets(targets, None, found)
+    assert list(matched) == [layer.name for layer in found.all if layer.name in matched]
     assert {name.rpartition(".")[2]: target for name, target in matched.items()} == {
         "q_proj": (0.25, 1),
         "k_proj": (0.25, 1),
@@ -122,22 +116,21 @@ def test_layers_come_in_call_order_with_their_targets(graph_and_layers: Any) -> 
     }
 
 
-def test_a_layer_matched_twice_is_refused_with_both_scopes(graph_and_layers: Any) -> None:
-    graph, layers = graph_and_layers
+def test_a_layer_matched_twice_is_refused_with_both_scopes(found: Layers) -> None:
     targets = {TargetScope(roles=("ffn.up",)): 0.5, TargetScope(patterns=[".*layers.1.*"]): 0.3}
     message = (
         r"layer model\.layers\.1\.mlp\.up_proj is matched by multiple items in `target_sparsity_by_scope`: "
         r"TargetScope\(roles=\['ffn\.up'\]\) and TargetScope\(patterns=\['\.\*layers\.1\.\*'\]\)"
     )
     with pytest.raises(ScopeError, match=message):
-        match_targets(targets, None, graph, layers)
+        match_targets(targets, None, found)
     ignored = TargetScope(names=[UP.format(1)])
-    assert match_targets(targets, ignored, graph, layers)[UP.format(0)].sparsity == 0.5
+    assert match_targets(targets, ignored, found)[UP.format(0)].sparsity == 0.5
 
 
-def test_a_layer_matched_twice_by_one_scope_is_matched_once(graph_and_layers: Any) -> None:
+def test_a_layer_matched_twice_by_one_scope_is_matched_once(found: Layers) -> None:
     scope = TargetScope(names=[UP.format(0)], patterns=[".*layers.0.*up_proj"])
-    assert match(graph_and_layers, scope) == {UP.format(0)}
+    assert match(found, scope) == {UP.format(0)}
 
 
 @dataclass(frozen=True)
@@ -163,15 +156,16 @@ BAD_CASES = [
 
 
 @pytest.mark.parametrize("case", BAD_CASES, ids=lambda case: case.name)
-def test_a_scope_without_layers_is_refused_in_one_line(case: BadCase, graph_and_layers: Any) -> None:
-    graph, layers = graph_and_layers
+def test_a_scope_without_layers_is_refused_in_one_line(case: BadCase, found: Layers) -> None:
     # A pair, as NNCF's IgnoredScope cannot be the key of a dict.
     targets: Any = _Pairs([(case.scope, 0.5)])
     with pytest.raises(ScopeError, match=case.message) as caught:
-        match_targets(targets, None, graph, layers)
+        match_targets(targets, None, found)
     assert "\n" not in str(caught.value)
 
 
+# It says that it is a mapping, and may have a key twice.
+@Mapping.register
 class _Pairs:
     def __init__(self, pairs: list[tuple[Any, float]]) -> None:
         self.pairs = pairs

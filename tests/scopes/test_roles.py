@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from actsparse.scopes.graph import trace_graph
-from actsparse.scopes.layers import find_layers
+from actsparse.torch.layers import find_layers, trace_graph
 
 
 @dataclass(frozen=True)

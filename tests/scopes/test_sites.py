@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from actsparse.scopes import find_layers, group_sites
-from actsparse.scopes.graph import trace_graph
+from actsparse.scopes import group_sites
+from actsparse.torch.layers import find_layers, trace_graph
 
 
 @dataclass(frozen=True)

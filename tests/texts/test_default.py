@@ -18,9 +18,9 @@ def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     (tmp_path / "wiki.utf8").write_text(articles)
     (tmp_path / "c4.utf8").write_text("One document.\nAnother = document =\n")
-    module = ModuleType("actsparse.assets")
+    module = ModuleType("actsparse.storage.assets")
     setattr(module, "fetch_text", lambda name: tmp_path / f"{name}.utf8")  # noqa: B010
-    monkeypatch.setitem(sys.modules, "actsparse.assets", module)
+    monkeypatch.setitem(sys.modules, "actsparse.storage.assets", module)
 
 
 @pytest.mark.usefixtures("assets")

@@ -1,0 +1,197 @@
+"""From a model's name to its dense OpenVINO model in the cache."""
+
+import gc
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PretrainedConfig
+
+from actsparse.commands.bench.export import WEIGHTS, compress_weights, export_f16
+from actsparse.commands.bench.resources import require_memory
+from actsparse.commands.bench.shapes import SEED, SHAPES, count_parameters, make_random_model
+from actsparse.errors import ActsparseError, SourceError
+from actsparse.models import load_model
+from actsparse.models.explain import explain_errors
+from actsparse.models.hub import fetch_from_hub
+from actsparse.models.load import find_local
+from actsparse.models.quiet import quiet_libraries
+from actsparse.openvino.folder import MODEL_FILE
+from actsparse.openvino.require import require_optimum
+from actsparse.storage import assets
+from actsparse.storage.files import kind_of
+
+# Raise it when the same model and libraries give another OpenVINO model than before.
+_FORMAT = 1
+_LIBRARIES = ("nncf", "openvino", "optimum-intel", "torch", "transformers")
+_PARTS = ("config.json", MODEL_FILE, "openvino_model.bin")
+# Bytes of memory for each parameter that export and compression take at their peak; 3.6 measured with `1b` as int8.
+_EXPORT_BYTES = 4.5
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """
+    A dense OpenVINO model.
+
+    :param folder: Where it lies, with its config.json.
+    :param weights: int8, int4, f16, or ``as stored``.
+    :param has_text: Whether it has a tokenizer: models with random weights read random tokens.
+    """
+
+    folder: Path
+    weights: str
+    has_text: bool
+
+    @property
+    def xml(self) -> Path:
+        """The model's XML file."""
+        return self.folder / MODEL_FILE
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its transformers configuration."""
+        return json.loads((self.folder / "config.json").read_text())
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens it reads at most, as far as its configuration says."""
+        config = self.config
+        return int(config.get("max_position_embeddings") or config.get("n_positions") or 2**31)
+
+    def load_tokenizer(self) -> Any:
+        """Load its tokenizer."""
+        with quiet_libraries(), explain_errors(str(self.folder)):
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    What a model's name stands for.
+
+    :param name: The name.
+    :param identity: What tells it from other models and other versions of itself; what can be written as JSON.
+    :param config: The shape, where it is a built-in one.
+    :param path: Where it lies, where it is local or was downloaded.
+    """
+
+    name: str
+    identity: Any
+    config: PretrainedConfig | None = None
+    path: Path | None = None
+
+    @property
+    def is_openvino(self) -> bool:
+        """Whether it is an OpenVINO model already."""
+        return self.path is not None and kind_of(self.path / MODEL_FILE) == "file"
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a tokenizer: a shape has none, and an OpenVINO model may lack one."""
+        return self.config is None and (not self.is_openvino or any(Path(self.path or "").glob("tokenizer*.json")))
+
+
+def find_source(name: str) -> Source:
+    """
+    Find out what a name stands for, downloading a model of the hub.
+
+    :param name: A built-in shape, ``default``, a folder (of an OpenVINO model too), a GGUF file or a hub id.
+    :return: The source.
+    :raises SourceError: If there is nothing of that name.
+    """
+    if name in SHAPES:
+        return Source(name, [SHAPES[name].to_json_string(), SEED], config=SHAPES[name])
+    if name == "default":
+        return Source(name, assets.MODEL_PACKAGE.members[0].sha256)
+    if re.fullmatch(r"[\d.]+b", name, re.IGNORECASE):
+        msg = f"there is no built-in shape {name!r}; there are: {', '.join(SHAPES)}"
+        raise SourceError(msg)
+    path = find_local(name) or fetch_from_hub(name)
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = {file.name: file.stat() for file in files if file.is_file()}
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror or error}"
+        raise SourceError(msg) from None
+    identity = [str(path.resolve()), {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}]
+    return Source(name, identity, path=path)
+
+
+def prepare_dense(source: Source, weights: str | None, say: Callable[[str], None]) -> DenseModel:
+    """
+    Return the dense OpenVINO model of a source, made on first use and kept in the cache.
+
+    :param source: The model.
+    :param weights: A name of `WEIGHTS`, or None for int8, or for an OpenVINO model as it is.
+    :param say: Told what happens next.
+    :return: The dense model.
+    :raises ActsparseError: If it cannot be loaded, exported or kept.
+    """
+    if source.is_openvino and source.path is not None:
+        return _use_openvino(source, source.path, weights)
+    weights = weights or "int8"
+    name = re.sub(r"[^\w.-]+", "-", Path(source.name).name)[:40]
+    folder = assets.cache_dir() / "dense" / f"{name}-{weights}-{_key(source, weights)}"
+    if all(kind_of(folder / part) == "file" for part in _PARTS):
+        return DenseModel(folder, weights, source.has_text)
+    require_optimum("exporting a model to OpenVINO")
+    if source.config is not None:
+        require_memory(count_parameters(source.config) * _EXPORT_BYTES, f"making the {source.name} model")
+    with assets.partial_folder() as partial:
+        unfinished = partial / "model"
+        _make(source, weights, unfinished, partial / "f16", say)
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            # Another process finished first; its copy is as good.
+            if not folder.is_dir():
+                raise
+    return DenseModel(folder, weights, source.has_text)
+
+
+def _use_openvino(source: Source, folder: Path, weights: str | None) -> DenseModel:
+    if weights is not None:
+        msg = f"{source.name} is an OpenVINO model, whose weights stay as they are: leave --weights out"
+        raise ActsparseError(msg)
+    if kind_of(folder / "config.json") != "file":
+        msg = f"{source.name} has an {MODEL_FILE} but no config.json"
+        raise SourceError(msg)
+    return DenseModel(folder, "as stored", source.has_text)
+
+
+def _make(source: Source, weights: str, target: Path, exported: Path, say: Callable[[str], None]) -> None:
+    if source.config is not None:
+        say(f"making the {source.name} model with random weights (once)")
+        model, tokenizer = make_random_model(source.config), None
+    else:
+        say(f"loading {source.name}")
+        loaded = load_model(str(source.path or source.name), dtype=torch.float16)
+        model, tokenizer = loaded.model, loaded.tokenizer
+    say("exporting it to OpenVINO (once)")
+    xml = export_f16(model, weights, exported)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(exported)
+    # The torch model makes room for the compressed one.
+    del model
+    gc.collect()
+    if WEIGHTS[weights]:
+        say(f"compressing its weights to {weights} (once)")
+        shutil.copytree(exported, target, ignore=shutil.ignore_patterns("openvino_model.*"))
+        compress_weights(xml, weights, target / MODEL_FILE)
+    else:
+        exported.rename(target)
+
+
+def _key(source: Source, weights: str) -> str:
+    compression = {name: str(value) for name, value in WEIGHTS[weights].items()}
+    parts = [_FORMAT, source.identity, compression, {name: version(name) for name in _LIBRARIES}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,261 @@
+"""What a benchmark measured, as numbers and as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actsparse.commands.bench.resources import MemorySpeed
+from actsparse.commands.bench.sparse import Reads
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """
+    Times of many tokens.
+
+    :param median: Milliseconds.
+    :param p10: A tenth took less.
+    :param p90: A tenth took more.
+    """
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, times: list[float]) -> "Quantiles":
+        """
+        Sum up times.
+
+        :param times: Milliseconds.
+        :return: Their quantiles.
+        """
+        p10, median, p90 = np.percentile(times, [10, 50, 90])
+        return cls(float(median), float(p10), float(p90))
+
+    def to_dict(self) -> dict[str, float]:
+        """Turn the times into what JSON can hold."""
+        return {"median": round(self.median, 3), "p10": round(self.p10, 3), "p90": round(self.p90, 3)}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """
+    One model compiled with one precision hint.
+
+    :param decode: Milliseconds for a token.
+    :param ttft: Median milliseconds to the first token, by prompt length.
+    :param batches: Milliseconds for a token of every sequence, by how many are decoded at once.
+    """
+
+    decode: Quantiles
+    ttft: Mapping[int, float]
+    batches: Mapping[int, Quantiles] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn the times into what JSON can hold."""
+        return {
+            "decode_ms": self.decode.to_dict(),
+            "ttft_ms": {str(n): round(ms, 2) for n, ms in self.ttft.items()},
+            "batch_ms": {str(size): times.to_dict() for size, times in self.batches.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Side:
+    """
+    The dense or the sparse model, each figure with the precision hint that is best for it.
+
+    :param timings: By precision hint.
+    :param peak_bytes: Peak resident memory with the hint that decodes fastest, in a process of its own.
+    :param bytes_per_token: Weight bytes that decoding a token reads.
+    """
+
+    timings: Mapping[str, Timing]
+    peak_bytes: int
+    bytes_per_token: float
+
+    @property
+    def precision(self) -> str:
+        """The hint that decodes fastest."""
+        return best_precision(self.timings)
+
+    @property
+    def decode(self) -> Quantiles:
+        """Milliseconds for a token."""
+        return self.timings[self.precision].decode
+
+    @property
+    def ttft(self) -> dict[int, float]:
+        """Milliseconds to the first token, by prompt length."""
+        lengths = next(iter(self.timings.values())).ttft
+        return {n: min(timing.ttft[n] for timing in self.timings.values()) for n in lengths}
+
+    @property
+    def batches(self) -> dict[int, Quantiles]:
+        """Milliseconds for a token of every sequence, by how many are decoded at once."""
+        sizes = next(iter(self.timings.values())).batches
+        timings = self.timings.values()
+        return {n: min((t.batches[n] for t in timings), key=lambda times: times.median) for n in sizes}
+
+    @property
+    def tokens_per_second(self) -> float:
+        """How fast it decodes."""
+        return 1e3 / self.decode.median
+
+    @property
+    def bandwidth(self) -> float:
+        """Weight bytes read per second, over the whole time of a token: what else it does counts too."""
+        return self.bytes_per_token * self.tokens_per_second
+
+    def to_dict(self, copied: float, read: float) -> dict[str, Any]:
+        """
+        Turn the side into what JSON can hold.
+
+        :param copied: How fast memory is copied, in bytes per second.
+        :param read: How fast it is read in the way that this side reads weights.
+        """
+        return {
+            "precision": self.precision,
+            "decode_ms": self.decode.to_dict(),
+            "tokens_per_second": {
+                "median": round(self.tokens_per_second, 2),
+                "p10": round(1e3 / self.decode.p90, 2),
+                "p90": round(1e3 / self.decode.p10, 2),
+            },
+            "ttft_ms": {str(n): round(ms, 2) for n, ms in self.ttft.items()},
+            "batch_ms": {str(size): times.to_dict() for size, times in self.batches.items()},
+            "peak_rss_mb": round(self.peak_bytes / 1e6, 1),
+            "weight_bytes_per_token": round(self.bytes_per_token),
+            "effective_gb_per_s": round(self.bandwidth / 1e9, 2),
+            "share_of_copy_bandwidth": round(self.bandwidth / copied, 3),
+            "share_of_read_bandwidth": round(self.bandwidth / read, 3),
+            "by_precision": {hint: timing.to_dict() for hint, timing in self.timings.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Point:
+    """
+    One target, dense and sparse measured side by side.
+
+    :param target: A sparsity, sparsities by scope, or the name of a thresholds file.
+    :param reads: Measured sparsity.
+    :param dense: The dense model.
+    :param sparse: The sparse model.
+    :param layers: How many layers the kernel runs, and how many masked ones it does not.
+    """
+
+    target: float | str | dict[str, float]
+    reads: Reads
+    dense: Side
+    sparse: Side
+    layers: tuple[int, int]
+
+    @property
+    def decode_speedup(self) -> float:
+        """Median dense time over median sparse time of a token."""
+        return self.dense.decode.median / self.sparse.decode.median
+
+    @property
+    def speedup_limit(self) -> float:
+        """The speed-up if time went with the weight bytes that are left to read."""
+        return 1 / (1 - self.reads.weight_reads_skipped)
+
+    @property
+    def ttft_ratio(self) -> dict[int, float]:
+        """Sparse over dense time to first token, by prompt length."""
+        sparse = self.sparse.ttft
+        return {n: sparse[n] / ms for n, ms in self.dense.ttft.items()}
+
+    @property
+    def batch_speedup(self) -> dict[int, float]:
+        """Dense over sparse time of a token of every sequence, by how many are decoded at once."""
+        sparse = self.sparse.batches
+        return {size: times.median / sparse[size].median for size, times in self.dense.batches.items()}
+
+    def to_dict(self, memory: MemorySpeed) -> dict[str, Any]:
+        """
+        Turn the point into what JSON can hold.
+
+        :param memory: How fast memory is.
+        """
+        return {
+            "target": self.target,
+            "measured_sparsity": round(self.reads.measured_sparsity, 4),
+            "weight_reads_skipped": round(self.reads.weight_reads_skipped, 4),
+            "decode_speedup": round(self.decode_speedup, 3),
+            "decode_speedup_limit": round(self.speedup_limit, 3),
+            "ttft_ratio": {str(n): round(ratio, 3) for n, ratio in self.ttft_ratio.items()},
+            "batch_speedup": {str(size): round(speedup, 3) for size, speedup in self.batch_speedup.items()},
+            "layers": {"accelerated": self.layers[0], "masked_only": self.layers[1]},
+            "dense": self.dense.to_dict(memory.copied, memory.read),
+            "sparse": self.sparse.to_dict(memory.copied, memory.half_read),
+        }
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """
+    What `run_bench` measured.
+
+    :param settings: How.
+    :param seeds: Of random weights and tokens.
+    :param points: One for each target.
+    :param memory: How fast memory is.
+    :param environment: What it was measured with.
+    """
+
+    settings: dict[str, Any]
+    seeds: dict[str, int]
+    points: tuple[Point, ...]
+    memory: MemorySpeed
+    environment: dict[str, Any]
+
+    def sparsity_for(self, speedup: float) -> float | None:
+        """
+        Estimate how sparse the model has to be to decode so many times as fast.
+
+        A token's time is taken for linear in measured sparsity, as far as the points tell; relative to the dense
+        model's in the same run, because absolute times drift.
+
+        :param speedup: What the decoding speed-up shall be.
+        :return: The sparsity; None where the points do not tell (fewer than two, or no gain between them) or no
+            sparsity below 1 reaches it.
+        """
+        measured = sorted((point.reads.measured_sparsity, 1 / point.decode_speedup) for point in self.points)
+        if len(measured) < 2 or measured[-1][0] - measured[0][0] < 0.01:
+            return None
+        slope, intercept = np.polyfit([s for s, _ in measured], [time for _, time in measured], 1)
+        if slope >= 0:
+            return None
+        sparsity = float((1 / speedup - intercept) / slope)
+        return max(sparsity, 0.0) if sparsity < 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the report into what JSON can hold; the figures of an only point stand at the top too.
+
+        :return: Settings, points, speeds of memory and environment.
+        """
+        points = [point.to_dict(self.memory) for point in self.points]
+        return {
+            "settings": self.settings,
+            "seeds": self.seeds,
+            **(points[0] if len(points) == 1 else {}),
+            "points": points,
+            **self.memory.to_dict(),
+            "environment": self.environment,
+        }
+
+
+def best_precision(timings: Mapping[str, Timing]) -> str:
+    """
+    Choose the precision hint that decodes fastest.
+
+    :param timings: By precision hint.
+    :return: The hint.
+    """
+    return min(timings, key=lambda hint: timings[hint].decode.median)

@@ -1,0 +1,173 @@
+"""The main job on the embedded default: what sparsity costs alone, with INT8 and uniform, and how fast it decodes."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from actsparse.commands.bench.decoding import DecodingReport, compare_decoding
+from actsparse.console.plot import plot_sparsity_by_layer
+from actsparse.console.report import Report, Row, write_json
+from actsparse.errors import ActsparseError
+from actsparse.evaluation.cost import Cost, evaluate_cost
+from actsparse.models import load_model
+from actsparse.runtime.distributed import count_processes
+from actsparse.scopes.target_scope import TargetScope
+from actsparse.sparsify import sparsify_activations
+from actsparse.storage.files import prepare_folder, write_bytes
+from actsparse.texts import Text, describe_batches, load_pages, token_batches
+from actsparse.thresholds import save_thresholds
+from actsparse.torch.compression import compress_int8
+
+# The setting of NNCF's documentation, by role instead of by name.
+FFN_TARGETS = {TargetScope(roles=("ffn.up", "ffn.gate")): 0.3, TargetScope(roles=("ffn.down",)): 0.5}
+FFN_NAME = "up/gate 30% + down 50%"
+UNIFORM_TARGET = 0.4
+ACCELERATED_TARGET = 0.5
+CALIBRATION_BATCHES, CALIBRATION_LENGTH = 32, 256
+THRESHOLDS = "thresholds.safetensors"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """
+    What the demo found.
+
+    :param report: What each kind of sparsity costs.
+    :param decoding: How fast it decodes with OpenVINO; or why that was not timed.
+    """
+
+    report: Report
+    decoding: DecodingReport | str
+
+    @property
+    def results(self) -> tuple[Any, Any]:
+        """A table of the costs; another one of the decoding, or a line that says why there is none."""
+        if isinstance(self.decoding, str):
+            return self.report.to_table(), f"decoding was not timed: {self.decoding}"
+        return self.report.to_table(), self.decoding.to_table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn both into what JSON can hold."""
+        decoding = {"reason": self.decoding} if isinstance(self.decoding, str) else self.decoding.to_dict()
+        return {**self.report.to_dict(), "decoding": decoding}
+
+    def to_markdown(self) -> str:
+        """Write what stands below the report's own Markdown."""
+        if isinstance(self.decoding, str):
+            return f"Decoding was not timed: {self.decoding}.\n"
+        return f"How fast it decodes on this machine:\n\n{self.decoding.to_markdown()}"
+
+
+def run_demo(
+    out: Path,
+    *,
+    model_name: str = "default",
+    text_name: str = "default",
+    calibration_name: str = "default",
+    num_pages: int | None = None,
+    max_length: int | None = None,
+    num_batches: int = CALIBRATION_BATCHES,
+    say: Callable[[str], None] = lambda _: None,
+) -> Demo:
+    """
+    Sparsify a model four ways, measure each, time its decoding where there is a compiler, and write the report.
+
+    :param out: Folder for report.json, report.md, thresholds.safetensors and sparsity_by_layer.png.
+    :param model_name: The model, as for `load_model`.
+    :param text_name: The evaluation text, as for `load_pages`.
+    :param calibration_name: The calibration text.
+    :param num_pages: How many pages to evaluate on; None takes all.
+    :param max_length: The evaluation window in tokens; None takes 2048 or the model's own limit.
+    :param num_batches: Calibration batches of 256 tokens.
+    :param say: Told what happens next.
+    :return: What was found.
+    :raises ActsparseError: If an input cannot be used or the output cannot be written.
+    """
+    prepare_folder(out)
+    text = load_pages(text_name, num_pages=num_pages)
+    calibration = load_pages(calibration_name, purpose="calibration")
+    say(f"loading the {model_name} model")
+    loaded = load_model(model_name, dtype=torch.float32)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    batches = token_batches(tokenizer, calibration, num_batches=num_batches, length=CALIBRATION_LENGTH)
+
+    def measure(name: str) -> Cost:
+        say(f"evaluating {name}")
+        return evaluate_cost(model, tokenizer, text.pages, max_length=max_length)
+
+    rows = [Row("fp32", measure("fp32"))]
+    for name, targets in (
+        (f"sparse, uniform {UNIFORM_TARGET:.0%}", UNIFORM_TARGET),
+        (f"sparse, {FFN_NAME}", FFN_TARGETS),
+    ):
+        say(f"calibrating {name}")
+        seconds = _sparsify(model, batches, targets)
+        rows.append(Row(name, measure(name), seconds))
+    save_thresholds(model, out / THRESHOLDS, calibration=calibration.name, source=model_name)
+    say("compressing the weights to INT8_ASYM")
+    # The masks stay; the weights below them change, so this is the last row to be measured.
+    model = compress_int8(model, "asym", batches[0])
+    name = f"INT8_ASYM + sparse, {FFN_NAME}"
+    rows.append(Row(name, measure(name)))
+    rows = [rows[0], rows[2], rows[3], rows[1]]
+
+    perplexity = rows[0].cost.perplexity
+    report = Report(
+        "What activation sparsity costs",
+        tuple(rows),
+        {
+            "model": model_name,
+            "evaluation text": f"{text.name}: {perplexity.num_pages} pages, {perplexity.num_words} words, "
+            f"{perplexity.num_tokens} tokens, windows of {perplexity.max_length}",
+            "calibration text": f"{calibration.name}: {describe_batches(loaded.tokenizer, batches)}",
+            "algorithm": "magnitude",
+            "tokens masked": "all",
+        },
+    )
+    # What has been measured is not lost where the timing is cut short.
+    write_report(report, out, report.to_dict())
+    found = Demo(report, _time_decoding(model_name, out / THRESHOLDS, text, calibration, say))
+    write_report(report, out, found.to_dict(), found.to_markdown())
+    return found
+
+
+def write_report(report: Report, out: Path, contents: dict[str, Any], more: str = "") -> None:
+    """
+    Write a report's JSON, Markdown and plot.
+
+    :param report: The report.
+    :param out: An existing folder.
+    :param contents: What the JSON shall hold: the report's own figures, with more where there is more.
+    :param more: Markdown below the report's own.
+    :raises OutputError: If one of the files cannot be written.
+    """
+    write_json(out / "report.json", contents)
+    write_bytes(out / "report.md", (report.to_markdown() + (f"\n{more}" if more else "")).encode())
+    reports = {row.name: row.cost.sparsity for row in report.rows if row.cost.sparsity is not None}
+    plot_sparsity_by_layer(reports, out / "sparsity_by_layer.png")
+
+
+def _time_decoding(
+    model: str, thresholds: Path, text: Text, calibration: Text, say: Callable[[str], None]
+) -> DecodingReport | str:
+    if count_processes() > 1:
+        return "one process does that, without a launcher"
+    targets = {
+        f"{FFN_NAME}, accelerated": thresholds,
+        f"uniform {ACCELERATED_TARGET:.0%}, accelerated": ACCELERATED_TARGET,
+    }
+    try:
+        return compare_decoding(model, targets, text, calibration, say)
+    except ActsparseError as error:
+        return str(error)
+
+
+def _sparsify(model: nn.Module, batches: list[Any], targets: Mapping[TargetScope, float] | float) -> float:
+    start = time.perf_counter()
+    sparsify_activations(model, batches, targets)
+    return time.perf_counter() - start

@@ -1,0 +1,258 @@
+"""The reference file: the figures that cases had when somebody accepted them, how far they may move, and why."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from actsparse.commands.regression.case import CASE_NAME
+from actsparse.commands.regression.figures import CaseResult, Figure
+from actsparse.commands.regression.schema import NOT_IN_FILE, make_mapping, make_record
+from actsparse.commands.regression.tolerance import DEFAULTS, Tolerance, check_tolerance
+from actsparse.commands.regression.yaml_file import read_yaml, write_yaml
+from actsparse.errors import ActsparseError, SourceError, nearest
+from actsparse.storage.files import prepare_folder, write_bytes
+
+FORMAT = 1
+HEADING = "Written by `actsparse regress --update REASON`; tolerances are there to be edited, and updates keep them."
+_RESULT_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,119}\.json")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """
+    A figure as it was accepted.
+
+    :param value: Its value.
+    :param low: The lower end of its 95% interval over windows, where it has one.
+    :param high: The upper end.
+    :param tolerance: How much worse it may become; None where it is shown and not judged.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    tolerance: Tolerance | None = None
+
+    @property
+    def figure(self) -> Figure:
+        """The figure alone."""
+        return Figure(self.value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class ReferenceCase:
+    """
+    A case in a reference.
+
+    :param case: Its file, relative to the reference's folder.
+    :param result: The name of the file beside the reference that has all that was measured, window by window.
+    :param figures: What was accepted, by name.
+    """
+
+    case: str
+    result: str
+    figures: dict[str, Bound]
+
+    def __post_init__(self) -> None:
+        if not _RESULT_NAME.fullmatch(self.result):
+            msg = f"{self.result[:60]!r} is no name of a result's JSON file"
+            raise SourceError(msg)
+        for name, bound in self.figures.items():
+            check_tolerance(name, bound.tolerance)
+
+
+@dataclass(frozen=True)
+class Update:
+    """
+    One time that figures were accepted.
+
+    :param date: When, in UTC.
+    :param reason: Why.
+    :param cases: Whose.
+    :param commit: Of the reference's folder; None outside a checkout.
+    :param is_dirty: Whether files there differed from that commit.
+    """
+
+    date: str
+    reason: str
+    cases: tuple[str, ...]
+    commit: str | None = None
+    is_dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """
+    A reference file.
+
+    :param format: The version of its form.
+    :param cases: The cases by name.
+    :param updates: When and why figures were accepted, latest last.
+    :param path: The file.
+    """
+
+    format: int
+    cases: dict[str, ReferenceCase]
+    updates: tuple[Update, ...] = ()
+    path: Path = field(default=Path("reference.yaml"), metadata=NOT_IN_FILE)
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            msg = f"its format is {self.format}, and this version of actsparse reads {FORMAT}"
+            raise SourceError(msg)
+        for name, case in self.cases.items():
+            if not CASE_NAME.fullmatch(name) or PurePosixPath(case.case).stem != name:
+                msg = f"the case {name[:60]!r} is not named after its file, {case.case[:60]!r}"
+                raise SourceError(msg)
+
+    def find(self, name: str) -> ReferenceCase:
+        """
+        Look a case up.
+
+        :param name: Its name.
+        :return: The case.
+        :raises SourceError: If there is none.
+        """
+        if name not in self.cases:
+            msg = f"{self.path} has no case {name!r}; nearest: {nearest(name, self.cases)}; --update adds a case's file"
+            raise SourceError(msg)
+        return self.cases[name]
+
+    def case_path(self, name: str) -> Path:
+        """
+        Find a case's file.
+
+        :param name: The case.
+        :return: Its path.
+        """
+        return self.path.parent / self.find(name).case
+
+    def read_result(self, name: str) -> CaseResult:
+        """
+        Read what was measured when a case was accepted.
+
+        :param name: The case.
+        :return: The result.
+        :raises SourceError: If its file is missing or damaged.
+        """
+        return read_result(results_folder(self.path) / self.find(name).result)
+
+
+def read_reference(path: str | Path) -> Reference:
+    """
+    Read a reference file.
+
+    :param path: A YAML file.
+    :return: The reference.
+    :raises SourceError: If it cannot be read or says something impossible; names the file.
+    """
+    path = Path(path)
+    contents = read_yaml(path)
+    try:
+        return replace(make_record(Reference, contents, "the reference"), path=path)
+    except ActsparseError as error:
+        msg = f"{path}: {error}"
+        raise SourceError(msg) from None
+
+
+def write_reference(
+    path: Path,
+    before: Reference | None,
+    results: Mapping[str, tuple[Path, CaseResult]],
+    reason: str,
+    git: Mapping[str, Any],
+) -> Reference:
+    """
+    Accept results as the reference, whole or not at all; cases that are not among them stay as they are.
+
+    :param path: The YAML file.
+    :param before: What it holds; None for a new one. Its tolerances are kept.
+    :param results: A case's file and what was measured of it, by name.
+    :param reason: Why.
+    :param git: The commit of the reference's folder.
+    :return: The reference now.
+    :raises OutputError: If a file cannot be written.
+    """
+    folder = prepare_folder(results_folder(path))
+    cases = dict(before.cases) if before is not None else {}
+    for name, (case_path, result) in results.items():
+        data = (json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n").encode()
+        file_name = f"{name}-{hashlib.sha256(data).hexdigest()[:12]}.json"
+        # Under a new name: until the reference names it, the old one is what counts.
+        write_bytes(folder / file_name, data)
+        tolerances = DEFAULTS | (tolerances_of(cases[name]) if name in cases else {})
+        relative = Path(os.path.relpath(case_path.resolve(), path.parent.resolve())).as_posix()
+        cases[name] = ReferenceCase(relative, file_name, bind_figures(result.figures, tolerances))
+    update = Update(datetime.now(UTC).date().isoformat(), reason, tuple(results), git["commit"], git["is_dirty"])
+    reference = Reference(FORMAT, cases, (*(before.updates if before is not None else ()), update), path)
+    write_yaml(path, make_mapping(reference), HEADING)
+    for old in before.cases.values() if before is not None else ():
+        if old.result not in {case.result for case in cases.values()}:
+            (folder / old.result).unlink(missing_ok=True)
+    return reference
+
+
+def read_result(path: Path) -> CaseResult:
+    """
+    Read a result's JSON file.
+
+    :param path: The file.
+    :return: The result.
+    :raises SourceError: If it is missing, damaged or something else.
+    """
+    try:
+        contents = json.loads(path.read_bytes())
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise SourceError(msg) from None
+    except (ValueError, RecursionError):
+        msg = f"{path} is damaged: it is no JSON file"
+        raise SourceError(msg) from None
+    return CaseResult.from_dict(contents, str(path))
+
+
+def tolerances_of(case: ReferenceCase) -> dict[str, Tolerance | None]:
+    """
+    List a case's tolerances.
+
+    :param case: The case.
+    :return: The tolerance of each figure; None where it is not judged.
+    """
+    return {name: bound.tolerance for name, bound in case.figures.items()}
+
+
+def bind_figures(figures: Mapping[str, Figure], tolerances: Mapping[str, Tolerance | None]) -> dict[str, Bound]:
+    """
+    Make figures into what later ones are compared with.
+
+    :param figures: The figures.
+    :param tolerances: How much worse each may become; figures that have none are not judged.
+    :return: The figures with their tolerances.
+    """
+    return {name: _bind(figure, tolerances.get(name)) for name, figure in figures.items()}
+
+
+def _bind(figure: Figure, tolerance: Tolerance | None) -> Bound:
+    low, high = (None if end is None else _round(end) for end in (figure.low, figure.high))
+    return Bound(_round(figure.value), low, high, tolerance)
+
+
+def _round(value: float) -> float:
+    # For people to read; what is rounded away is far below any tolerance.
+    return float(f"{value:.9g}")
+
+
+def results_folder(path: Path) -> Path:
+    """
+    Name the folder of all that was measured for a reference.
+
+    :param path: The reference's file.
+    :return: The folder beside it.
+    """
+    return path.with_suffix(".results")

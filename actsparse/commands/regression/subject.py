@@ -1,0 +1,152 @@
+"""The model of a case, ready to be measured: loaded, its weights compressed, with the batches to calibrate on."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig, AutoTokenizer
+
+from actsparse.backend import backend_of, language_model
+from actsparse.calibration import run_each
+from actsparse.commands.jobs import DTYPES
+from actsparse.commands.regression.case import Case
+from actsparse.commands.regression.draws import draw_batches
+from actsparse.commands.regression.identity import Inputs
+from actsparse.commands.regression.model_files import ModelFiles
+from actsparse.evaluation.comparison import measure_losses
+from actsparse.evaluation.windows import WindowedText, resolve_max_length
+from actsparse.models import load_model
+from actsparse.models.explain import explain_errors
+from actsparse.models.quiet import quiet_libraries
+from actsparse.openvino.build import extension_path
+from actsparse.openvino.folder import MODEL_FILE
+from actsparse.openvino.require import require_optimum
+from actsparse.scopes import match_targets
+from actsparse.sparsify import sparsify_activations
+from actsparse.torch.compression import compress_weights
+from actsparse.torch.running import run_batches
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Subject:
+    """
+    What a case measures.
+
+    :param case: The case.
+    :param model: The dense model, its weights compressed: a torch module or an `openvino.Model`.
+    :param tokenizer: Its tokenizer.
+    :param config: Its transformers configuration.
+    :param batches: Calibration batches.
+    :param pages: The evaluation text.
+    :param max_length: The evaluation window in tokens.
+    :param say: Told what happens next.
+    """
+
+    case: Case
+    model: Any
+    tokenizer: Any
+    config: Any
+    batches: list[Any]
+    pages: tuple[str, ...]
+    max_length: int
+    say: Say
+
+    def time_forward(self) -> float:
+        """
+        Run the calibration batches through the dense model, after a warm-up.
+
+        :return: Seconds.
+        """
+        self._run(self.batches[:1])
+        start = time.perf_counter()
+        self._run(self.batches)
+        return time.perf_counter() - start
+
+    def sparsify(self) -> float:
+        """
+        Mask the model as the case says.
+
+        :return: Seconds.
+        :raises ActsparseError: If that is not possible.
+        """
+        case = self.case
+        self.say(f"calibrating {case.algorithm} on {case.calibration.batches} x {case.calibration.length} tokens")
+        options: dict[str, Any] = {"algorithm": case.algorithm}
+        if case.backend == "torch":
+            options |= {"tokens": case.tokens, "skip_first": case.skip_first}
+        start = time.perf_counter()
+        self.model = sparsify_activations(self.model, self.batches, case.scopes, case.ignored_scope, **options)
+        return time.perf_counter() - start
+
+    def score(self, model: Any, description: str) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Score the evaluation text.
+
+        :param model: What gives logits.
+        :param description: What the progress bar says.
+        :return: How many tokens of each window are scored, and the sum of their negative log-likelihoods in nats,
+            [windows].
+        """
+        model = language_model(model)
+        text = WindowedText.of(model, self.tokenizer, self.pages, self.max_length)
+        return text.num_scored, measure_losses(model, text, description=description)
+
+    def _run(self, batches: list[Any]) -> None:
+        if backend_of(self.model).name == "torch":
+            run_batches(self.model, batches, total=len(batches), description="forward passes")
+            return
+        from actsparse.openvino.runner import Runner
+
+        run_each(Runner(self.model).run, batches, total=len(batches), description="forward passes")
+
+
+def prepare_subject(case: Case, inputs: Inputs, say: Say) -> Subject:
+    """
+    Load a case's model and cut its calibration text.
+
+    :param case: The case.
+    :param inputs: What it runs on.
+    :param say: Told what happens next.
+    :return: The model, ready to be measured.
+    :raises ActsparseError: If something does not fit, or a tool that the case takes is missing.
+    """
+    if case.backend == "openvino":
+        require_optimum("backend: openvino")
+        # Without it, a case would quietly be another one.
+        extension_path()
+    say(f"loading {case.model}")
+    model, tokenizer, config = _load(case, inputs.model)
+    max_length = resolve_max_length(SimpleNamespace(config=config), tokenizer, case.evaluation.max_length)
+    size: dict[str, Any] = {"num_batches": case.calibration.batches, "length": case.calibration.length}
+    batches = draw_batches(tokenizer, inputs.calibration, **size, seed=case.seed)
+    _require_match(case, model, batches[0])
+    if case.weights is not None:
+        say(f"compressing the weights to {case.weights.upper()}")
+        model = compress_weights(model, case.weights, batches[0], group_size=case.group_size)
+    return Subject(case, model, tokenizer, config, batches, inputs.evaluation.pages, max_length, say)
+
+
+def _require_match(case: Case, model: Any, example: Any) -> None:
+    """Find a scope that matches nothing before anything long is done."""
+    backend = backend_of(model)
+    if case.targets and backend.name == "torch":
+        with backend.editing():
+            match_targets(case.scopes, case.ignored_scope, backend.layers(example))
+        backend.replace_masks({})
+
+
+def _load(case: Case, files: ModelFiles) -> tuple[Any, Any, Any]:
+    if not files.is_openvino:
+        loaded = load_model(files.name, dtype=DTYPES[case.dtype])
+        return loaded.model, loaded.tokenizer, loaded.model.config
+    import openvino as ov
+
+    with quiet_libraries(), explain_errors(case.model):
+        tokenizer = AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        return ov.Core().read_model(files.path / MODEL_FILE), tokenizer, config

@@ -1,0 +1,156 @@
+"""Activation over the checkpoints of a training."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from actsparse.commands.studies.inspection.law import Law, fit_law
+from actsparse.console.plot import plot_series
+from actsparse.console.report import make_caption, percent, read_json
+from actsparse.errors import SourceError
+
+TOKENS, STEPS, ORDER = "tokens", "steps", "order"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    A checkpoint and what was found of it.
+
+    :param series: The training it belongs to.
+    :param folder: Where it lies.
+    :param seen: How far it has been trained.
+    :param unit: What `seen` counts: `TOKENS`, `STEPS`, or only its `ORDER`.
+    :param figures: What `Inspection.to_dict` said.
+    """
+
+    series: str
+    folder: str
+    seen: float
+    unit: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """
+    The checkpoints of one or more trainings.
+
+    :param checkpoints: The checkpoints, training by training.
+    :param settings: How they were inspected.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    settings: dict[str, Any]
+
+    @property
+    def by_name(self) -> dict[str, list[Checkpoint]]:
+        """The checkpoints of each training."""
+        found: dict[str, list[Checkpoint]] = {}
+        for checkpoint in self.checkpoints:
+            found.setdefault(checkpoint.series, []).append(checkpoint)
+        return found
+
+    @cached_property
+    def laws(self) -> dict[str, Law]:
+        """The sparsing law fitted to each training that counts what it has seen and has checkpoints enough."""
+        found = {}
+        for name, checkpoints in self.by_name.items():
+            counted = [c for c in checkpoints if c.unit != ORDER and c.seen > 0]
+            law = fit_law([c.seen for c in counted], [c.figures["mean_activation"] for c in counted])
+            if law is not None:
+                found[name] = law
+        return found
+
+    def to_table(self) -> Table:
+        """
+        Draw the series for a terminal.
+
+        :return: A rich table.
+        """
+        caption = make_caption(self.settings)
+        for name in self.by_name:
+            law = self.laws.get(name)
+            if law is not None:
+                parameters = ", ".join(f"{key} = {value:.4g}" for key, value in law.parameters.items())
+                caption += f"\n{name}: {law.form} with {parameters}; D in millions; R² {law.r_squared:.3f}"
+            else:
+                caption += f"\n{name}: no law fitted (it takes four checkpoints or more that say how far they are)"
+        table = Table(title="Active entries while training", caption=caption, caption_justify="left")
+        for column in ("training", "seen", "active", "perplexity over dense", "in sample", "CETT"):
+            table.add_column(column, justify="left" if column == "training" else "right")
+        for name, checkpoints in self.by_name.items():
+            for c in checkpoints:
+                figures = c.figures
+                table.add_row(
+                    name,
+                    f"{c.seen:,.0f} {c.unit}" if c.unit != ORDER else f"number {c.seen:g}",
+                    percent(figures["mean_activation"]),
+                    f"{figures['perplexity_ratio']:.4f}",
+                    f"{figures['calibration_perplexity_ratio']:.4f}",
+                    f"{figures['cett']:.4f}" if figures["cett"] is not None else "–",
+                )
+            table.add_section()
+        return table
+
+    def draw(self, title: str, path: Path) -> None:
+        """
+        Draw the series.
+
+        :param title: What is shown.
+        :param path: The PNG file to write.
+        :raises OutputError: If matplotlib is missing or the file cannot be written.
+        """
+        points = {name: [(c.seen, c.figures["mean_activation"]) for c in group] for name, group in self.by_name.items()}
+        plot_series(points, self.laws, ", ".join(dict.fromkeys(c.unit for c in self.checkpoints)), title, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Turn the series into what JSON can hold.
+
+        :return: Settings; for each training its checkpoints and its law.
+        """
+        series = {}
+        for name, checkpoints in self.by_name.items():
+            law = self.laws.get(name)
+            points = [{"folder": c.folder, "seen": c.seen, "unit": c.unit, **c.figures} for c in checkpoints]
+            series[name] = {"checkpoints": points, "law": law.to_dict() if law else None}
+        return {"settings": self.settings, "series": series}
+
+
+def read_tokens(folder: Path, number: int) -> tuple[float, str]:
+    """
+    Tell how far a checkpoint has been trained.
+
+    :param folder: The checkpoint.
+    :param number: Its place in the order, where nothing else is known.
+    :return: A count and what it counts: tokens as trainer_state.json has them, steps as that or the folder's name has
+        them, or the place.
+    """
+    state = read_json(folder / "trainer_state.json")
+    for key, unit in (("num_input_tokens_seen", TOKENS), ("global_step", STEPS)):
+        count = state.get(key) if isinstance(state, dict) else None
+        if isinstance(count, int | float) and count > 0:
+            return float(count), unit
+    digits = re.findall(r"\d+", folder.name)
+    return (float(digits[-1]), STEPS) if digits else (float(number), ORDER)
+
+
+def describe_checkpoint(folder: Path) -> list[Any]:
+    """
+    Tell a checkpoint from what may lie there later.
+
+    :param folder: The checkpoint.
+    :return: Its place, and the sizes and times of its files.
+    :raises SourceError: If it cannot be listed.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        return [str(folder), *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
+    except OSError as error:
+        msg = f"cannot read the checkpoint {folder}: {error.strerror or error}"
+        raise SourceError(msg) from None

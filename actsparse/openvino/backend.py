@@ -1,0 +1,148 @@
+"""OpenVINO models behind the door: masks in the graph, calibrated on a copy."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import openvino as ov
+import torch
+
+from actsparse.calibration import Decision, Passes, Settings
+from actsparse.errors import ActsparseError, ScopeError
+from actsparse.mask import Mask
+from actsparse.openvino.calibration import run_intercepted
+from actsparse.openvino.counting import OpenVinoZeroCounter
+from actsparse.openvino.graph_masks import remove_masks
+from actsparse.openvino.layers import find_openvino_layers, measure_sizes
+from actsparse.openvino.masks import masks_of, replace_masks
+from actsparse.openvino.measurements import OpenVinoMeasurements
+from actsparse.openvino.runner import OpenVinoLanguageModel, Runner
+from actsparse.runtime import distributed
+from actsparse.scopes import Layer, Layers, LayerSize, Site
+from actsparse.sparsity_report import ZeroCounter
+
+
+class OpenVinoBackend:
+    """
+    An OpenVINO model; see `actsparse.backend.Backend` for its methods.
+
+    :param model: The model.
+    :param owner: What wraps it, as optimum-intel's models do; else the model again.
+    """
+
+    name = "openvino"
+
+    def __init__(self, model: ov.Model, owner: Any) -> None:
+        self._model = model
+        self._owner = owner
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what takes torch: several processes, gates, compensation, first tokens."""
+        if distributed.count_processes() > 1:
+            msg = "an OpenVINO model is calibrated by one process: calibrate the torch model, and load its thresholds"
+            raise ActsparseError(msg)
+        if settings.skip_first:
+            msg = "the masks of an OpenVINO model cannot let the first tokens pass: leave skip_first out"
+            raise ActsparseError(msg)
+        if settings.algorithm.rows or settings.algorithm.compensation:
+            msg = (
+                f"{settings.algorithm.name} masks rows or needs a compensation, which are found on the torch model: "
+                "calibrate that, save_thresholds, and load_thresholds here, or deploy_model"
+            )
+            raise ActsparseError(msg)
+
+    def editing(self) -> AbstractContextManager[None]:
+        """Get ready for nothing: everything is tried on a copy."""
+        return nullcontext()
+
+    def layers(self, example: Any) -> Layers:  # noqa: ARG002
+        """Read the layers off the graph without its masks."""
+        found = find_openvino_layers(self._copy({}))
+        if not found.all:
+            msg = "the OpenVINO model has no Linear layers to sparsify"
+            raise ScopeError(msg)
+        return found
+
+    def sizes(self) -> dict[str, LayerSize]:
+        """Measure every Linear layer."""
+        return measure_sizes(self._model)
+
+    def gate_functions(self, example: Any, matched: Sequence[Layer], layers: Sequence[Layer]) -> dict[str, str]:  # noqa: ARG002
+        """Find none: gates are found on torch models."""
+        return {}
+
+    def masks(self) -> dict[str, Mask]:
+        """List the masks by layer."""
+        return masks_of(self._model)
+
+    def replace_masks(self, masks: Mapping[str, Mask]) -> None:
+        """Rewrite the graph, and make an optimum-intel model compile it anew."""
+        if any(mask.skip_first for mask in masks.values()):
+            msg = "the first tokens pass unmasked (skip_first), which masks of an OpenVINO model cannot do"
+            raise ActsparseError(msg)
+        replace_masks(self._model, masks)
+        if hasattr(self._owner, "clear_requests"):
+            self._owner.clear_requests()
+
+    @contextmanager
+    def calibrating(
+        self,
+        layouts: Sequence[Sequence[Site]],  # noqa: ARG002
+        kept: Mapping[str, Mask],
+        settings: Settings,
+    ) -> Iterator["OpenVinoCalibrationRun"]:
+        """Copy the model with the masks that stay."""
+        yield OpenVinoCalibrationRun(self._copy(kept), settings)
+
+    @contextmanager
+    def count_zeros(self) -> Iterator[ZeroCounter]:
+        """Count in a copy of the model."""
+        yield OpenVinoZeroCounter(self._model, getattr(self._owner, "config", None))
+
+    def language_model(self) -> Callable[..., Any]:
+        """Compile the model, with everything in f32."""
+        return OpenVinoLanguageModel(Runner(self._model), getattr(self._owner, "config", None))
+
+    def _copy(self, masks: Mapping[str, Mask]) -> ov.Model:
+        copy = self._model.clone()
+        remove_masks(copy)
+        replace_masks(copy, masks)
+        return copy
+
+
+class OpenVinoCalibrationRun:
+    """
+    A copy of an OpenVINO model to be calibrated; see `actsparse.backend.CalibrationRun`.
+
+    :param model: The copy; spoilt by this.
+    :param settings: How the call was made.
+    """
+
+    def __init__(self, model: ov.Model, settings: Settings) -> None:
+        self.passes = Passes()
+        self._model = model
+        self._settings = settings
+
+    def measure(self, sites: Sequence[Site], data: list[Any]) -> OpenVinoMeasurements:
+        """Measure what the graph tells."""
+        return OpenVinoMeasurements(self._model, data, sites, self._settings.cache, self.passes)
+
+    def calibrate(self, decision: Decision, total: int | None) -> int:
+        """Let Python see, and mask, what the layers read."""
+        estimates = decision.estimates
+
+        def intercept(site: str, x: torch.Tensor, wanted: list[float]) -> list[torch.Tensor]:
+            estimates.update(site, x)
+            return [estimates.mask_batch(site, x, target) for target in wanted]
+
+        count = run_intercepted(
+            self._model,
+            decision.data,
+            decision.sites,
+            decision.plan.zeros,
+            intercept,
+            total=total,
+            description="calibrating",
+        )
+        self.passes.forwards += count
+        return count

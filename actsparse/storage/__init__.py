@@ -1,0 +1,1 @@
+"""Files, downloads, and measurements kept on disk."""

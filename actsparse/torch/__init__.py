@@ -1,0 +1,1 @@
+"""The torch backend: masks on modules, and what is measured of them."""

@@ -1,0 +1,72 @@
+"""Many runs of a model side by side, so that each block's weights are loaded once for all of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from torch import nn
+
+from actsparse.errors import ActsparseError
+from actsparse.torch.insertion import call_before
+from actsparse.torch.layers import name_blocks
+from actsparse.torch.offload import hold_weights, is_offloaded
+
+T = TypeVar("T")
+
+# So many forwards are in flight side by side; each keeps what its next block reads.
+GROUP = 64
+
+
+def run_blockwise(model: nn.Module, jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """
+    Run a model several times, so that each block's weights are loaded once for many runs.
+
+    All runs wait in front of a block; it is loaded; one run after the other passes it and goes on to the next block,
+    where it waits again. A model that is not offloaded simply runs once for each job.
+
+    :param model: The model, which the jobs run forwards.
+    :param jobs: What to run, each independent of the others.
+    :return: What each job gave.
+    :raises ActsparseError: If the package that switches between runs is missing.
+    """
+    blocks = _blocks(model) if is_offloaded(model) else []
+    if not blocks or len(jobs) < 2:
+        return [job() for job in jobs]
+    return [found for i in range(0, len(jobs), GROUP) for found in _run_group(blocks, jobs[i : i + GROUP])]
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    names = name_blocks(model, (name for name, _ in model.named_modules()))
+    return [block for name in names if name and is_offloaded(block := model.get_submodule(name))]
+
+
+def _run_group(blocks: Iterable[nn.Module], jobs: Sequence[Callable[[], T]]) -> list[T]:
+    greenlets = _import_greenlet()
+    scheduler = greenlets.getcurrent()
+
+    def wait(block: nn.Module) -> None:
+        if greenlets.getcurrent() is not scheduler:
+            scheduler.switch(block)
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(call_before(block, wait))
+        runs = [greenlets.greenlet(job) for job in jobs]
+        # What a run hands over is the block it waits for or, at its end, its result.
+        handed: dict[Any, Any] = {run: run.switch() for run in runs}
+        while waiting := [run for run in runs if not run.dead]:
+            block = handed[waiting[0]]
+            with hold_weights(block):
+                for run in waiting:
+                    if handed[run] is block:
+                        handed[run] = run.switch()
+        return [handed[run] for run in runs]
+
+
+def _import_greenlet() -> Any:
+    try:
+        import greenlet
+    except ImportError:
+        msg = "models larger than memory need the package greenlet: install actsparse[hub]"
+        raise ActsparseError(msg) from None
+    return greenlet

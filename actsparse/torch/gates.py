@@ -1,0 +1,72 @@
+"""The activation functions that gate feed-forward networks: where masks of whole neurons sit."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from actsparse.errors import ScopeError
+from actsparse.scopes.layers import Layer
+from actsparse.torch.insertion import record_calls
+from actsparse.torch.running import evaluation_mode, run_model
+from actsparse.torch.sparsifier import ActivationSparsifier
+
+
+def find_gate_functions(
+    model: nn.Module, example: Any, matched: Iterable[Layer], layers: Iterable[Layer]
+) -> dict[str, str]:
+    """
+    Find the module f of each gated feed-forward network down(f(gate(x)) * up(x)).
+
+    Where f(gate(x)) is zero, a row of up is useless. Networks whose gate and up are one layer, or that have no gate,
+    are left out.
+
+    :param model: The model.
+    :param example: A model input; run once.
+    :param matched: The layers among which up is looked for.
+    :param layers: All Linear layers.
+    :return: The name of f by the name of up.
+    :raises ScopeError: If f is no module of its own.
+    """
+    gates = {layer.inputs: layer.name for layer in layers if layer.roles == ("ffn.gate",)}
+    networks = {x.name: gates[x.inputs] for x in matched if x.roles == ("ffn.up",) and x.inputs in gates}
+    if not networks:
+        return {}
+    functions = _find_readers(model, example, set(networks.values()))
+    for up, gate in networks.items():
+        if gate not in functions:
+            msg = f"no module computes the activation function between {gate} and {up}: its output cannot be masked"
+            raise ScopeError(msg)
+    return {up: functions[gate] for up, gate in networks.items()}
+
+
+def _find_readers(model: nn.Module, example: Any, gates: set[str]) -> dict[str, str]:
+    """Find the modules without parameters that read what a gate has just computed."""
+    found: dict[str, str] = {}
+    last: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, module: nn.Module) -> Any:
+        if name in gates:
+            return record_calls(module, lambda _args, _kwargs, output: last.__setitem__(name, output))
+        return record_calls(module, lambda args, _kwargs, _output: see(name, args))
+
+    def see(name: str, args: tuple[Any, ...]) -> None:
+        for gate, output in last.items():
+            if args and args[0] is output:
+                found[gate] = name
+
+    with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if name in gates or _is_function(module):
+                stack.enter_context(watch(name, module))
+        run_model(model, example)
+    # A function that several gates share cannot be masked for one of them.
+    return found if len(set(found.values())) == len(found) else {}
+
+
+def _is_function(module: nn.Module) -> bool:
+    is_mask = isinstance(module, ActivationSparsifier)
+    has_parts = any(not isinstance(child, ActivationSparsifier) for child in module.children())
+    return not is_mask and not has_parts and next(module.parameters(), None) is None

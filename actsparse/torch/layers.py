@@ -1,0 +1,176 @@
+"""The Linear layers of a torch model, found on its NNCF graph."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from nncf.common.graph.graph import NNCFGraph
+from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from actsparse.scopes.graph import Flow, Tensor
+from actsparse.scopes.layers import Layer, LayerSize
+from actsparse.scopes.roles import find_roles
+from actsparse.torch.offload import placeholder_weights
+
+LINEAR_OPERATIONS = ("linear", "addmm", "matmul")
+# Operations that hand on the same values, so that two layers behind them still read one tensor.
+SAME_VALUES = ("view", "reshape", "contiguous", "dropout", "to", "type", "flatten", "clone", "detach")
+
+
+def trace_graph(model: nn.Module, example_input: Any) -> NNCFGraph:
+    """
+    Build the NNCF graph of a model without changing the model.
+
+    :param model: Any torch module, compressed by NNCF or not.
+    :param example_input: One model input: a tensor, a tuple of arguments or a dict of keyword arguments.
+    :return: The graph that `nncf.build_graph` gives for the same model.
+    """
+    with torch.no_grad(), placeholder_weights(model):
+        return build_nncf_graph(model, example_input)
+
+
+def in_features(module: nn.Module) -> int:
+    """
+    Count the input channels of a Linear layer, whatever its weight is packed into.
+
+    :param module: A `torch.nn.Linear` or `Conv1D`.
+    :return: The number of input channels.
+    """
+    return module.in_features if isinstance(module, nn.Linear) else int(module.nx)  # type: ignore[arg-type]
+
+
+def out_features(module: nn.Module) -> int:
+    """
+    Count the output channels of a Linear layer, whatever its weight is packed into.
+
+    :param module: A `torch.nn.Linear` or `Conv1D`.
+    :return: The number of output channels.
+    """
+    return module.out_features if isinstance(module, nn.Linear) else int(module.nf)  # type: ignore[arg-type]
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """
+    Measure the weight of a Linear layer as it is stored.
+
+    :param module: A `torch.nn.Linear` or `Conv1D`.
+    :return: Bytes.
+    """
+    return module.weight.numel() * module.weight.element_size()  # type: ignore[operator, union-attr]
+
+
+def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """
+    Iterate over every Linear layer of a model.
+
+    :param model: Any torch module.
+    :return: Module name and module, in the model's order.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            yield name, module
+
+
+def measure_sizes(model: nn.Module) -> dict[str, LayerSize]:
+    """
+    Measure every Linear layer of a model.
+
+    :param model: Any torch module.
+    :return: The sizes by name, in the model's order.
+    """
+    return {
+        name: LayerSize(in_features(module), out_features(module), float(weight_bytes(module)))
+        for name, module in named_linears(model)
+    }
+
+
+def find_layers(model: nn.Module, graph: NNCFGraph) -> list[Layer]:
+    """
+    Find the Linear layers that a model calls, with their graph nodes, inputs and roles.
+
+    :param model: The model the graph was traced from.
+    :param graph: Its NNCF graph.
+    :return: The layers in call order.
+    """
+    flow = Flow(graph)
+    by_weight: dict[int, list[str]] = {}
+    for name, module in named_linears(model):
+        by_weight.setdefault(id(module.weight), []).append(name)
+    calls: dict[str, list[int]] = {}
+    for node in sorted(flow.nodes):
+        name = _layer_of(model, flow, node, by_weight)
+        if name is not None:
+            calls.setdefault(name, []).append(node)
+    modules = {name: model.get_submodule(name) for name in calls}
+    sizes = {name: (in_features(module), out_features(module)) for name, module in modules.items()}
+    inputs = {name: tuple(_shared_tensor(flow, flow.inputs[n][0]) for n in nodes) for name, nodes in calls.items()}
+    roles = find_roles(flow, {n: name for name, nodes in calls.items() for n in nodes}, sizes, inputs)
+    return [
+        Layer(name, tuple(flow.nodes[n].node_name for n in nodes), inputs[name], roles.get(name, ()))
+        for name, nodes in calls.items()
+    ]
+
+
+def block_layers(model: nn.Module, layers: list[Layer]) -> list[Layer]:
+    """
+    Keep the layers of the model's repeated blocks: what a single target sparsity applies to.
+
+    Blocks are the elements of an `nn.ModuleList`, where every transformer keeps them; embeddings and the language
+    modelling head stand outside. A model without any such block gives all its Linear layers but its output embedding.
+
+    :param model: The model.
+    :param layers: Its Linear layers.
+    :return: Those that belong to blocks.
+    """
+    lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
+    inside = [layer for layer in layers if any(layer.name.startswith(prefix) for prefix in lists)]
+    if inside:
+        return inside
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if callable(get_head) else None
+    return [layer for layer in layers if model.get_submodule(layer.name) is not head]
+
+
+def name_blocks(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """
+    Name the blocks that layers belong to.
+
+    :param model: The model.
+    :param layers: Names of its Linear layers.
+    :return: The layers by block; those that are in none under the empty name.
+    """
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
+    blocks: dict[str, list[str]] = {}
+    for layer in layers:
+        # The outermost list: experts in a block are part of it.
+        owner = min((name for name in lists if layer.startswith(f"{name}.")), key=len, default=None)
+        number = layer.removeprefix(f"{owner}.").partition(".")[0]
+        blocks.setdefault(f"{owner}.{number}" if owner else "", []).append(layer)
+    return blocks
+
+
+def _layer_of(model: nn.Module, flow: Flow, node: int, by_weight: dict[int, list[str]]) -> str | None:
+    if flow.type_of(node) not in LINEAR_OPERATIONS or len(flow.inputs[node]) != 1:
+        return None
+    for constant in flow.constants_of(node):
+        owner, _, attribute = constant.rpartition(".")
+        if attribute != "weight":
+            continue
+        names = by_weight.get(id(model.get_submodule(owner).weight), [])
+        # Layers that share one weight (a head tied to another layer) are told apart by where the call happens.
+        called = [n for n in names if _without_indices(n) == "/".join(flow.nodes[node].node_name.split("/")[:-2])]
+        if names:
+            return (called or names)[0]
+    return None
+
+
+def _without_indices(name: str) -> str:
+    return "/".join(part for part in name.split(".") if not part.isdigit())
+
+
+def _shared_tensor(flow: Flow, tensor: Tensor) -> Tensor:
+    while flow.type_of(tensor.node) in SAME_VALUES and len(flow.inputs[tensor.node]) == 1:
+        tensor = flow.inputs[tensor.node][0]
+    return tensor

@@ -1,0 +1,66 @@
+"""What has been measured: nothing twice, and each calibration is charged with what it asks for."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from actsparse.algorithms import MeasurementCache
+
+
+@pytest.fixture
+def spend(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
+    """Let time pass on a clock that otherwise stands."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def pass_by(seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        return seconds
+
+    return pass_by
+
+
+def test_nothing_is_measured_twice() -> None:
+    known = MeasurementCache()
+    assert known.get_or_measure("a", lambda: 1) == 1
+    assert known.get_or_measure("a", lambda: pytest.fail("measured again")) == 1
+
+
+def test_a_calibration_reuses_what_it_asks_for_and_earlier_ones_measured(spend: Callable[[float], float]) -> None:
+    known = MeasurementCache()
+    known.begin()
+    known.get_or_measure("both", lambda: spend(1))
+    known.get_or_measure("only the first", lambda: spend(10))
+    assert known.reused_seconds == 0
+    known.begin()
+    known.get_or_measure("both", lambda: spend(1))
+    known.get_or_measure("only the second", lambda: spend(100))
+    known.get_or_measure("only the second", lambda: spend(100))
+    assert known.reused_seconds == 1
+
+
+def test_what_a_measurement_needs_is_part_of_it_and_counts_once(spend: Callable[[float], float]) -> None:
+    def inner() -> float:
+        return known.get_or_measure("inner", lambda: spend(1))
+
+    def outer() -> float:
+        return spend(10) + inner()
+
+    known = MeasurementCache()
+    known.get_or_measure("outer", outer)
+    for names, seconds in (({"outer"}, 11), ({"inner"}, 1), ({"inner", "outer"}, 11)):
+        known.begin()
+        for name in names:
+            known.get_or_measure(name, lambda: pytest.fail("measured again"))
+        assert known.reused_seconds == seconds
+
+
+def test_a_measurement_that_fails_leaves_nothing(spend: Callable[[float], float]) -> None:
+    known = MeasurementCache()
+    with pytest.raises(ZeroDivisionError):
+        known.get_or_measure("a", lambda: spend(5) / 0)
+    known.begin()
+    assert known.get_or_measure("a", lambda: spend(1)) == 1
+    assert known.reused_seconds == 0

@@ -1,0 +1,190 @@
+"""The pieces of the benchmark, each with figures known beforehand."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from actsparse.commands.bench import resources
+from actsparse.commands.bench.decoder import Decoder, find_unknown_inputs, make_settings
+from actsparse.commands.bench.prepare import find_source, prepare_dense
+from actsparse.commands.bench.resources import MemorySpeed, available_memory, measure_memory, require_memory
+from actsparse.commands.bench.results import BenchReport, Point, Quantiles, Side, Timing
+from actsparse.commands.bench.shapes import SHAPES, count_parameters, make_random_model
+from actsparse.commands.bench.sparse import Reads
+from actsparse.commands.bench.timing import time_decoding, time_first_token
+from actsparse.commands.bench.tokens import make_random_tokens, make_sequences
+from actsparse.errors import ActsparseError
+from actsparse.openvino.build import extension_path
+from actsparse.openvino.linear import find_linears
+
+
+class Recorder:
+    """A decoder that takes down what it is fed, in a list that all share."""
+
+    def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
+        self.name, self.calls, self.starts = name, calls, 0
+
+    def start(self) -> None:
+        self.starts += 1
+
+    def feed(self, tokens: np.ndarray) -> None:
+        self.calls.append((self.name, tokens.shape[1]))
+
+
+@pytest.fixture
+def calls() -> list[tuple[str, int]]:
+    return []
+
+
+@pytest.fixture
+def recorders(calls: list[tuple[str, int]]) -> Iterator[Any]:
+    yield {name: Recorder(name, calls) for name in ("a", "b", "c")}
+
+
+def test_models_decode_turn_by_turn_and_the_first_tokens_are_not_counted(recorders: Any, calls: Any) -> None:
+    times = time_decoding(recorders, np.zeros((1, 20), np.int64), num_prompt_tokens=8, num_discarded=5)
+    assert {name: len(values) for name, values in times.items()} == {"a": 7, "b": 7, "c": 7}
+    assert calls[:3] == [("a", 8), ("b", 8), ("c", 8)]
+    turns = [tuple(name for name, _ in calls[i : i + 3]) for i in range(3, len(calls), 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(set(turns)) > 3, "the order must change"
+
+
+def test_every_prompt_is_a_new_sequence(recorders: Any, calls: Any) -> None:
+    times = time_first_token(recorders, np.zeros((1, 32), np.int64), (8, 32), repetitions=3)
+    assert {n: {name: len(values) for name, values in by.items()} for n, by in times.items()} == {
+        8: {"a": 3, "b": 3, "c": 3},
+        32: {"a": 3, "b": 3, "c": 3},
+    }
+    assert all(recorder.starts == 6 for recorder in recorders.values())
+    assert [length for _, length in calls[:6]] == [8, 8, 8, 32, 32, 32]
+
+
+def test_each_figure_is_that_of_the_best_precision() -> None:
+    fast = Timing(Quantiles(10, 9, 12), {32: 50.0, 128: 90.0})
+    slow = Timing(Quantiles(12, 11, 14), {32: 40.0, 128: 100.0})
+    dense = Side({"f32": slow, "bf16": fast}, 10, 1e9)
+    sparse = Side({"f32": Timing(Quantiles(5, 4, 6), {32: 60.0, 128: 45.0})}, 10, 0.5e9)
+    point = Point(0.5, Reads(0.55, 0.5, 0.9), dense, sparse, (1, 0))
+    assert (dense.precision, dense.ttft) == ("bf16", {32: 40.0, 128: 90.0})
+    assert point.decode_speedup == 2
+    assert point.speedup_limit == 2
+    assert point.ttft_ratio == {32: 1.5, 128: 0.5}
+    assert dense.tokens_per_second == 100
+    assert dense.bandwidth == 1e11
+
+
+def test_a_batch_is_timed_with_the_precision_that_is_best_for_it() -> None:
+    def timing(milliseconds: float) -> Timing:
+        return Timing(Quantiles(1, 1, 1), {}, {4: Quantiles(milliseconds, milliseconds, milliseconds)})
+
+    dense = Side({"f32": timing(9.0), "bf16": timing(6.0)}, 10, 1e9)
+    sparse = Side({"f32": timing(4.0), "bf16": timing(5.0)}, 10, 1e9)
+    point = Point(0.5, Reads(0.5, 0.5, 1.0), dense, sparse, (1, 0))
+    assert point.batch_speedup == {4: 1.5}
+    contents = point.to_dict(MemorySpeed(1e12, 2e12, 1e12))
+    assert contents["batch_speedup"] == {"4": 1.5}
+    assert [contents[side]["share_of_read_bandwidth"] for side in ("dense", "sparse")] == [0.5, 1.0]
+
+
+def make_report(*points: tuple[float, float]) -> BenchReport:
+    """Points of a measured sparsity and a speed-up."""
+
+    def side(milliseconds: float) -> Side:
+        return Side({"f32": Timing(Quantiles(milliseconds, milliseconds, milliseconds), {32: 1.0})}, 10, 1e9)
+
+    made = (Point(s, Reads(s, s, 1.0), side(12.0), side(12.0 / speedup), (1, 0)) for s, speedup in points)
+    return BenchReport({}, {}, tuple(made), MemorySpeed(1e9, 1e9, 1e9), {})
+
+
+def test_the_sparsity_of_a_speedup_lies_on_the_line_through_the_times() -> None:
+    # Times of 0.8, 0.6 and 0.4 of the dense one: 1 - s.
+    report = make_report((0.2, 1 / 0.8), (0.4, 1 / 0.6), (0.6, 1 / 0.4))
+    assert report.sparsity_for(2.0) == pytest.approx(0.5)
+    assert report.sparsity_for(4.0) == pytest.approx(0.75)
+    assert report.sparsity_for(1.0) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("points", [((0.5, 2.0),), ((0.5, 2.0), (0.501, 2.1)), ((0.3, 2.0), (0.6, 1.5))])
+def test_points_that_tell_nothing_give_no_sparsity(points: Any) -> None:
+    assert make_report(*points).sparsity_for(1.5) is None
+
+
+def test_a_speedup_that_no_sparsity_reaches_has_none() -> None:
+    assert make_report((0.2, 1.1), (0.6, 1.3)).sparsity_for(10.0) is None
+
+
+def test_the_built_in_shapes_have_the_sizes_that_they_are_named_after() -> None:
+    assert count_parameters(SHAPES["1b"]) == 1_100_048_384
+    assert count_parameters(SHAPES["3b"]) == 3_212_749_824
+
+
+def test_random_models_and_tokens_are_the_same_each_time() -> None:
+    first, second = (make_random_model(SHAPES["tiny"]) for _ in range(2))
+    assert all(p.equal(q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    tokens = [make_random_tokens(512, num_batches=2, calibration_length=8, length=16) for _ in range(2)]
+    np.testing.assert_array_equal(tokens[0].measured, tokens[1].measured)
+    assert tokens[0].calibration[1]["input_ids"].equal(tokens[1].calibration[1]["input_ids"])
+
+
+def test_sequences_of_a_batch_begin_at_different_places() -> None:
+    np.testing.assert_array_equal(make_sequences(np.arange(6)[None], 3, 4), [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 0, 1]])
+
+
+def test_sequences_decoded_at_once_get_the_logits_of_each_alone() -> None:
+    dense = prepare_dense(find_source("tiny"), "int8", lambda _: None)
+    decoder = Decoder(ov.Core(), dense.xml, make_settings("f32", 1))
+    sequences = np.arange(24).reshape(3, 8) * 7 % 512
+
+    def decode(tokens: np.ndarray) -> np.ndarray:
+        decoder.start()
+        decoder.feed(tokens[:, :6])
+        decoder.feed(tokens[:, 6:7])
+        decoder.feed(tokens[:, 7:])
+        return decoder.output(0).copy()
+
+    alone = [decode(sequence[None])[0] for sequence in sequences]
+    np.testing.assert_allclose(decode(sequences), alone, atol=0.02)
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "available_memory", lambda: 2**30)
+    require_memory(2**29, "this")
+    with pytest.raises(ActsparseError, match=r"this needs about 8\.0 GiB of memory, but 1\.0 GiB are free"):
+        require_memory(2**33, "this")
+
+
+def test_available_memory_is_less_than_there_is() -> None:
+    available = available_memory()
+    assert available is None or 0 < available < 2**50
+    assert Path("/proc/meminfo").exists() == (available is not None)
+
+
+def test_memory_is_copied_and_read_at_some_speed() -> None:
+    memory = measure_memory(extension_path(), 2, 1 << 24)
+    assert all(1e8 < speed < 1e13 for speed in (memory.copied, memory.read, memory.half_read))
+    assert memory.to_dict().keys() == {"copy_gb_per_s", "read_all_rows_gb_per_s", "read_half_of_rows_gb_per_s"}
+
+
+def test_more_memory_than_can_be_addressed_is_one_line() -> None:
+    with pytest.raises(ActsparseError, match="there is no memory of"):
+        measure_memory(extension_path(), 1, 1 << 48)
+
+
+def test_inputs_that_cannot_be_made_are_named() -> None:
+    assert find_unknown_inputs(["input_ids", "attention_mask", "token_type_ids", "pixels"]) == [
+        "pixels",
+        "token_type_ids",
+    ]
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("int8", "u8"), ("int4", "u4")])
+def test_weights_are_stored_as_they_were_asked_for(weights: str, kind: str) -> None:
+    dense = prepare_dense(find_source("tiny"), weights, lambda _: None)
+    linears = find_linears(ov.Core().read_model(dense.xml))
+    blocks = {x.constant.get_output_element_type(0).get_type_name() for x in linears if ".layers." in x.module_name}
+    assert blocks == {kind}
