@@ -10,8 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from actsparse.commands.regression import git
-from actsparse.runtime.environment import describe_machine
+from actsparse.runtime import environment
 
 PACKAGES = ("actsparse", "torch", "nncf", "openvino", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +110,7 @@ def describe_run(name: str, command: str, measurement: Measurement, git_state: d
         "settings": measurement.settings,
         "versions": {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "git": git_state,
-        "machine": describe_machine(),
+        "machine": environment.describe_machine(),
         "samples": measurement.samples,
     }
 
@@ -130,9 +129,9 @@ def read_git_state() -> dict[str, Any]:
     """
     Tell which code is measured.
 
-    :return: As `actsparse.commands.regression.git.read_git_state`; what the benchmarks write themselves is no change.
+    :return: As `actsparse.runtime.environment.read_git_state`; what the benchmarks write themselves is no change.
     """
-    return git.read_git_state(ROOT, _WRITTEN)
+    return environment.read_git_state(ROOT, _WRITTEN)
 
 
 def _version(package: str) -> str | None:

@@ -19,11 +19,10 @@ from torch import nn
 
 from actsparse.commands.jobs import parse_targets
 from actsparse.commands.regression.case import read_case
-from actsparse.commands.regression.compare import compare_case
+from actsparse.commands.regression.compare import compare_case, differences_table
 from actsparse.commands.regression.figures import KINDS, NNCF, SPARSE, CaseResult, Figure
+from actsparse.commands.regression.records import make_mapping
 from actsparse.commands.regression.reference import read_reference, read_result
-from actsparse.commands.regression.schema import make_mapping
-from actsparse.commands.regression.tables import differences_table
 from actsparse.errors import ActsparseError
 from actsparse.models import load_model
 from actsparse.recovery.checkpoint import FORMAT as CHECKPOINT_FORMAT

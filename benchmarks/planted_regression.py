@@ -19,13 +19,11 @@ from command import announce, make_plain_parser, positive, run_benchmark
 
 from actsparse.commands.regression.case import read_case
 from actsparse.commands.regression.compare import REGRESSION, Difference, compare_case
-from actsparse.commands.regression.draws import draw_batches
 from actsparse.commands.regression.figures import DENSE, SPARSE, CaseResult, Windows, loss_figures
-from actsparse.commands.regression.identity import Inputs, find_inputs
+from actsparse.commands.regression.inputs import Inputs, find_inputs
 from actsparse.commands.regression.measure import sparsity_figures
-from actsparse.commands.regression.reference import ReferenceCase, bind_figures, read_reference, tolerances_of
-from actsparse.commands.regression.subject import Subject, prepare_subject
-from actsparse.commands.regression.tolerance import Tolerance
+from actsparse.commands.regression.prepare import CaseModel, calibration_windows, prepare_model
+from actsparse.commands.regression.reference import ReferenceCase, Tolerance, accept_figures, read_reference
 from actsparse.evaluation.comparison import compare_losses
 from actsparse.evaluation.word_perplexity import count_words
 from actsparse.torch.insertion import named_sparsifiers
@@ -48,9 +46,9 @@ def measure(options: argparse.Namespace) -> Measurement:
     name = next(iter(reference.cases))
     case = read_case(reference.case_path(name))
     inputs = find_inputs(case)
-    subject = prepare_subject(case, inputs, announce)
+    model = prepare_model(case, inputs, announce)
     seeds = range(case.seed + 1, case.seed + 1 + options.seeds)
-    found = plant(subject, inputs, tolerances_of(reference.find(name)), seeds)
+    found = plant(model, inputs, reference.find(name).tolerances, seeds)
     settings = inputs.describe(case) | {"seeds": options.seeds, "factor": FACTOR}
     samples = {
         kind: {str(seed): [describe(difference) for difference in seen] for seed, seen in by_seed.items()}
@@ -59,48 +57,45 @@ def measure(options: argparse.Namespace) -> Measurement:
     return Measurement(make_bars(found), settings, samples)
 
 
-def plant(subject: Subject, inputs: Inputs, tolerances: Mapping[str, Tolerance | None], seeds: Sequence[int]) -> Found:
+def plant(model: CaseModel, inputs: Inputs, tolerances: Mapping[str, Tolerance | None], seeds: Sequence[int]) -> Found:
     """
     Compare every seed's figures with those of the case's own, as they are and with raised thresholds.
 
-    :param subject: A torch model and its data; comes back masked.
+    :param model: A torch model and its data; comes back masked.
     :param inputs: Its texts.
     :param tolerances: How much worse each figure may become.
     :param seeds: The seeds.
     :return: The differences by kind and seed.
     """
-    subject.sparsify()
-    first, dense = score(subject, None)
-    accepted = ReferenceCase("case.yaml", "case.json", bind_figures(first.figures, tolerances))
+    model.sparsify()
+    first, dense = score(model, None)
+    accepted = ReferenceCase("case.yaml", "case.json", accept_figures(first.figures, tolerances))
     found: Found = {NOISE: {}, PLANTED: {}}
-    calibration = subject.case.calibration
     for seed in seeds:
         announce(f"seed {seed}")
-        subject.batches = draw_batches(
-            subject.tokenizer, inputs.calibration, num_batches=calibration.batches, length=calibration.length, seed=seed
-        )
-        subject.sparsify()
-        found[NOISE][seed] = compare_case(accepted, first, score(subject, dense)[0])
-        for _, sparsifier in named_sparsifiers(subject.model):
+        model.batches = calibration_windows(model.tokenizer, inputs.calibration, model.case.calibration, seed)
+        model.sparsify()
+        found[NOISE][seed] = compare_case(accepted, first, score(model, dense)[0])
+        for _, sparsifier in named_sparsifiers(model.model):
             sparsifier.set_threshold(FACTOR * sparsifier.threshold)
-        found[PLANTED][seed] = compare_case(accepted, first, score(subject, dense)[0])
+        found[PLANTED][seed] = compare_case(accepted, first, score(model, dense)[0])
     return found
 
 
-def score(subject: Subject, dense: np.ndarray | None) -> tuple[CaseResult, np.ndarray]:
+def score(model: CaseModel, dense: np.ndarray | None) -> tuple[CaseResult, np.ndarray]:
     """
     Measure loss and sparsity of a masked model.
 
-    :param subject: The model.
+    :param model: The model.
     :param dense: The windows' losses without masks, where they are known.
     :return: The figures, and those losses.
     """
-    pages, length = subject.pages, subject.max_length
-    losses = compare_losses(subject.model, subject.tokenizer, pages, max_length=length, dense=dense)
+    pages, length = model.pages, model.max_length
+    losses = compare_losses(model.model, model.tokenizer, pages, max_length=length, dense=dense)
     sides = {DENSE: tuple(losses.dense.tolist()), SPARSE: tuple(losses.sparse.tolist())}
     windows = Windows(count_words(pages), tuple(losses.tokens.tolist()), sides)
     figures = loss_figures(windows) | sparsity_figures(losses.sparsity)
-    return CaseResult(subject.case.name, {}, figures, {}, windows), losses.dense
+    return CaseResult(model.case.name, {}, figures, {}, windows), losses.dense
 
 
 def make_bars(found: Found) -> tuple[Bar, ...]:

@@ -18,7 +18,7 @@ from bars import ROOT, read_git_state, write_json
 from rich.console import Console
 
 from actsparse.commands.regression.case import Case, read_case
-from actsparse.commands.regression.process import measure_apart
+from actsparse.commands.regression.job import measure_apart
 from actsparse.errors import ActsparseError, SourceError
 
 FOLDER = Path(__file__).resolve().parent

@@ -7,7 +7,7 @@ from typing import Any
 
 from bars import ROOT
 
-from actsparse.commands.regression.git import run_git
+from actsparse.runtime.environment import run_git
 
 # How results are written, not what is measured.
 _PLUMBING = {"bars", "command"}

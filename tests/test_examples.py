@@ -10,10 +10,9 @@ import pytest
 
 from actsparse.commands.regression.case import read_case
 from actsparse.commands.regression.command import regress
-from actsparse.commands.regression.identity import describe_settings
-from actsparse.commands.regression.reference import read_reference, tolerances_of
-from actsparse.commands.regression.tolerance import DEFAULTS
-from actsparse.commands.regression.yaml_file import read_yaml
+from actsparse.commands.regression.inputs import describe_settings
+from actsparse.commands.regression.records import read_yaml
+from actsparse.commands.regression.reference import DEFAULTS, read_reference
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -71,7 +70,7 @@ def test_the_regression_example_holds_together():
         case, result = read_case(reference.case_path(name)), reference.read_result(name)
         settings = {key: value for key, value in result.inputs.items() if not key.startswith("checksum of")}
         assert describe_settings(case) == settings
-        tolerances = {key: tolerance for key, tolerance in tolerances_of(reference.find(name)).items() if tolerance}
+        tolerances = {key: tolerance for key, tolerance in reference.find(name).tolerances.items() if tolerance}
         assert tolerances == {key: DEFAULTS[key] for key in tolerances}
     # What the workflow calls is a command that there is.
     workflow = read_yaml(EXAMPLES / "regression" / "workflow.yml")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from actsparse.commands.regression.case import read_case
-from actsparse.commands.regression.identity import find_inputs
-from actsparse.commands.regression.subject import prepare_subject
-from actsparse.commands.regression.tolerance import DEFAULTS
+from actsparse.commands.regression.inputs import find_inputs
+from actsparse.commands.regression.prepare import prepare_model
+from actsparse.commands.regression.reference import DEFAULTS
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 CASE = """
@@ -34,11 +34,11 @@ def test_raised_thresholds_are_caught_and_noise_is_not(plant: Any, files: Path) 
     path.write_text(CASE)
     case = read_case(path)
     inputs = find_inputs(case)
-    subject = prepare_subject(case, inputs, lambda _: None)
-    for parameter in subject.model.parameters():
+    model = prepare_model(case, inputs, lambda _: None)
+    for parameter in model.model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(8)
-    found = plant.plant(subject, inputs, DEFAULTS, range(1, 11))
+    found = plant.plant(model, inputs, DEFAULTS, range(1, 11))
     bars = {bar.name: bar for bar in plant.make_bars(found)}
     assert bars["noise: seeds called a regression"].measured == 0, bars
     assert bars["thresholds x 1.05: seeds called a regression"].measured == 10, bars

@@ -13,9 +13,8 @@ import pytest
 
 from actsparse.commands.regression.case import read_case
 from actsparse.commands.regression.figures import DENSE, SPARSE, CaseResult, Windows, loss_figures
-from actsparse.commands.regression.git import read_git_state
 from actsparse.errors import SourceError
-from actsparse.runtime.environment import describe_machine
+from actsparse.runtime.environment import describe_machine, read_git_state
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = ("bars", "command", "run", "stale", "report")

@@ -7,9 +7,8 @@ from typing import Any
 
 from actsparse.algorithms import get_algorithm
 from actsparse.commands.jobs import DTYPES
-from actsparse.commands.regression.schema import NOT_IN_FILE, make_mapping, make_record
-from actsparse.commands.regression.yaml_file import read_yaml
-from actsparse.errors import ActsparseError, SourceError, nearest, shorten_message
+from actsparse.commands.regression.records import NOT_IN_FILE, make_mapping, read_record
+from actsparse.errors import SourceError, nearest, shorten_message
 from actsparse.mask import TOKENS
 from actsparse.scopes.matching import validate_targets
 from actsparse.scopes.target_scope import TargetScope
@@ -116,9 +115,9 @@ class Case:
             raise SourceError(msg)
         get_algorithm(self.algorithm)
         validate_targets(self.scopes, self.ignored_scope)
-        self._require_sides()
+        self._require_backend()
 
-    def _require_sides(self) -> None:
+    def _require_backend(self) -> None:
         if self.backend == "torch" and self.decode:
             msg = "decode: true times OpenVINO models; it takes backend: openvino"
             raise SourceError(msg)
@@ -198,13 +197,7 @@ def read_case(path: str | Path) -> Case:
     if not CASE_NAME.fullmatch(path.stem):
         msg = f"{path.name!r} cannot name a case: letters, digits, dots, hyphens and underscores, 80 at most"
         raise SourceError(msg)
-    contents = read_yaml(path)
-    try:
-        case = make_record(Case, contents, "the case")
-    except ActsparseError as error:
-        msg = f"{path}: {error}"
-        raise SourceError(msg) from None
-    return replace(case, name=path.stem, folder=path.parent)
+    return replace(read_record(path, Case, "the case"), name=path.stem, folder=path.parent)
 
 
 def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

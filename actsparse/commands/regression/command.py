@@ -35,8 +35,8 @@ def regress(
 ) -> None:
     """Measure regression cases and compare them with a reference. Exit code 1 if a figure got worse, 0 if none did."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.commands.regression.job import RegressJob, draw, run_regress
-    from actsparse.commands.regression.tables import differences_table, results_table
+    from actsparse.commands.regression.compare import differences_table, results_table
+    from actsparse.commands.regression.job import RegressJob, draw_history, run_regress
 
     job = RegressJob(tuple(cases), reference, update, history)
     outcome = run_regress(job, output.say)
@@ -44,8 +44,8 @@ def regress(
     if outcome.results and not tables:
         tables = [results_table(outcome.results)]
     output.finish(*tables, figures=outcome.to_dict())
-    if plots := draw(job):
-        output.say("drawn: " + ", ".join(map(str, plots)))
+    if history is not None:
+        output.say("drawn: " + ", ".join(map(str, draw_history(history))))
     if update is not None:
         output.say(f"accepted in {reference}: {', '.join(outcome.results)}")
     raise typer.Exit(ExitCode.CHECK_FAILED if outcome.is_regression else ExitCode.DONE)

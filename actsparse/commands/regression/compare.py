@@ -1,16 +1,18 @@
-"""Hold a case's figures against its reference, and tell a regression from noise and from an improvement."""
+"""Hold a case's figures against its reference, tell a regression from noise and from an improvement, and show it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from rich.table import Table
 
 from actsparse.commands.regression.figures import KINDS, CaseResult, Figure
-from actsparse.commands.regression.reference import Bound, ReferenceCase
-from actsparse.commands.regression.tolerance import Tolerance
+from actsparse.commands.regression.reference import AcceptedFigure, ReferenceCase, Tolerance
 from actsparse.errors import SourceError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 
 OK, REGRESSION, IMPROVEMENT, SHOWN = "ok", "regression", "improvement", "–"
+_STYLES = {REGRESSION: "bold red", IMPROVEMENT: "green"}
 
 
 @dataclass(frozen=True)
@@ -57,27 +59,7 @@ def compare_case(accepted: ReferenceCase, before: CaseResult, now: CaseResult) -
     if missing is not None:
         msg = f"{now.name}: the reference has the figure {missing}, which its result {accepted.result} lacks"
         raise SourceError(msg)
-    differences = []
-    for name, figure in now.figures.items():
-        bound = accepted.figures.get(name)
-        if bound is None:
-            differences.append(Difference(name, None, figure, (), None, SHOWN))
-        else:
-            differences.append(_compare(name, bound, figure, before, now))
-    return tuple(differences)
-
-
-def _compare(name: str, bound: Bound, figure: Figure, before: CaseResult, now: CaseResult) -> Difference:
-    tolerance = bound.tolerance
-    if tolerance is not None and tolerance.interval is not None:
-        change = _paired_interval(name, before, now)
-        verdict = judge(change, tolerance.interval, KINDS[name].bad)
-        return Difference(name, bound.figure, figure, change, tolerance, verdict)
-    change = (figure.value - bound.value,)
-    if tolerance is None:
-        return Difference(name, bound.figure, figure, change, None, SHOWN)
-    slack = tolerance.absolute if tolerance.absolute is not None else (tolerance.relative or 0) * abs(bound.value)
-    return Difference(name, bound.figure, figure, change, tolerance, judge(change, slack, KINDS[name].bad))
+    return tuple(_compare(name, accepted.figures.get(name), before, now) for name in now.figures)
 
 
 def judge(change: tuple[float, ...], slack: float, bad: str) -> str:
@@ -95,7 +77,86 @@ def judge(change: tuple[float, ...], slack: float, bad: str) -> str:
     return REGRESSION if bad == "both" or (bad == "up") == is_above else IMPROVEMENT
 
 
-def _paired_interval(name: str, before: CaseResult, now: CaseResult) -> tuple[float, float]:
-    losses = KINDS[name].losses
-    change = now.windows.token_losses(losses) - before.windows.token_losses(losses)
-    return bootstrap_interval(change, np.array(now.windows.tokens))
+def results_table(results: Mapping[str, CaseResult]) -> Table:
+    """
+    Draw what was measured.
+
+    :param results: By case.
+    :return: A rich table.
+    """
+    table = _make_table("Figures", "measured")
+    for name, result in results.items():
+        for figure, value in result.figures.items():
+            table.add_row(name, KINDS[figure].title, _show_figure(figure, value))
+        table.add_section()
+    return table
+
+
+def differences_table(differences: Mapping[str, tuple[Difference, ...]]) -> Table:
+    """
+    Draw what was measured beside the reference.
+
+    :param differences: By case.
+    :return: A rich table.
+    """
+    table = _make_table("Against the reference", "reference", "now", "change", "tolerance", "verdict")
+    for name, rows in differences.items():
+        for row in rows:
+            kind = KINDS[row.name]
+            before = "–" if row.reference is None else kind.show(row.reference.value)
+            cells = (before, kind.show(row.now.value), _show_change(row), _show_tolerance(row), row.verdict)
+            table.add_row(name, kind.title, *cells, style=_STYLES.get(row.verdict, ""))
+        table.add_section()
+    return table
+
+
+def _compare(name: str, accepted: AcceptedFigure | None, before: CaseResult, now: CaseResult) -> Difference:
+    figure, kind = now.figures[name], KINDS[name]
+    if accepted is None:
+        return Difference(name, None, figure, (), None, SHOWN)
+    tolerance = accepted.tolerance
+    change: tuple[float, ...] = (figure.value - accepted.value,)
+    if tolerance is None:
+        return Difference(name, accepted.figure, figure, change, None, SHOWN)
+    if tolerance.interval is not None:
+        slack = tolerance.interval
+        lost = now.windows.token_losses(kind.losses) - before.windows.token_losses(kind.losses)
+        change = bootstrap_interval(lost, np.array(now.windows.tokens))
+    else:
+        slack = (
+            tolerance.absolute if tolerance.absolute is not None else (tolerance.relative or 0) * abs(accepted.value)
+        )
+    return Difference(name, accepted.figure, figure, change, tolerance, judge(change, slack, kind.bad))
+
+
+def _show_figure(name: str, figure: Figure) -> str:
+    show = KINDS[name].show
+    ends = "" if figure.low is None or figure.high is None else f" ({show(figure.low)} – {show(figure.high)})"
+    return show(figure.value) + ends
+
+
+def _show_change(row: Difference) -> str:
+    if len(row.change) == 2:
+        return f"{row.change[0]:+.4f} to {row.change[1]:+.4f} nats"
+    if KINDS[row.name].is_share:
+        return ", ".join(f"{100 * change:+.2f} points" for change in row.change)
+    return ", ".join(f"{change:+.3g}" for change in row.change) or "–"
+
+
+def _show_tolerance(row: Difference) -> str:
+    tolerance = row.tolerance
+    if tolerance is None:
+        return "–"
+    if tolerance.interval is not None:
+        return f"interval beyond {tolerance.interval:g} nats"
+    if tolerance.relative is not None:
+        return f"{100 * tolerance.relative:g}%"
+    scale, unit = (100, " points") if KINDS[row.name].is_share else (1, "")
+    return f"{scale * (tolerance.absolute or 0):g}{unit}"
+
+
+def _make_table(title: str, *columns: str) -> Table:
+    table = Table("case", "figure", title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actsparse.commands.regression.schema import make_mapping, make_record
+from actsparse.commands.regression.records import make_mapping, make_record
 from actsparse.errors import SourceError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 

@@ -1,25 +1,39 @@
-"""The job behind `actsparse regress`: check everything, measure the cases, compare, accept, keep."""
+"""The job behind `actsparse regress`: check everything, measure the cases, compare, accept, keep and draw."""
 
 import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from actsparse.commands.regression.case import Case, read_case
 from actsparse.commands.regression.compare import REGRESSION, Difference, compare_case
 from actsparse.commands.regression.figures import CaseResult
-from actsparse.commands.regression.git import read_git_state
-from actsparse.commands.regression.history import append_result, draw_history, read_history
-from actsparse.commands.regression.identity import find_change, find_inputs
-from actsparse.commands.regression.process import measure_apart
-from actsparse.commands.regression.reference import Reference, read_reference, results_folder, write_reference
-from actsparse.commands.regression.schema import make_mapping
-from actsparse.commands.regression.subject import Say
-from actsparse.errors import OutputError, SourceError
+from actsparse.commands.regression.inputs import find_change, find_inputs
+from actsparse.commands.regression.prepare import Say
+from actsparse.commands.regression.records import make_mapping
+from actsparse.commands.regression.reference import (
+    Reference,
+    read_reference,
+    read_result,
+    results_folder,
+    write_reference,
+)
+from actsparse.console.plot import plot_history
+from actsparse.console.report import write_json
+from actsparse.errors import ActsparseError, OutputError, SourceError
+from actsparse.runtime.environment import read_git_state
+from actsparse.runtime.progress import hides_progress
 from actsparse.storage.files import kind_of, prepare_folder
 
 CASE_SUFFIXES = (".yaml", ".yml")
+_STDERR = 2
 
 
 @dataclass(frozen=True)
@@ -132,15 +146,81 @@ def run_regress(job: RegressJob, say: Say) -> Outcome:
     return Outcome(results, _compare_all(reference, results, say) if reference is not None else {})
 
 
-def draw(job: RegressJob) -> list[Path]:
+def measure_apart(path: Path, git: dict[str, Any]) -> CaseResult:
     """
-    Draw the history that a job names.
+    Measure a case in a process of its own, which says what it does on standard error.
 
-    :param job: The job.
-    :return: The files; none without a history.
-    :raises ActsparseError: As `draw_history`.
+    :param path: The case's file.
+    :param git: The commit that it is measured at.
+    :return: Its figures.
+    :raises ActsparseError: If the case cannot be measured.
+    :raises RuntimeError: If the process ended without an answer.
     """
-    return draw_history(job.history) if job.history is not None else []
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        # Without the working folder on its path: a module there is not the library of the same name.
+        command = [sys.executable, "-P", "-m", "actsparse.commands.regression.child", str(path), str(answer)]
+        command += ["--quiet"] if hides_progress() else []
+        # Tables are for this process's standard output alone.
+        code = subprocess.run(command, stdout=_STDERR).returncode
+        if code == -signal.SIGINT:
+            raise KeyboardInterrupt
+        if not answer.is_file():
+            msg = f"the process that measured {path} ended with code {code} and no figures"
+            raise RuntimeError(msg)
+        contents = json.loads(answer.read_bytes())
+    if "mistake" in contents:
+        raise ActsparseError(contents["mistake"])
+    return replace(CaseResult.from_dict(contents, "what the process wrote"), git=git)
+
+
+def append_result(folder: Path, result: CaseResult) -> Path:
+    """
+    Keep a result; one of the same case and commit is replaced.
+
+    :param folder: The history's folder.
+    :param result: The result.
+    :return: Its file.
+    :raises OutputError: If it cannot be written.
+    """
+    path = prepare_folder(folder / result.name) / f"{_name_commit(result)}.json"
+    write_json(path, result.to_dict())
+    return path
+
+
+def read_history(folder: Path) -> dict[str, list[CaseResult]]:
+    """
+    Read all results of a history.
+
+    :param folder: Its folder.
+    :return: The results of each case, in the order of their commits.
+    :raises SourceError: If a file is damaged.
+    """
+    found: dict[str, list[tuple[tuple[datetime, bool, str], CaseResult]]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        result = read_result(path)
+        found.setdefault(path.parent.name, []).append((_order(result, path), result))
+    return {name: [result for _, result in sorted(pairs, key=lambda pair: pair[0])] for name, pairs in found.items()}
+
+
+def draw_history(folder: Path) -> list[Path]:
+    """
+    Draw each case's figures over commits.
+
+    :param folder: The history's folder, which gets a PNG file for each case.
+    :return: The files.
+    :raises SourceError: If there are no results, or a file is damaged.
+    :raises OutputError: If matplotlib is missing or a file cannot be written.
+    """
+    history = read_history(folder)
+    if not history:
+        msg = f"{folder} holds no results; --history with a case or a reference adds some"
+        raise SourceError(msg)
+    paths = []
+    for name, results in history.items():
+        paths.append(folder / f"{name}.png")
+        plot_history([_point(result) for result in results], name, paths[-1])
+    return paths
 
 
 def _read_reference(job: RegressJob) -> Reference | None:
@@ -200,3 +280,28 @@ def _compare_all(
         differences[name] = compare_case(reference.find(name), before, result)
         _tell_versions(before, result, say)
     return differences
+
+
+def _name_commit(result: CaseResult) -> str:
+    commit = result.git.get("commit")
+    if commit is None:
+        return "no-commit-" + result.measured_at.replace(":", "").replace("+0000", "Z")
+    return commit[:12] + ("-dirty" if result.git.get("is_dirty") else "")
+
+
+def _order(result: CaseResult, path: Path) -> tuple[datetime, bool, str]:
+    when = result.git.get("committed_at") or result.measured_at
+    try:
+        return datetime.fromisoformat(when).astimezone(), bool(result.git.get("is_dirty")), result.measured_at
+    except (TypeError, ValueError, OverflowError):
+        msg = f"{path} does not say when it was measured"
+        raise SourceError(msg) from None
+
+
+def _point(result: CaseResult) -> dict[str, object]:
+    commit = result.git.get("commit")
+    name = result.measured_at[:10] if commit is None else str(commit)[:8]
+    return {
+        "commit": name + ("*" if result.git.get("is_dirty") else ""),
+        "figures": {name: (f.value, f.low, f.high) for name, f in result.figures.items()},
+    }

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actsparse.commands.regression.case import BACKENDS, Calibration, Case, Target, read_case
+from actsparse.commands.regression.records import write_yaml
 from actsparse.commands.regression.reference import read_reference
-from actsparse.commands.regression.yaml_file import write_yaml
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.torch.compression import WEIGHT_MODES

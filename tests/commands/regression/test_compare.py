@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from actsparse.commands.regression.compare import IMPROVEMENT, OK, REGRESSION, SHOWN, compare_case, judge
 from actsparse.commands.regression.figures import KINDS, NNCF, SPARSE, CaseResult, loss_figures
-from actsparse.commands.regression.reference import ReferenceCase, bind_figures
-from actsparse.commands.regression.tolerance import DEFAULTS, Tolerance
+from actsparse.commands.regression.reference import DEFAULTS, ReferenceCase, Tolerance, accept_figures
 from actsparse.errors import SourceError
 
 MakeResult = Callable[..., CaseResult]
@@ -20,7 +19,7 @@ def verdicts(
     before: CaseResult, now: CaseResult, tolerances: dict[str, Tolerance | None] | None = None
 ) -> dict[str, str]:
     chosen = DEFAULTS if tolerances is None else tolerances
-    accepted = ReferenceCase("small.yaml", "small.json", bind_figures(before.figures, chosen))
+    accepted = ReferenceCase("small.yaml", "small.json", accept_figures(before.figures, chosen))
     return {row.name: row.verdict for row in compare_case(accepted, before, now)}
 
 
@@ -71,7 +70,7 @@ def test_a_reference_that_has_more_than_its_result_cannot_be_compared(make_resul
     losses = result.windows.losses | {NNCF: result.windows.losses[SPARSE]}
     windows = replace(result.windows, losses=losses)
     now = replace(result, figures=result.figures | loss_figures(windows), windows=windows)
-    bounds = bind_figures(now.figures, {"nncf_word_perplexity": Tolerance(interval=0)})
+    bounds = accept_figures(now.figures, {"nncf_word_perplexity": Tolerance(interval=0)})
     with pytest.raises(SourceError, match="figure nncf_word_perplexity, which its result small.json lacks"):
         compare_case(ReferenceCase("small.yaml", "small.json", bounds), result, now)
 

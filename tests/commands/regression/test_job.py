@@ -1,4 +1,4 @@
-"""The history: a file for each case and commit, in the order of commits, and a plot for each case."""
+"""The history of a job: a file for each case and commit, in the order of commits, and a plot for each case."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actsparse.commands.regression.figures import KINDS, CaseResult
-from actsparse.commands.regression.history import append_result, draw_history, read_history
+from actsparse.commands.regression.job import append_result, draw_history, read_history
 from actsparse.console.plot import _HISTORY
 from actsparse.errors import SourceError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actsparse.commands.regression.yaml_file import MAX_BYTES, read_yaml, write_yaml
+from actsparse.commands.regression.records import MAX_BYTES, read_yaml, write_yaml
 from actsparse.errors import SourceError
 
 TEXT = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=20)

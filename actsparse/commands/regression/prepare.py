@@ -1,4 +1,4 @@
-"""The model of a case, ready to be measured: loaded, its weights compressed, with the batches to calibrate on."""
+"""The model of a case, ready to be measured: loaded, its weights compressed, with the windows to calibrate on."""
 
 import time
 from collections.abc import Callable
@@ -7,15 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openvino as ov
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from actsparse.backend import backend_of, language_model
 from actsparse.calibration import run_each
 from actsparse.commands.jobs import DTYPES
-from actsparse.commands.regression.case import Case
-from actsparse.commands.regression.draws import draw_batches
-from actsparse.commands.regression.identity import Inputs
-from actsparse.commands.regression.model_files import ModelFiles
+from actsparse.commands.regression.case import Calibration, Case
+from actsparse.commands.regression.inputs import Inputs, ModelFiles
+from actsparse.errors import DatasetError
 from actsparse.evaluation.comparison import measure_losses
 from actsparse.evaluation.windows import WindowedText, resolve_max_length
 from actsparse.models import load_model
@@ -24,8 +25,10 @@ from actsparse.models.quiet import quiet_libraries
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.require import require_optimum
+from actsparse.openvino.runner import Runner
 from actsparse.scopes import match_targets
 from actsparse.sparsify import sparsify_activations
+from actsparse.texts import Text, take_batches, token_batches
 from actsparse.torch.compression import compress_weights
 from actsparse.torch.running import run_batches
 
@@ -33,15 +36,14 @@ Say = Callable[[str], None]
 
 
 @dataclass
-class Subject:
+class CaseModel:
     """
-    What a case measures.
+    The model of a case, and what is needed to mask and score it.
 
     :param case: The case.
     :param model: The dense model, its weights compressed: a torch module or an `openvino.Model`.
     :param tokenizer: Its tokenizer.
-    :param config: Its transformers configuration.
-    :param batches: Calibration batches.
+    :param batches: Its calibration windows, as model inputs.
     :param pages: The evaluation text.
     :param max_length: The evaluation window in tokens.
     :param say: Told what happens next.
@@ -50,7 +52,6 @@ class Subject:
     case: Case
     model: Any
     tokenizer: Any
-    config: Any
     batches: list[Any]
     pages: tuple[str, ...]
     max_length: int
@@ -58,7 +59,7 @@ class Subject:
 
     def time_forward(self) -> float:
         """
-        Run the calibration batches through the dense model, after a warm-up.
+        Run the calibration windows through the dense model, after a warm-up.
 
         :return: Seconds.
         """
@@ -97,15 +98,14 @@ class Subject:
         return text.num_scored, measure_losses(model, text, description=description)
 
     def _run(self, batches: list[Any]) -> None:
+        shown: dict[str, Any] = {"total": len(batches), "description": "forward passes"}
         if backend_of(self.model).name == "torch":
-            run_batches(self.model, batches, total=len(batches), description="forward passes")
-            return
-        from actsparse.openvino.runner import Runner
-
-        run_each(Runner(self.model).run, batches, total=len(batches), description="forward passes")
+            run_batches(self.model, batches, **shown)
+        else:
+            run_each(Runner(self.model).run, batches, **shown)
 
 
-def prepare_subject(case: Case, inputs: Inputs, say: Say) -> Subject:
+def prepare_model(case: Case, inputs: Inputs, say: Say) -> CaseModel:
     """
     Load a case's model and cut its calibration text.
 
@@ -122,13 +122,36 @@ def prepare_subject(case: Case, inputs: Inputs, say: Say) -> Subject:
     say(f"loading {case.model}")
     model, tokenizer, config = _load(case, inputs.model)
     max_length = resolve_max_length(SimpleNamespace(config=config), tokenizer, case.evaluation.max_length)
-    size: dict[str, Any] = {"num_batches": case.calibration.batches, "length": case.calibration.length}
-    batches = draw_batches(tokenizer, inputs.calibration, **size, seed=case.seed)
+    batches = calibration_windows(tokenizer, inputs.calibration, case.calibration, case.seed)
     _require_match(case, model, batches[0])
     if case.weights is not None:
         say(f"compressing the weights to {case.weights.upper()}")
         model = compress_weights(model, case.weights, batches[0], group_size=case.group_size)
-    return Subject(case, model, tokenizer, config, batches, inputs.evaluation.pages, max_length, say)
+    return CaseModel(case, model, tokenizer, batches, inputs.evaluation.pages, max_length, say)
+
+
+def calibration_windows(tokenizer: Any, text: Text, size: Calibration, seed: int) -> list[dict[str, torch.Tensor]]:
+    """
+    Take windows of a text to calibrate with; equal arguments give equal windows.
+
+    :param tokenizer: The model's tokenizer.
+    :param text: The text.
+    :param size: How many windows of how many tokens.
+    :param seed: 0 takes the first ones, as `token_batches`; another number chooses at random among all of the text.
+    :return: Model inputs.
+    :raises DatasetError: If the text is too short.
+    """
+    num_batches, length = size.batches, size.length
+    if seed == 0:
+        return token_batches(tokenizer, text, num_batches=num_batches, length=length)
+    # A window has a token at least, and a token a byte: more there cannot be.
+    most = sum(len(page.encode()) + 2 for page in text.pages)
+    windows = take_batches(tokenizer, text, most=most, length=length)
+    if len(windows) < num_batches:
+        msg = f"{text.name} is too short: it makes {len(windows)} windows of {length} tokens, not {num_batches}"
+        raise DatasetError(msg)
+    chosen = np.random.default_rng(seed).choice(len(windows), num_batches, replace=False)
+    return [windows[number] for number in sorted(chosen)]
 
 
 def _require_match(case: Case, model: Any, example: Any) -> None:
@@ -144,8 +167,6 @@ def _load(case: Case, files: ModelFiles) -> tuple[Any, Any, Any]:
     if not files.is_openvino:
         loaded = load_model(files.name, dtype=DTYPES[case.dtype])
         return loaded.model, loaded.tokenizer, loaded.model.config
-    import openvino as ov
-
     with quiet_libraries(), explain_errors(case.model):
         tokenizer = AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
         config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
