@@ -18,13 +18,14 @@ from workload import SETTINGS, Batch, Workload, describe_text, load_wikitext, lo
 
 from actsparse import measure_sparsity, remove_sparsifiers, sparsify_activations
 from actsparse.commands.regression.nncf_reference import (
+    count_nncf_zeros,
     find_layer_names,
-    measure_nncf_sparsity,
     named_nncf_sparsifiers,
     sparsify_with_nncf,
     translate_targets,
 )
 from actsparse.texts import token_batches
+from actsparse.torch.running import run_batches
 
 CALIBRATION, WIKITEXT = "calibration data", "WikiText"
 # Largest deviation of any layer from its target, in percentage points.
@@ -97,7 +98,9 @@ def measure_nncf(work: Workload, targets: Any, texts: dict[str, list[Batch]]) ->
     asked = {name: sparsifier.target_sparsity for name, sparsifier in named_nncf_sparsifiers(model).items()}
     deviations: dict[str, Deviations] = {}
     for where, batches in texts.items():
-        measured = measure_nncf_sparsity(model, batches)
+        with count_nncf_zeros(model) as shares:
+            run_batches(model, batches, total=len(batches), description="measuring NNCF's sparsity")
+        measured = shares()
         deviations[where] = {layer_names[node]: to_points(measured[node] - target) for node, target in asked.items()}
     return deviations
 

@@ -1,7 +1,6 @@
 """The figures of a regression case: what they are called, which direction is bad, and their values."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,16 +192,6 @@ def loss_figures(windows: Windows) -> dict[str, Figure]:
     """
     names = [name for name, kind in KINDS.items() if kind.losses and {*kind.losses} <= windows.losses.keys()]
     return {name: windows.make_figure(name) for name in names}
-
-
-def in_order(figures: Mapping[str, Figure]) -> dict[str, Figure]:
-    """
-    Sort figures as tables show them.
-
-    :param figures: Figures by name.
-    :return: The same in the order of `KINDS`.
-    """
-    return {name: figures[name] for name in KINDS if name in figures}
 
 
 def _exp(exponent: float) -> float:

@@ -16,16 +16,7 @@ from actsparse.commands.bench.decoder import compile_decoders, list_precisions, 
 from actsparse.commands.bench.decoding import CONTEXT_TOKENS, DISCARDED_TOKENS, TIMED_TOKENS
 from actsparse.commands.bench.timing import time_decoding
 from actsparse.commands.regression.case import Case
-from actsparse.commands.regression.figures import (
-    DENSE,
-    NNCF,
-    SPARSE,
-    CaseResult,
-    Figure,
-    Windows,
-    in_order,
-    loss_figures,
-)
+from actsparse.commands.regression.figures import DENSE, KINDS, NNCF, SPARSE, CaseResult, Figure, Windows, loss_figures
 from actsparse.commands.regression.inputs import find_inputs
 from actsparse.commands.regression.nncf_reference import (
     count_nncf_zeros,
@@ -93,10 +84,11 @@ def measure_case(case: Case, say: Say) -> CaseResult:
         "calibration_ratio": measured.calibration_seconds / measured.forward_seconds,
         "peak_memory_mb": peak_memory() / 1e6,
     }
+    figures |= {name: Figure(float(value)) for name, value in others.items()}
     return CaseResult(
         case.name,
         inputs.describe(case),
-        in_order(figures | {name: Figure(float(value)) for name, value in others.items()}),
+        {name: figures[name] for name in KINDS if name in figures},
         {layer.name: layer.sparsity for layer in measured.sparsity.layers},
         windows,
         {

@@ -19,7 +19,6 @@ from actsparse.torch.backend import TorchBackend
 from actsparse.torch.compression import quiet_nncf
 from actsparse.torch.insertion import record_calls
 from actsparse.torch.layers import find_layers, trace_graph
-from actsparse.torch.running import run_batches
 
 
 def find_layer_names(model: nn.Module, example: Any) -> dict[str, str]:
@@ -97,16 +96,3 @@ def count_nncf_zeros(model: nn.Module) -> Iterator[Callable[[], dict[str, float]
         for name, sparsifier in named_nncf_sparsifiers(model).items():
             stack.enter_context(record_calls(sparsifier, partial(count, name)))
         yield lambda: {name: zeros[name] / entries[name] for name in zeros}
-
-
-def measure_nncf_sparsity(model: nn.Module, batches: list[Any]) -> dict[str, float]:
-    """
-    Count zeros behind NNCF's masks, as `measure_sparsity` does behind ours.
-
-    :param model: A model with NNCF's masks.
-    :param batches: Model inputs.
-    :return: Share of zeros by node name.
-    """
-    with count_nncf_zeros(model) as shares:
-        run_batches(model, batches, total=len(batches), description="measuring NNCF's sparsity")
-    return shares()

@@ -204,7 +204,7 @@ def write_reference(
     results: Mapping[str, tuple[Path, CaseResult]],
     reason: str,
     git: Mapping[str, Any],
-) -> Reference:
+) -> None:
     """
     Accept results as the reference, whole or not at all; cases that are not among them stay as they are.
 
@@ -213,11 +213,11 @@ def write_reference(
     :param results: A case's file and what was measured of it, by name.
     :param reason: Why.
     :param git: The commit of the reference's folder.
-    :return: The reference now.
     :raises OutputError: If a file cannot be written.
     """
     folder = prepare_folder(results_folder(path))
-    cases = dict(before.cases) if before is not None else {}
+    before = before or Reference(FORMAT, {})
+    cases = dict(before.cases)
     for name, (case_path, result) in results.items():
         data = (json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n").encode()
         file_name = f"{name}-{hashlib.sha256(data).hexdigest()[:12]}.json"
@@ -227,12 +227,9 @@ def write_reference(
         relative = Path(os.path.relpath(case_path.resolve(), path.parent.resolve())).as_posix()
         cases[name] = ReferenceCase(relative, file_name, accept_figures(result.figures, tolerances))
     update = Update(datetime.now(UTC).date().isoformat(), reason, tuple(results), git["commit"], git["is_dirty"])
-    reference = Reference(FORMAT, cases, (*(before.updates if before is not None else ()), update), path)
-    write_yaml(path, make_mapping(reference), HEADING)
-    for old in before.cases.values() if before is not None else ():
-        if old.result not in {case.result for case in cases.values()}:
-            (folder / old.result).unlink(missing_ok=True)
-    return reference
+    write_yaml(path, make_mapping(Reference(FORMAT, cases, (*before.updates, update))), HEADING)
+    for old in {case.result for case in before.cases.values()} - {case.result for case in cases.values()}:
+        (folder / old).unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> CaseResult:
