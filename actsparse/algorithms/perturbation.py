@@ -27,10 +27,10 @@ def perturbation(scopes: Scopes, model: Measurements, importance: Mapping[str, t
     Correct the attribution allocation by trials of the masked model, which need no gradient.
 
     Where thresholds amplify errors, a gradient is a poor guide to what a finite change does. So the weight of every
-    group is moved at random, groups of one role and near each other in depth together, and budgets are shared anew; what a
-    trial costs beside others on the same tokens is regressed on the bytes that each group leaves out. At the best
-    allocation a byte costs the same in every group: where one is found to cost more than the usual one, a² grows by as
-    much.
+    group is moved at random, groups of one role and near each other in depth together, and budgets are shared anew;
+    what a trial costs beside others on the same tokens is regressed on the bytes that each group leaves out. At the
+    best allocation a byte costs the same in every group: where one is found to cost more than the usual one, a² grows
+    by as much.
 
     This is evolution strategies' gradient estimate with antithetic trials (arXiv 1703.03864) in as many dimensions as
     the model has groups, with a prior in the place of a step size.
