@@ -1,7 +1,7 @@
 """As sparse as a perplexity allows: the target sparsity found by bisection on held-out text."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from actsparse.calibration import Settings
 from actsparse.console.report import percent
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import LossComparison, compare_losses
+from actsparse.runtime.progress import Say
 from actsparse.sparsify import calibrate, remove_sparsifiers
 from actsparse.texts.bos import warn_of_missing_bos
 
@@ -102,7 +103,7 @@ def sparsify_to_perplexity(
     scopes: Sequence[Any] = (),
     ignored_scope: Any = None,
     skip_first: int = 0,
-    say: Callable[[str], None] = lambda _line: None,
+    say: Say = lambda _line: None,
 ) -> BudgetResult:
     """
     Mask a model as sparsely as a limit on its perplexity allows (PPL-p%, arXiv 2411.02335, on text of its own).

@@ -183,7 +183,7 @@ def sparsify(
 ) -> None:
     """Calibrate a model's thresholds and write them to a folder, with --accelerate a ready OpenVINO model too."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.commands.jobs import SparsifyJob, run_sparsify
+    from actsparse.commands.sparsify import SparsifyJob, run_sparsify
     from actsparse.storage.files import written_since
 
     job = SparsifyJob(
@@ -239,7 +239,7 @@ def evaluate(
 ) -> None:
     """Measure a model's word perplexity and, if it is masked, its sparsity, on a text."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.commands.jobs import EvaluateJob, run_evaluate
+    from actsparse.commands.evaluate import EvaluateJob, run_evaluate
 
     job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype, device, max_memory)
     result, tables = run_evaluate(job, output.say)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from actsparse.commands.jobs import parse_targets
+from actsparse.commands.common import parse_targets
 from actsparse.commands.regression.case import read_case
 from actsparse.commands.regression.compare import compare_case, differences_table
 from actsparse.commands.regression.figures import KINDS, NNCF, SPARSE, CaseResult, Figure

@@ -28,7 +28,7 @@ from typing import Any
 from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
 
-from actsparse.commands.jobs import UNFINISHED_NAME
+from actsparse.commands.sparsify import UNFINISHED_NAME
 from actsparse.errors import ActsparseError, nearest
 from actsparse.storage.files import UNFINISHED
 
@@ -115,7 +115,7 @@ def measure(options: argparse.Namespace) -> Measurement:
     # Forks share all of it.
     import actsparse.cli
     import actsparse.commands.demo
-    import actsparse.commands.jobs
+    import actsparse.commands.sparsify
     import actsparse.commands.sweep  # noqa: F401
 
     generator = random.Random(options.seed)

@@ -22,7 +22,7 @@ from command import announce, positive, run_benchmark
 from frontier import OURS, UNIFORM, increases, make_points_parser, summarize
 from workload import find_wikitext
 
-from actsparse.commands.demo import CALIBRATION_LENGTH
+from actsparse.commands.common import CALIBRATION_LENGTH
 from actsparse.commands.sweep import Point, SweepJob, run_sweep
 from actsparse.console.report import write_json
 from actsparse.evaluation.bootstrap import bootstrap_ratio

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actsparse import ActsparseError, load_thresholds, measure_sparsity, save_thresholds, sparsify_activations
-from actsparse.commands.jobs import SparsifyJob
+from actsparse.commands.sparsify import SparsifyJob
 from actsparse.sparsify import remove_sparsifiers
 from actsparse.torch.insertion import intercept_outputs, named_sparsifiers
 from actsparse.torch.sparsifier import ActivationSparsifier

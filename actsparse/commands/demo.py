@@ -1,7 +1,7 @@
 """The main job on the embedded default: what sparsity costs alone, with INT8 and uniform, and how fast it decodes."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,17 @@ import torch
 from torch import nn
 
 from actsparse.commands.bench.decoding import DecodingReport, compare_decoding
-from actsparse.console.plot import plot_sparsity_by_layer
-from actsparse.console.report import Report, Row, write_json
+from actsparse.commands.common import THRESHOLDS_NAME, read_batches, write_report
+from actsparse.console.report import Report, Row
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.cost import Cost, evaluate_cost
 from actsparse.models import load_model
 from actsparse.runtime.distributed import count_processes
+from actsparse.runtime.progress import Say
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import sparsify_activations
-from actsparse.storage.files import prepare_folder, write_bytes
-from actsparse.texts import Text, describe_batches, load_pages, token_batches
+from actsparse.storage.files import prepare_folder
+from actsparse.texts import Text, describe_batches, load_pages
 from actsparse.thresholds import save_thresholds
 from actsparse.torch.compression import compress_int8
 
@@ -28,8 +29,7 @@ FFN_TARGETS = {TargetScope(roles=("ffn.up", "ffn.gate")): 0.3, TargetScope(roles
 FFN_NAME = "up/gate 30% + down 50%"
 UNIFORM_TARGET = 0.4
 ACCELERATED_TARGET = 0.5
-CALIBRATION_BATCHES, CALIBRATION_LENGTH = 32, 256
-THRESHOLDS = "thresholds.safetensors"
+CALIBRATION_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run_demo(
     num_pages: int | None = None,
     max_length: int | None = None,
     num_batches: int = CALIBRATION_BATCHES,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _line: None,
 ) -> Demo:
     """
     Sparsify a model four ways, measure each, time its decoding where there is a compiler, and write the report.
@@ -94,7 +94,7 @@ def run_demo(
     say(f"loading the {model_name} model")
     loaded = load_model(model_name, dtype=torch.float32)
     model, tokenizer = loaded.model, loaded.tokenizer
-    batches = token_batches(tokenizer, calibration, num_batches=num_batches, length=CALIBRATION_LENGTH)
+    batches = read_batches(loaded, calibration, num_batches)
 
     def measure(name: str) -> Cost:
         say(f"evaluating {name}")
@@ -108,7 +108,7 @@ def run_demo(
         say(f"calibrating {name}")
         seconds = _sparsify(model, batches, targets)
         rows.append(Row(name, measure(name), seconds))
-    save_thresholds(model, out / THRESHOLDS, calibration=calibration.name, source=model_name)
+    save_thresholds(model, out / THRESHOLDS_NAME, calibration=calibration.name, source=model_name)
     say("compressing the weights to INT8_ASYM")
     # The masks stay; the weights below them change, so this is the last row to be measured.
     model = compress_int8(model, "asym", batches[0])
@@ -131,30 +131,12 @@ def run_demo(
     )
     # What has been measured is not lost where the timing is cut short.
     write_report(report, out, report.to_dict())
-    found = Demo(report, _time_decoding(model_name, out / THRESHOLDS, text, calibration, say))
+    found = Demo(report, _time_decoding(model_name, out / THRESHOLDS_NAME, text, calibration, say))
     write_report(report, out, found.to_dict(), found.to_markdown())
     return found
 
 
-def write_report(report: Report, out: Path, contents: dict[str, Any], more: str = "") -> None:
-    """
-    Write a report's JSON, Markdown and plot.
-
-    :param report: The report.
-    :param out: An existing folder.
-    :param contents: What the JSON shall hold: the report's own figures, with more where there is more.
-    :param more: Markdown below the report's own.
-    :raises OutputError: If one of the files cannot be written.
-    """
-    write_json(out / "report.json", contents)
-    write_bytes(out / "report.md", (report.to_markdown() + (f"\n{more}" if more else "")).encode())
-    reports = {row.name: row.cost.sparsity for row in report.rows if row.cost.sparsity is not None}
-    plot_sparsity_by_layer(reports, out / "sparsity_by_layer.png")
-
-
-def _time_decoding(
-    model: str, thresholds: Path, text: Text, calibration: Text, say: Callable[[str], None]
-) -> DecodingReport | str:
+def _time_decoding(model: str, thresholds: Path, text: Text, calibration: Text, say: Say) -> DecodingReport | str:
     if count_processes() > 1:
         return "one process does that, without a launcher"
     targets = {

@@ -16,19 +16,25 @@ from rich.table import Table
 
 from actsparse.algorithms import Algorithm, MeasurementCache, get_algorithm
 from actsparse.calibration import Calibration, Settings
-from actsparse.commands.demo import CALIBRATION_LENGTH
-from actsparse.commands.jobs import load_for_job, move_batches, validate_precision
+from actsparse.commands.common import (
+    CALIBRATION_LENGTH,
+    compress,
+    load_for_job,
+    name_weights,
+    read_batches,
+    validate_precision,
+)
 from actsparse.console.plot import plot_frontier
 from actsparse.console.report import make_caption, percent, read_json, write_json
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.comparison import Comparison, compare_with_dense
 from actsparse.runtime.environment import describe_environment
+from actsparse.runtime.progress import Say
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import calibrate
 from actsparse.storage.files import prepare_folder
-from actsparse.texts import Text, load_pages, token_batches
-from actsparse.torch.compression import compress_int8
+from actsparse.texts import Text, load_pages
 
 # Points are compared at equal measured sparsity: so far may it be from what was asked for, after so many corrections.
 TOLERANCE = 0.003
@@ -40,7 +46,6 @@ _NUMBERS = ("sparsity", "target", "measured_sparsity", "loss_increase", "top1_ag
 _LISTS = ("loss_increase_interval", "window_losses", "window_tokens")
 _NUMBERS_OR_NULL = ("word_perplexity", "token_perplexity", "kl_divergence")
 
-Say = Callable[[str], None]
 Point = dict[str, Any]
 
 
@@ -237,9 +242,8 @@ def _measure(
 ) -> Iterator[Point]:
     say(f"loading {job.model}")
     loaded = load_for_job(job.model, job)
-    batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
-    batches = move_batches(batches, loaded.model)
-    model = compress_int8(loaded.model, job.int8, batches[0]) if job.int8 else loaded.model
+    batches = read_batches(loaded, calibration, job.num_batches)
+    model = compress(loaded.model, job.int8, batches[0], say)
     caches: dict[str, MeasurementCache] = {}
     for number, (algorithm, sparsity) in enumerate(missing, start=1):
         say(f"{algorithm.name} at {percent(sparsity)} ({number} of {len(missing)})")
@@ -295,7 +299,7 @@ def _settings(job: SweepJob, calibration: Text, text: Text) -> dict[str, Any]:
     return {
         "model": job.model,
         **layers,
-        "weights": f"INT8_{job.int8.upper()}" if job.int8 else job.dtype,
+        "weights": name_weights(job.int8, job.dtype),
         "calibration text": f"{calibration.name}: {job.num_batches} x {CALIBRATION_LENGTH} tokens",
         "evaluation text": f"{text.name}: {len(text.pages)} pages, windows of {job.max_length}",
         "texts": f"{calibration.sha256[:12]} {text.sha256[:12]}",

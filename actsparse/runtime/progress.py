@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actsparse.runtime.process import launched_rank
 
+# Told what happens next, a line at a time.
+Say = Callable[[str], None]
+
 # What tqdm and the hub's library read when they are imported.
 _SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 _is_hidden = ContextVar("is_hidden", default=False)

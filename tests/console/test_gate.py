@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actsparse import cli
-from actsparse.commands.jobs import SparsifyJob
+from actsparse.commands.sparsify import SparsifyJob
 from actsparse.console.gate import Verdict, require_limit
 from actsparse.console.report import to_json
 from actsparse.errors import ActsparseError

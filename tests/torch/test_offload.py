@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actsparse import remove_sparsifiers, sparsify_activations, word_perplexity
-from actsparse.commands import jobs
-from actsparse.commands.jobs import SparsifyJob, _name_calibration
+from actsparse.commands import sparsify
+from actsparse.commands.sparsify import SparsifyJob, _name_calibration, run_sparsify
 from actsparse.errors import ActsparseError, DatasetError, SourceError
 from actsparse.models import load_model
 from actsparse.openvino import export_model
@@ -138,7 +138,7 @@ def test_a_calibration_of_other_weights_is_another_even_where_they_are_not_in_me
 
 def test_naming_a_calibration_holds_no_weights_that_are_on_disk(make_offloaded, batches, monkeypatch, tmp_path):
     held: list[torch.Tensor] = []
-    monkeypatch.setattr(jobs, "digest_of", lambda parts: (held.extend(parts[3]), b"")[1])
+    monkeypatch.setattr(sparsify, "digest_of", lambda parts: (held.extend(parts[3]), b"")[1])
     _name_calibration(SparsifyJob(model="x", out=tmp_path, sparsity=0.5), make_offloaded(), batches)
     assert held
     assert all(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() for tensor in held)
@@ -178,13 +178,13 @@ def test_what_needs_all_weights_says_so(offloaded, batches, tmp_path, make_offlo
 
 @pytest.mark.parametrize("wanted", [{"accelerate": True}, {"recover": 1}])
 def test_what_cannot_be_done_is_refused_before_calibration(files, tmp_path, monkeypatch, wanted):
-    monkeypatch.setattr(jobs, "calibrate", pytest.fail)
+    monkeypatch.setattr(sparsify, "calibrate", pytest.fail)
     size = sum(path.stat().st_size for path in (files / "model").glob("*.safetensors"))
     texts = {"calibration": str(files / "calibration.txt"), "training": str(files / "calibration.txt")}
     placed = {"device": "auto", "max_memory": f"{size / 2e6}MB"}
-    job = jobs.SparsifyJob(str(files / "model"), tmp_path, sparsity=0.5, num_batches=2, **texts, **placed, **wanted)
+    job = SparsifyJob(str(files / "model"), tmp_path, sparsity=0.5, num_batches=2, **texts, **placed, **wanted)
     with pytest.raises(ActsparseError, match=f"--{next(iter(wanted))} needs all weights in memory"):
-        jobs.run_sparsify(job, lambda _: None)
+        run_sparsify(job, lambda _: None)
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,7 @@
 import gc
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ from actsparse.commands.bench.results import BenchReport, Point, Quantiles, Side
 from actsparse.commands.bench.shapes import SEED, SHAPES, count_parameters
 from actsparse.commands.bench.sparse import SparseModel, count_linear_bytes, make_sparse, measure_reads
 from actsparse.commands.bench.timing import time_decoding, time_first_token
-from actsparse.commands.jobs import parse_targets
+from actsparse.commands.common import parse_targets
 from actsparse.console.plot import plot_speedup
 from actsparse.errors import ActsparseError, OutputError, ScopeError, nearest
 from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.graph_masks import count_masks
 from actsparse.runtime.environment import count_cores, describe_environment
+from actsparse.runtime.progress import Say
 from actsparse.scopes.matching import validate_targets
 from actsparse.storage import assets
 from actsparse.storage.files import kind_of, prepare_folder
@@ -51,8 +52,6 @@ _BATCH_TOKENS = 24
 # Each of the four compiled models holds its weights, beside the mapped files: 9.2 GB measured with `1b` as int8, a
 # quarter of it mapped.
 _NUM_COMPILED, _MEMORY_FACTOR, _MEMORY_BYTES = 4, 6.0, 2.0**30
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actsparse.algorithms import get_algorithm
-from actsparse.commands.jobs import DTYPES
+from actsparse.commands.common import DTYPES
 from actsparse.commands.regression.records import NOT_IN_FILE, make_mapping, read_record
 from actsparse.errors import SourceError, nearest, shorten_message
 from actsparse.mask import TOKENS

@@ -1,7 +1,6 @@
 """The model of a case, ready to be measured: loaded, its weights compressed, with the windows to calibrate on."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from actsparse.backend import backend_of, language_model
 from actsparse.calibration import run_each
-from actsparse.commands.jobs import DTYPES
+from actsparse.commands.common import DTYPES
 from actsparse.commands.regression.case import Calibration, Case
 from actsparse.commands.regression.inputs import Inputs, ModelFiles
 from actsparse.errors import DatasetError
@@ -26,13 +25,12 @@ from actsparse.openvino.build import extension_path
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.require import require_optimum
 from actsparse.openvino.runner import Runner
+from actsparse.runtime.progress import Say
 from actsparse.scopes import match_targets
 from actsparse.sparsify import sparsify_activations
 from actsparse.texts import Text, take_batches, token_batches
 from actsparse.torch.compression import compress_weights
 from actsparse.torch.running import run_batches
-
-Say = Callable[[str], None]
 
 
 @dataclass

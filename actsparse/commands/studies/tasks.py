@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ import numpy as np
 from rich.table import Table
 
 from actsparse.backend import backend_of
-from actsparse.commands.jobs import EvaluateJob, load_for_evaluation
+from actsparse.commands.common import name_weights
+from actsparse.commands.evaluate import EvaluateJob, load_for_evaluation
 from actsparse.console.report import make_caption, percent
 from actsparse.errors import ActsparseError, nearest, shorten_message
 from actsparse.evaluation.sparsity import count_zeros
 from actsparse.runtime.environment import describe_environment
-from actsparse.runtime.progress import shows_progress
+from actsparse.runtime.progress import Say, shows_progress
 from actsparse.sparsity_report import SparsityReport
 from actsparse.storage.files import kind_of
 from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
@@ -31,8 +32,6 @@ GROUPS = {
     # Achieving Sparse Activation in Small Language Models (arXiv 2406.06562) asks TruthfulQA's questions.
     "truthfulqa-choice": ("truthfulqa_mc1", "truthfulqa_mc2"),
 }
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def run_tasks(job: TasksJob, say: Say) -> TaskReport:
         raise ActsparseError(msg) from error
     settings = {
         "model": job.model,
-        "weights": f"INT8_{int8.upper()}" if int8 else job.dtype,
+        "weights": name_weights(int8, job.dtype),
         "examples": "all" if job.limit is None else f"--limit {job.limit:g}",
         "few-shot examples": "each task's own" if job.num_fewshot is None else job.num_fewshot,
     }

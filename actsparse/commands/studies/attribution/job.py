@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from actsparse.commands.demo import CALIBRATION_LENGTH
-from actsparse.commands.jobs import validate_precision
+from actsparse.commands.common import CALIBRATION_LENGTH, validate_precision
 from actsparse.commands.studies.attribution.masks import ORACLE, STATIC, WHERE, has_form
 from actsparse.commands.studies.attribution.metrics import INTEGRATED, METRICS
 from actsparse.errors import ActsparseError, nearest, shorten_message

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from actsparse.algorithms import MeasurementCache
-from actsparse.commands.demo import CALIBRATION_LENGTH
-from actsparse.commands.jobs import DTYPES
+from actsparse.commands.common import DTYPES, read_batches
 from actsparse.commands.studies.attribution.curves import Curves, require_sacrebleu
 from actsparse.commands.studies.attribution.decoding import Decoding
 from actsparse.commands.studies.attribution.job import AttributionJob, Line
@@ -25,14 +24,13 @@ from actsparse.commands.studies.units import UnitLayer, find_units
 from actsparse.console.report import read_json, write_json
 from actsparse.models import load_model
 from actsparse.runtime.environment import describe_environment
-from actsparse.runtime.progress import progress_bar
+from actsparse.runtime.progress import Say, progress_bar
 from actsparse.storage.files import prepare_folder
-from actsparse.texts import Text, load_pages, token_batches
+from actsparse.texts import Text, load_pages
 from actsparse.texts.questions import load_questions
 from actsparse.torch.measurements.probe import without_parameter_gradients
 from actsparse.torch.running import evaluation_mode
 
-Say = Callable[[str], None]
 Thresholds = dict[str, torch.Tensor]
 # What was measured of some questions: a row for each ratio, and with what.
 Figures = dict[str, Any]
@@ -98,9 +96,7 @@ class Study:
 
     @cached_property
     def _batches(self) -> list[Any]:
-        number = self._job.num_batches
-        batches = token_batches(self._loaded.tokenizer, self._text, num_batches=number, length=CALIBRATION_LENGTH)
-        return [{name: tensor.to(self._job.device) for name, tensor in batch.items()} for batch in batches]
+        return read_batches(self._loaded, self._text, self._job.num_batches)
 
     def path(self, questions: Sequence[str], line: Line) -> Path:
         """

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from actsparse.errors import ActsparseError
 from actsparse.evaluation.comparison import compare_losses
 from actsparse.evaluation.sparsity import count_zeros
 from actsparse.runtime.environment import peak_memory
-from actsparse.runtime.progress import progress_bar
+from actsparse.runtime.progress import Say, progress_bar
 from actsparse.sparsity_report import SparsityReport
 from actsparse.torch.insertion import intercept_inputs, named_sparsifiers
 from actsparse.torch.running import evaluation_mode
@@ -36,8 +36,6 @@ METHODS = (TOPK, FAT, CETT, PPLP)
 MAX_EVALUATIONS = 15
 # So far may the perplexity ratio stay below the one allowed.
 RATIO_TOLERANCE = 0.0005
-
-Say = Callable[[str], None]
 
 
 def inspect_model(

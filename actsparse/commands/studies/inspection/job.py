@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actsparse.commands.demo import CALIBRATION_LENGTH
-from actsparse.commands.jobs import DTYPES, require_choice, validate_precision
+from actsparse.commands.common import CALIBRATION_LENGTH, DTYPES, read_batches, require_choice, validate_precision
 from actsparse.commands.studies.inspection.inspect import METHODS, PPLP, inspect_model
 from actsparse.commands.studies.inspection.networks import CETT, FAT, TOPK
 from actsparse.commands.studies.inspection.result import Inspection, Line
@@ -18,11 +16,10 @@ from actsparse.console.report import read_json, write_json
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.models import load_model
 from actsparse.runtime.environment import describe_environment
+from actsparse.runtime.progress import Say
 from actsparse.storage.files import kind_of, prepare_folder
-from actsparse.texts import Text, load_pages, token_batches
+from actsparse.texts import Text, load_pages
 from actsparse.thresholds import save_thresholds
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,7 @@ def _load_texts(job: InspectJob) -> tuple[Text, Text]:
 def _inspect(job: InspectJob, name: str, calibration: Text, text: Text, say: Say) -> tuple[Inspection, Any]:
     say(f"loading {name}")
     loaded = load_model(name, dtype=DTYPES[job.dtype])
-    batches = token_batches(loaded.tokenizer, calibration, num_batches=job.num_batches, length=CALIBRATION_LENGTH)
+    batches = read_batches(loaded, calibration, job.num_batches)
     inspection = inspect_model(
         loaded.model,
         loaded.tokenizer,

@@ -1,0 +1,173 @@
+"""What several commands share: their constants, how they read options, load a model and its batches, and report."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actsparse.console.plot import plot_sparsity_by_layer
+from actsparse.console.report import Report, write_json
+from actsparse.errors import ActsparseError, ScopeError, nearest
+from actsparse.models import LoadedModel, load_model
+from actsparse.runtime.progress import Say
+from actsparse.scopes.target_scope import TargetScope
+from actsparse.storage.files import write_bytes
+from actsparse.texts import Text, token_batches
+from actsparse.torch.compression import INT8_MODES, compress_int8
+from actsparse.torch.offload import parse_memory
+
+CALIBRATION_LENGTH = 256
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+THRESHOLDS_NAME = "thresholds.safetensors"
+
+
+def require_choice(option: str, value: Any, choices: Iterable[str]) -> None:
+    """
+    Check what an option says.
+
+    :param option: Its name.
+    :param value: What it says.
+    :param choices: What it may say.
+    :raises ActsparseError: If that is not among them.
+    """
+    if value not in choices:
+        msg = f"{option} is {value!r}; it is one of {', '.join(choices)} (nearest: {nearest(str(value), choices, 1)})"
+        raise ActsparseError(msg)
+
+
+def validate_precision(int8: Any, dtype: str) -> None:
+    """
+    Check what weights shall be.
+
+    :param int8: What `--int8` says.
+    :param dtype: What `--dtype` says.
+    :raises ActsparseError: If one of them is not a choice.
+    """
+    require_choice("--dtype", dtype, DTYPES)
+    if int8 is not None:
+        require_choice("--int8", int8, INT8_MODES)
+
+
+def name_weights(int8: str | None, dtype: str) -> str:
+    """
+    Say what weights are.
+
+    :param int8: What `--int8` says.
+    :param dtype: What `--dtype` says.
+    :return: A name for settings.
+    """
+    return f"INT8_{int8.upper()}" if int8 else dtype
+
+
+def parse_targets(targets: tuple[str, ...], roles: tuple[str, ...], sparsity: float | None) -> Any:
+    """
+    Turn the command line's targets into what `sparsify_activations` takes.
+
+    :param targets: Texts of the form PATTERN=S.
+    :param roles: Texts of the form ROLE=S.
+    :param sparsity: One sparsity for all block layers.
+    :return: Scopes with their targets, or the one sparsity.
+    :raises ScopeError: If none or both forms are given, or a text has another form.
+    """
+    if (sparsity is None) == (not targets and not roles):
+        msg = "give either --sparsity S, or one or more of --target 'PATTERN=S' and --role ROLE=S"
+        raise ScopeError(msg)
+    if sparsity is not None:
+        return sparsity
+    scopes: dict[TargetScope, float] = {}
+    for option, texts in (("--target", targets), ("--role", roles)):
+        for text in texts:
+            name, separator, number = text.rpartition("=")
+            value = _to_number(number)
+            if not separator or not name or value is None:
+                msg = f"{option} takes {'PATTERN' if option == '--target' else 'ROLE'}=S such as x=0.3, not {text!r}"
+                raise ScopeError(msg)
+            scope = TargetScope(patterns=[name]) if option == "--target" else TargetScope(roles=(name,))
+            if scope in scopes:
+                msg = f"{option} {name!r} is given twice"
+                raise ScopeError(msg)
+            scopes[scope] = value
+    return scopes
+
+
+def _to_number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def load_for_job(name: str, job: Any) -> LoadedModel:
+    """
+    Load a model of the type and in the place that a job says.
+
+    :param name: The model.
+    :param job: What to do; its `dtype`, `device` and `max_memory` count.
+    :return: The model.
+    :raises ActsparseError: If it cannot be loaded so.
+    """
+    max_memory = None if job.max_memory is None else parse_memory(job.max_memory)
+    return load_model(name, dtype=DTYPES[job.dtype], device=job.device, max_memory=max_memory)
+
+
+def read_batches(loaded: LoadedModel, calibration: Text, num_batches: int) -> list[dict[str, torch.Tensor]]:
+    """
+    Make a model's calibration batches.
+
+    :param loaded: The model.
+    :param calibration: The text.
+    :param num_batches: How many batches of `CALIBRATION_LENGTH` tokens.
+    :return: The batches, where the model takes them.
+    :raises ActsparseError: If the text is too short.
+    """
+    batches = token_batches(loaded.tokenizer, calibration, num_batches=num_batches, length=CALIBRATION_LENGTH)
+    return move_batches(batches, loaded.model)
+
+
+def move_batches(batches: list[dict[str, torch.Tensor]], model: Any) -> list[dict[str, torch.Tensor]]:
+    """
+    Move model inputs to a model that is as a whole on an accelerator; hooks move them for any other.
+
+    :param batches: Model inputs.
+    :param model: The model.
+    :return: The inputs there.
+    """
+    device = next(model.parameters()).device
+    if device.type in ("cpu", "meta"):
+        return batches
+    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+
+
+def compress(model: Any, int8: str | None, example: Any, say: Say) -> Any:
+    """
+    Compress a model's weights, where that is asked for.
+
+    :param model: The model.
+    :param int8: What `--int8` says.
+    :param example: What the model can run on.
+    :param say: Told what happens next.
+    :return: The model.
+    """
+    if int8 is None:
+        return model
+    say(f"compressing the weights to {name_weights(int8, '')}")
+    return compress_int8(model, int8, example)
+
+
+def write_report(report: Report, out: Path, contents: dict[str, Any], more: str = "") -> None:
+    """
+    Write a report's JSON, Markdown and plot.
+
+    :param report: The report.
+    :param out: An existing folder.
+    :param contents: What the JSON shall hold: the report's own figures, with more where there is more.
+    :param more: Markdown below the report's own.
+    :raises OutputError: If one of the files cannot be written.
+    """
+    write_json(out / "report.json", contents)
+    write_bytes(out / "report.md", (report.to_markdown() + (f"\n{more}" if more else "")).encode())
+    reports = {row.name: row.cost.sparsity for row in report.rows if row.cost.sparsity is not None}
+    plot_sparsity_by_layer(reports, out / "sparsity_by_layer.png")
