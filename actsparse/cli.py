@@ -27,6 +27,7 @@ from actsparse.console.options import (
     RoleOption,
     TargetOption,
     TextOption,
+    job_options,
     split_list,
 )
 from actsparse.console.output import Output, tell
@@ -86,9 +87,9 @@ def demo(
     model: Annotated[str, typer.Option(metavar="MODEL", help="Another model than the embedded default.")] = "default",
     text: TextOption = "default",
     calibration: CalibrationOption = "default",
-    pages: PagesOption = None,
+    num_pages: PagesOption = None,
     max_length: LengthOption = None,
-    batches: BatchesOption = 32,
+    num_batches: BatchesOption = 32,
     fast: Annotated[
         bool, typer.Option("--fast", help="4 pages and 8 calibration batches: a look, not a figure.")
     ] = False,
@@ -97,20 +98,9 @@ def demo(
 ) -> None:
     """Sparsify a real model, measure what it costs and how fast it decodes: no model hub, no questions."""
     output = context.with_resource(Output(json, quiet))
-    from actsparse.commands.demo import run_demo
+    from actsparse.commands.demo import DemoJob, run_demo
 
-    if pages is None and text == "default":
-        pages = 4 if fast else 16
-    found = run_demo(
-        out,
-        model_name=model,
-        text_name=text,
-        calibration_name=calibration,
-        num_pages=4 if fast and pages is None else pages,
-        max_length=max_length,
-        num_batches=8 if fast else batches,
-        say=output.say,
-    )
+    found = run_demo(DemoJob(**job_options(context)), output.say)
     output.finish(*found.results, figures=found.to_dict())
     output.say(f"written to {out}: report.json, report.md, thresholds.safetensors, sparsity_by_layer.png")
 
@@ -120,13 +110,14 @@ def sparsify(
     context: typer.Context,
     model: ModelArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the thresholds and the report.")],
-    target: TargetOption = [],  # noqa: B006
-    role: RoleOption = [],  # noqa: B006
+    targets: TargetOption = [],  # noqa: B006
+    roles: RoleOption = [],  # noqa: B006
     sparsity: Annotated[
         float | None, typer.Option(metavar="S", help="One sparsity for all Linear layers of the blocks.")
     ] = None,
-    ignore: Annotated[
-        list[str], typer.Option(metavar="PATTERN", help="Leave out the layers whose name matches; may be repeated.")
+    ignored: Annotated[
+        list[str],
+        typer.Option("--ignore", metavar="PATTERN", help="Leave out the layers whose name matches; may be repeated."),
     ] = [],  # noqa: B006
     algorithm: Annotated[
         str,
@@ -160,11 +151,11 @@ def sparsify(
         bool, typer.Option("--exact", help="With --accelerate: multiply with activations of 24 bits instead of 8.")
     ] = False,
     calibration: CalibrationOption = "default",
-    batches: BatchesOption = 32,
+    num_batches: BatchesOption = 32,
     text: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Also measure what it costs, on this evaluation text.")
     ] = None,
-    pages: PagesOption = None,
+    num_pages: PagesOption = None,
     max_length: LengthOption = None,
     fail_above: Annotated[
         float | None,
@@ -186,32 +177,7 @@ def sparsify(
     from actsparse.commands.sparsify import SparsifyJob, run_sparsify
     from actsparse.storage.files import written_since
 
-    job = SparsifyJob(
-        model=model,
-        out=out,
-        targets=tuple(target),
-        roles=tuple(role),
-        sparsity=sparsity,
-        ignored=tuple(ignore),
-        algorithm=algorithm,
-        int8=int8,
-        accelerate=accelerate,
-        exact=exact,
-        calibration=calibration,
-        num_batches=batches,
-        skip_first=skip_first,
-        max_perplexity_increase=max_perplexity_increase,
-        held_out=held_out,
-        recover=recover,
-        training=training,
-        text=text,
-        num_pages=pages,
-        max_length=max_length,
-        fail_above=fail_above,
-        dtype=dtype,
-        device=device,
-        max_memory=max_memory,
-    )
+    job = SparsifyJob(**job_options(context))
     start = time.time()
     result, tables = run_sparsify(job, output.say)
     output.finish(*tables, figures=result)
@@ -225,7 +191,7 @@ def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_DIR", help="A model, or a folder that sparsify wrote.")],
     text: TextOption = "default",
-    pages: PagesOption = None,
+    num_pages: PagesOption = None,
     max_length: LengthOption = None,
     thresholds: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Mask the model with this thresholds file.")
@@ -241,8 +207,7 @@ def evaluate(
     output = context.with_resource(Output(json, quiet))
     from actsparse.commands.evaluate import EvaluateJob, run_evaluate
 
-    job = EvaluateJob(model, text, pages, max_length, thresholds, int8, dtype, device, max_memory)
-    result, tables = run_evaluate(job, output.say)
+    result, tables = run_evaluate(EvaluateJob(**job_options(context)), output.say)
     output.finish(*tables, figures=result)
 
 
@@ -254,18 +219,19 @@ def sweep(
     algorithms: Annotated[
         str, typer.Option(metavar="NAME[,NAME…]", help="Algorithms, or pairs SCORE+ALLOCATION.")
     ] = "magnitude,fisher,auto",
-    sparsity: Annotated[
-        str, typer.Option(metavar="S[,S…]", help="Sparsities of all Linear layers of the blocks.")
+    sparsities: Annotated[
+        str, typer.Option("--sparsity", metavar="S[,S…]", help="Sparsities of all Linear layers of the blocks.")
     ] = "0.3,0.4,0.5,0.6",
-    role: Annotated[
-        list[str], typer.Option(metavar="ROLE", help="Only layers of this role, such as ffn.down; may be repeated.")
+    roles: Annotated[
+        list[str],
+        typer.Option("--role", metavar="ROLE", help="Only layers of this role, such as ffn.down; may be repeated."),
     ] = [],  # noqa: B006
     int8: Int8Option = None,
     dtype: DtypeOption = "fp32",
     calibration: CalibrationOption = "default",
-    batches: BatchesOption = 32,
+    num_batches: BatchesOption = 32,
     text: TextOption = "default",
-    pages: PagesOption = None,
+    num_pages: PagesOption = None,
     max_length: Annotated[int, typer.Option("--max-length", metavar="N", help="Evaluation window in tokens.")] = 512,
     device: DeviceOption = "cpu",
     max_memory: MemoryOption = None,
@@ -276,22 +242,8 @@ def sweep(
     output = context.with_resource(Output(json, quiet))
     from actsparse.commands.sweep import SweepJob, parse_sparsities, run_sweep
 
-    job = SweepJob(
-        model=model,
-        out=out,
-        algorithms=split_list(algorithms),
-        sparsities=parse_sparsities(sparsity),
-        roles=tuple(role),
-        int8=int8,
-        dtype=dtype,
-        calibration=calibration,
-        num_batches=batches,
-        text=text,
-        num_pages=pages,
-        max_length=max_length,
-        device=device,
-        max_memory=max_memory,
-    )
+    parsed = {"algorithms": split_list(algorithms), "sparsities": parse_sparsities(sparsities)}
+    job = SweepJob(**job_options(context, **parsed))
     result = run_sweep(job, output.say)
     output.finish(result.to_table(), figures=result.to_dict())
     output.say(f"written to {out}: sweep.json, frontier.png, points/")
@@ -313,14 +265,16 @@ def bench(
             "(of an OpenVINO model too), or a GGUF file.",
         ),
     ],
-    sparsity: Annotated[
+    sparsities: Annotated[
         list[str],
         typer.Option(
-            metavar="S[,S…]", help="Sparsity of all Linear layers of the blocks; 0.5 by default. Each S is measured."
+            "--sparsity",
+            metavar="S[,S…]",
+            help="Sparsity of all Linear layers of the blocks; 0.5 by default. Each S is measured.",
         ),
     ] = [],  # noqa: B006
-    target: TargetOption = [],  # noqa: B006
-    role: RoleOption = [],  # noqa: B006
+    targets: TargetOption = [],  # noqa: B006
+    roles: RoleOption = [],  # noqa: B006
     thresholds: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Instead of targets: the masks of this file, as sparsify writes it."),
@@ -328,8 +282,10 @@ def bench(
     weights: Annotated[
         str | None, typer.Option(metavar="int8|int4|f16", help="How weights are stored; int8 by default.")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Multiply with activations of 24 bits instead of 8.")] = False,
-    tokens: Annotated[int, typer.Option(metavar="N", help="How many decoded tokens are timed.")] = 60,
+    is_exact: Annotated[
+        bool, typer.Option("--exact", help="Multiply with activations of 24 bits instead of 8.")
+    ] = False,
+    num_tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="How many decoded tokens are timed.")] = 60,
     prompt_lengths: Annotated[
         str, typer.Option(metavar="N[,N…]", help="Prompt lengths for the time to first token.")
     ] = "32,128,512,1024",
@@ -348,7 +304,7 @@ def bench(
     ] = None,
     text: TextOption = "default",
     calibration: CalibrationOption = "default",
-    batches: Annotated[int, typer.Option(metavar="N", help="Calibration batches of 128 tokens.")] = 4,
+    num_batches: Annotated[int, typer.Option("--batches", metavar="N", help="Calibration batches of 128 tokens.")] = 4,
     json: JsonOption = None,
     quiet: QuietOption = False,
     plot: Annotated[
@@ -363,25 +319,11 @@ def bench(
     from actsparse.commands.bench.job import BenchJob, describe_report, draw_plot, parse_numbers, run_bench
     from actsparse.commands.bench.tables import make_tables
 
-    job = BenchJob(
-        model=model,
-        sparsities=tuple(sparsity),
-        targets=tuple(target),
-        roles=tuple(role),
-        thresholds=thresholds,
-        weights=weights,
-        is_exact=exact,
-        num_tokens=tokens,
-        prompt_lengths=parse_numbers("--prompt-lengths", prompt_lengths),
-        batch_sizes=parse_numbers("--batch-sizes", batch_sizes),
-        repetitions=repetitions,
-        threads=threads,
-        target_speedup=target_speedup,
-        text=text,
-        calibration=calibration,
-        num_batches=batches,
-        plot=plot,
-    )
+    parsed = {
+        "prompt_lengths": parse_numbers("--prompt-lengths", prompt_lengths),
+        "batch_sizes": parse_numbers("--batch-sizes", batch_sizes),
+    }
+    job = BenchJob(**job_options(context, **parsed))
     report = run_bench(job, output.say)
     results: list[Any] = make_tables(report)
     if target_speedup is not None:

@@ -29,7 +29,6 @@ FFN_TARGETS = {TargetScope(roles=("ffn.up", "ffn.gate")): 0.3, TargetScope(roles
 FFN_NAME = "up/gate 30% + down 50%"
 UNIFORM_TARGET = 0.4
 ACCELERATED_TARGET = 0.5
-CALIBRATION_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -63,42 +62,46 @@ class Demo:
         return f"How fast it decodes on this machine:\n\n{self.decoding.to_markdown()}"
 
 
-def run_demo(
-    out: Path,
-    *,
-    model_name: str = "default",
-    text_name: str = "default",
-    calibration_name: str = "default",
-    num_pages: int | None = None,
-    max_length: int | None = None,
-    num_batches: int = CALIBRATION_BATCHES,
-    say: Say = lambda _line: None,
-) -> Demo:
+@dataclass(frozen=True)
+class DemoJob:
+    """What `actsparse demo` is asked to do; see its help."""
+
+    out: Path
+    model: str = "default"
+    text: str = "default"
+    calibration: str = "default"
+    num_pages: int | None = None
+    max_length: int | None = None
+    num_batches: int = 32
+    fast: bool = False
+
+    def load_texts(self) -> tuple[Text, Text]:
+        """Load the evaluation text, a few pages where it is the default or has to be fast, and the calibration text."""
+        pages = self.num_pages
+        if pages is None and (self.fast or self.text == "default"):
+            pages = 4 if self.fast else 16
+        return load_pages(self.text, num_pages=pages), load_pages(self.calibration, purpose="calibration")
+
+
+def run_demo(job: DemoJob, say: Say) -> Demo:
     """
     Sparsify a model four ways, measure each, time its decoding where there is a compiler, and write the report.
 
-    :param out: Folder for report.json, report.md, thresholds.safetensors and sparsity_by_layer.png.
-    :param model_name: The model, as for `load_model`.
-    :param text_name: The evaluation text, as for `load_pages`.
-    :param calibration_name: The calibration text.
-    :param num_pages: How many pages to evaluate on; None takes all.
-    :param max_length: The evaluation window in tokens; None takes 2048 or the model's own limit.
-    :param num_batches: Calibration batches of 256 tokens.
+    :param job: What to do; its folder gets report.json, report.md, thresholds.safetensors and sparsity_by_layer.png.
     :param say: Told what happens next.
     :return: What was found.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """
-    prepare_folder(out)
-    text = load_pages(text_name, num_pages=num_pages)
-    calibration = load_pages(calibration_name, purpose="calibration")
-    say(f"loading the {model_name} model")
-    loaded = load_model(model_name, dtype=torch.float32)
+    prepare_folder(job.out)
+    text, calibration = job.load_texts()
+    say(f"loading the {job.model} model")
+    loaded = load_model(job.model, dtype=torch.float32)
     model, tokenizer = loaded.model, loaded.tokenizer
-    batches = read_batches(loaded, calibration, num_batches)
+    batches = read_batches(loaded, calibration, 8 if job.fast else job.num_batches)
 
     def measure(name: str) -> Cost:
         say(f"evaluating {name}")
-        return evaluate_cost(model, tokenizer, text.pages, max_length=max_length)
+        return evaluate_cost(model, tokenizer, text.pages, max_length=job.max_length)
 
     rows = [Row("fp32", measure("fp32"))]
     for name, targets in (
@@ -108,7 +111,7 @@ def run_demo(
         say(f"calibrating {name}")
         seconds = _sparsify(model, batches, targets)
         rows.append(Row(name, measure(name), seconds))
-    save_thresholds(model, out / THRESHOLDS_NAME, calibration=calibration.name, source=model_name)
+    save_thresholds(model, job.out / THRESHOLDS_NAME, calibration=calibration.name, source=job.model)
     say("compressing the weights to INT8_ASYM")
     # The masks stay; the weights below them change, so this is the last row to be measured.
     model = compress_int8(model, "asym", batches[0])
@@ -121,7 +124,7 @@ def run_demo(
         "What activation sparsity costs",
         tuple(rows),
         {
-            "model": model_name,
+            "model": job.model,
             "evaluation text": f"{text.name}: {perplexity.num_pages} pages, {perplexity.num_words} words, "
             f"{perplexity.num_tokens} tokens, windows of {perplexity.max_length}",
             "calibration text": f"{calibration.name}: {describe_batches(loaded.tokenizer, batches)}",
@@ -130,9 +133,9 @@ def run_demo(
         },
     )
     # What has been measured is not lost where the timing is cut short.
-    write_report(report, out, report.to_dict())
-    found = Demo(report, _time_decoding(model_name, out / THRESHOLDS_NAME, text, calibration, say))
-    write_report(report, out, found.to_dict(), found.to_markdown())
+    write_report(report, job.out, report.to_dict())
+    found = Demo(report, _time_decoding(job.model, job.out / THRESHOLDS_NAME, text, calibration, say))
+    write_report(report, job.out, found.to_dict(), found.to_markdown())
     return found
 
 

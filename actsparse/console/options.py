@@ -1,7 +1,7 @@
 """The options that commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,10 +44,10 @@ Int8Option = Annotated[
 ]
 TargetOption = Annotated[
     list[str],
-    typer.Option(metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated."),
+    typer.Option("--target", metavar="PATTERN=S", help="Sparsity of the layers whose name matches; may be repeated."),
 ]
 RoleOption = Annotated[
-    list[str], typer.Option(metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
+    list[str], typer.Option("--role", metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
 ]
 DeviceOption = Annotated[
     str,
@@ -62,6 +62,21 @@ MemoryOption = Annotated[
     typer.Option("--max-memory", metavar="SIZE", help="With --device auto: memory for weights, such as 6GB."),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16.")]
+
+# What says how a command talks, not what it does.
+_OF_OUTPUT = ("json", "quiet")
+
+
+def job_options(context: typer.Context, **parsed: Any) -> dict[str, Any]:
+    """
+    Return the options of a command, whose names are those of its job's fields.
+
+    :param context: The command's context.
+    :param parsed: What has been read from the texts of some of them.
+    :return: The options, lists as tuples, but those of its output.
+    """
+    given = {name: value for name, value in context.params.items() if name not in _OF_OUTPUT} | parsed
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def split_list(text: str) -> tuple[str, ...]:

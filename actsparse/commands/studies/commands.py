@@ -15,6 +15,7 @@ from actsparse.console.options import (
     PagesOption,
     QuietOption,
     TextOption,
+    job_options,
     split_list,
 )
 from actsparse.console.output import Output
@@ -37,15 +38,16 @@ def attribution(
         str, typer.Option(metavar="FIRST:LAST:STEP", help="Shares of units to switch off; or numbers between commas.")
     ] = "0:0.9:0.1",
     where: Annotated[str, typer.Option(metavar="heads|neurons|both", help="Which units are switched off.")] = "both",
-    mode: Annotated[
+    modes: Annotated[
         str,
         typer.Option(
+            "--mode",
             metavar="oracle|static[,…]",
             help="Ranked for each token by its own gradient, which only the dense model's answer can tell; or by "
             "thresholds fixed on calibration text, which can be deployed (not for ig).",
         ),
     ] = "oracle",
-    num: Annotated[
+    number: Annotated[
         int | None, typer.Option("--num", metavar="N", help="Ask the first N questions only; all if left out.")
     ] = None,
     ig_steps: Annotated[int, typer.Option("--ig-steps", metavar="N", help="Steps of integrated gradients.")] = 20,
@@ -56,7 +58,7 @@ def attribution(
         typer.Option(metavar="TEXT", help="How to ask, with {question} in it; the chat template if left out."),
     ] = None,
     calibration: CalibrationOption = "default",
-    batches: BatchesOption = 8,
+    num_batches: BatchesOption = 8,
     dtype: DtypeOption = "fp32",
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to run: cpu, or cuda if torch has it.")] = "cpu",
     json: JsonOption = None,
@@ -69,29 +71,12 @@ def attribution(
     output = context.with_resource(Output(json, quiet))
     from actsparse.commands.studies.attribution import AttributionJob, parse_ratios, run_attribution
 
-    job = AttributionJob(
-        model=model,
-        out=out,
-        questions=questions,
-        metrics=split_list(metrics),
-        ratios=parse_ratios(ratios),
-        where=where,
-        modes=split_list(mode),
-        number=num,
-        ig_steps=ig_steps,
-        max_tokens=max_tokens,
-        batch=batch,
-        prompt=prompt,
-        calibration=calibration,
-        num_batches=batches,
-        dtype=dtype,
-        device=device,
-    )
+    parsed = {"metrics": split_list(metrics), "ratios": parse_ratios(ratios), "modes": split_list(modes)}
+    job = AttributionJob(**job_options(context, **parsed))
     curves = run_attribution(job, output.say)
     output.finish(*curves.to_tables(), figures=curves.to_dict())
-    output.say(
-        f"written to {out}: attribution.json, .csv, .png, .pdf, points/" + (", thresholds/" if "static" in mode else "")
-    )
+    more = ", thresholds/" if "static" in modes else ""
+    output.say(f"written to {out}: attribution.json, .csv, .png, .pdf, points/{more}")
 
 
 def inspect(
@@ -122,10 +107,10 @@ def inspect(
         typer.Option(metavar="PATTERN", help="Folders of one training, such as 'DIR/*'; may be repeated to compare."),
     ] = [],  # noqa: B006
     text: TextOption = "default",
-    pages: PagesOption = None,
+    num_pages: PagesOption = None,
     max_length: Annotated[int, typer.Option("--max-length", metavar="N", help="Evaluation window in tokens.")] = 512,
     calibration: CalibrationOption = "default",
-    batches: BatchesOption = 8,
+    num_batches: BatchesOption = 8,
     heat_tokens: Annotated[int, typer.Option("--heat-tokens", metavar="N", help="Tokens in the heat map.")] = 128,
     dtype: DtypeOption = "fp32",
     json: JsonOption = None,
@@ -135,21 +120,7 @@ def inspect(
     output = context.with_resource(Output(json, quiet))
     from actsparse.commands.studies.inspection import InspectJob, run_inspect, run_series
 
-    job = InspectJob(
-        out=out,
-        model=model,
-        checkpoints=tuple(checkpoints),
-        method=method,
-        value=value,
-        thresholds=thresholds,
-        calibration=calibration,
-        num_batches=batches,
-        text=text,
-        num_pages=pages,
-        max_length=max_length,
-        heat_tokens=heat_tokens,
-        dtype=dtype,
-    )
+    job = InspectJob(**job_options(context))
     figures: dict[str, Any] = {}
     results: list[Any] = []
     if model is not None:
@@ -184,8 +155,11 @@ def tasks(
     limit: Annotated[
         float | None, typer.Option(metavar="N", help="The first N examples of each task only; below 1, that share.")
     ] = None,
-    fewshot: Annotated[
-        int | None, typer.Option(metavar="K", help="Solved examples in the prompt; each task's own number if left out.")
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--fewshot", metavar="K", help="Solved examples in the prompt; each task's own number if left out."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Run N examples at a time.")] = 8,
     thresholds: Annotated[
@@ -193,8 +167,10 @@ def tasks(
     ] = None,
     int8: Int8Option = None,
     dtype: DtypeOption = "fp32",
-    chat_template: Annotated[bool, typer.Option("--chat-template", help="Ask in the model's chat format.")] = False,
-    run_generated_code: Annotated[
+    uses_chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask in the model's chat format.")
+    ] = False,
+    runs_generated_code: Annotated[
         bool,
         typer.Option("--run-generated-code", help="Allow tasks that run the code a model writes (humaneval, mbpp)."),
     ] = False,
@@ -205,18 +181,6 @@ def tasks(
     output = context.with_resource(Output(json, quiet))
     from actsparse.commands.studies.tasks import TasksJob, run_tasks
 
-    job = TasksJob(
-        model=model,
-        tasks=split_list(tasks),
-        include=include,
-        limit=limit,
-        num_fewshot=fewshot,
-        batch=batch,
-        thresholds=thresholds,
-        int8=int8,
-        dtype=dtype,
-        uses_chat_template=chat_template,
-        runs_generated_code=run_generated_code,
-    )
+    job = TasksJob(**job_options(context, tasks=split_list(tasks)))
     report = run_tasks(job, output.say)
     output.finish(report.to_table(), figures=report.to_dict())
