@@ -2,7 +2,8 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ UNFINISHED_NAME = "calibration.unfinished"
 # Windows that make a step at once, and how many such batches are held out.
 RECOVERY_BATCH = 4
 RECOVERY_HELD_OUT = 3
+# The options that no measurement depends on: where results go, what comes after calibration, and how many weights are
+# in memory at once. A calibration is known again by all others, those included that are still to come.
+NEVER_MEASURED_WITH = frozenset(
+    ("out", "accelerate", "exact", "training", "text", "num_pages", "max_length", "fail_above", "max_memory")
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,8 @@ class _Run:
 
     def calibrate(self) -> None:
         job = self._job
-        self._kept = DiskCache(job.out / UNFINISHED_NAME, _name_calibration(job, self._model, self._batches))
+        name = partial(name_calibration, job, self._model, self._batches)
+        self._kept = DiskCache(job.out / UNFINISHED_NAME, name)
         start = time.perf_counter()
         if job.max_perplexity_increase is not None:
             self._search(job.max_perplexity_increase)
@@ -348,9 +355,16 @@ def _withdraw_model(out: Path) -> None:
             (out / file).unlink(missing_ok=True)
 
 
-def _name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
-    """Identify model, data and settings, so that what was measured for others is not taken for this calibration's."""
-    wanted = [job.targets, job.roles, job.sparsity, job.ignored, job.algorithm, job.skip_first, job.dtype, job.int8]
+def name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
+    """
+    Identify a calibration, so that what was measured for another one is not taken for this one's.
+
+    :param job: What to do.
+    :param model: The model, all of whose weights are read.
+    :param batches: Its calibration batches.
+    :return: A hexadecimal digest of model, data, versions, and all settings but those in `NEVER_MEASURED_WITH`.
+    """
+    wanted = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in NEVER_MEASURED_WITH}
     # Shapes alone do not tell two trainings of one model apart; some of each parameter's entries do. Copied, because a
     # view would hold all of a weight that was read from disk.
     weights = [weight.flatten()[:: max(1, weight.numel() // 64)].clone() for weight in every_weight(model)]

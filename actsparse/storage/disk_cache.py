@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,18 @@ class DiskCache(MeasurementCache):
     Of processes that work together, the first writes; what not all of them can read is measured again by all.
 
     :param folder: Where the files go; made when first needed.
-    :param calibration: What identifies the calibration: model, data and settings. Files of another one are not read.
+    :param name_calibration: Says what identifies the calibration: model, data and settings. Files of another one are
+        not read. It may be slow: it is asked once, when the first measurement is wanted.
     """
 
-    def __init__(self, folder: Path, calibration: str) -> None:
+    def __init__(self, folder: Path, name_calibration: Callable[[], str]) -> None:
         super().__init__()
         self._folder = folder
-        self._calibration = calibration
+        self._name_calibration = name_calibration
+
+    @cached_property
+    def _calibration(self) -> str:
+        return self._name_calibration()
 
     def forget(self) -> None:
         """Remove all files: the calibration is finished."""

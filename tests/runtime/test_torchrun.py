@@ -198,14 +198,14 @@ def test_measurements_of_another_calibration_are_not_taken(damage, tmp_path):
         calls.append(1)
         return found
 
-    DiskCache(tmp_path, "one").get_or_measure("x", measure)
+    DiskCache(tmp_path, lambda: "one").get_or_measure("x", measure)
     path = next(tmp_path.iterdir())
     if damage == "half a file":
         path.write_bytes(path.read_bytes()[:-3])
     elif damage == "not a file":
         path.unlink()
         path.mkdir()
-    again = DiskCache(tmp_path, "other" if damage == "other settings" else "one")
+    again = DiskCache(tmp_path, lambda: "other" if damage == "other settings" else "one")
     if damage == "not a file":
         with pytest.raises(OutputError):
             again.get_or_measure("x", measure)
@@ -231,10 +231,10 @@ def test_kept_measurements_come_back_as_they_were(tmp_path):
         "text": "a layer",
         "nothing": {},
     }
-    kept = DiskCache(tmp_path, "one")
+    kept = DiskCache(tmp_path, lambda: "one")
     for kind, found in kinds.items():
         kept.get_or_measure(kind, lambda found=found: found)
-    again = DiskCache(tmp_path, "one")
+    again = DiskCache(tmp_path, lambda: "one")
     back = {kind: again.get_or_measure(kind, lambda: pytest.fail("measured again")) for kind in kinds}
     for kind in ("attribution", "number", "numbers", "text", "nothing"):
         assert back[kind] == kinds[kind]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actsparse import remove_sparsifiers, sparsify_activations, word_perplexity
 from actsparse.commands import sparsify
-from actsparse.commands.sparsify import SparsifyJob, _name_calibration, run_sparsify
+from actsparse.commands.sparsify import SparsifyJob, name_calibration, run_sparsify
 from actsparse.errors import ActsparseError, DatasetError, SourceError
 from actsparse.models import load_model
 from actsparse.openvino import export_model
@@ -122,7 +122,7 @@ def test_a_calibration_of_other_weights_is_another_even_where_they_are_not_in_me
     def name() -> str:
         model = load_model(str(tmp_path), device="auto", max_memory=size).model
         assert is_offloaded(model)
-        return _name_calibration(job, model, batches)
+        return name_calibration(job, model, batches)
 
     size = sum(p.numel() * 4 for p in llama.parameters()) // 2
     job = SparsifyJob(model=str(tmp_path), out=tmp_path / "out", sparsity=0.5)
@@ -139,7 +139,7 @@ def test_a_calibration_of_other_weights_is_another_even_where_they_are_not_in_me
 def test_naming_a_calibration_holds_no_weights_that_are_on_disk(make_offloaded, batches, monkeypatch, tmp_path):
     held: list[torch.Tensor] = []
     monkeypatch.setattr(sparsify, "digest_of", lambda parts: (held.extend(parts[3]), b"")[1])
-    _name_calibration(SparsifyJob(model="x", out=tmp_path, sparsity=0.5), make_offloaded(), batches)
+    name_calibration(SparsifyJob(model="x", out=tmp_path, sparsity=0.5), make_offloaded(), batches)
     assert held
     assert all(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() for tensor in held)
 
