@@ -1,7 +1,10 @@
 """What several commands share: their constants, how they read options, load a model and its batches, and report."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +101,17 @@ def _to_number(text: str) -> float | None:
     except ValueError:
         return None
     return None if math.isnan(number) else number
+
+
+def point_key(*dependencies: Any) -> str:
+    """
+    Name what was measured after all that it depends on, so that it is reused for nothing else.
+
+    :param dependencies: What can be written as JSON; the version of actsparse is added.
+    :return: Twelve hexadecimal digits.
+    """
+    described = json.dumps([version("actsparse"), *dependencies], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def load_for_job(name: str, job: Any) -> LoadedModel:

@@ -1,7 +1,5 @@
 """`actsparse sweep`: algorithms against sparsities, each point in a file of its own so that no work is done twice."""
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from actsparse.commands.common import (
     compress,
     load_for_job,
     name_weights,
+    point_key,
     read_batches,
     validate_precision,
 )
@@ -29,6 +28,7 @@ from actsparse.console.report import make_caption, percent, read_json, write_jso
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.comparison import Comparison, compare_with_dense
+from actsparse.models.identity import model_identity
 from actsparse.runtime.environment import describe_environment
 from actsparse.runtime.progress import Say
 from actsparse.scopes.target_scope import TargetScope
@@ -209,11 +209,17 @@ def run_sweep(job: SweepJob, say: Say) -> Sweep:
     prepare_folder(job.out)
     prepare_folder(job.out / "points")
     settings = _settings(job, calibration, text)
+    identity = model_identity(job.model)
+
+    def path_of(algorithm: str, sparsity: float) -> Path:
+        key = point_key(settings, identity, algorithm, sparsity)
+        return job.out / "points" / f"{algorithm}-{sparsity:g}-{key}.json"
+
     points: dict[tuple[str, float], Point] = {}
     missing = []
     for algorithm in dict.fromkeys(job.algorithms):
         for sparsity in dict.fromkeys(job.sparsities):
-            point = _read_point(_point_path(job.out, settings, algorithm, sparsity))
+            point = _read_point(path_of(algorithm, sparsity))
             if point is None:
                 missing.append((get_algorithm(algorithm), sparsity))
             else:
@@ -223,7 +229,7 @@ def run_sweep(job: SweepJob, say: Say) -> Sweep:
         # What an algorithm measured beyond its target at one sparsity, it will at another.
         offsets = {point["algorithm"]: point["target"] - point["measured_sparsity"] for point in points.values()}
         for point in _measure(job, calibration, text, missing, offsets, say):
-            write_json(_point_path(job.out, settings, point["algorithm"], point["sparsity"]), point)
+            write_json(path_of(point["algorithm"], point["sparsity"]), point)
             points[point["algorithm"], point["sparsity"]] = point
     order = [(algorithm, sparsity) for algorithm in job.algorithms for sparsity in job.sparsities]
     sweep = Sweep(settings, tuple(points[key] for key in dict.fromkeys(order)))
@@ -304,11 +310,6 @@ def _settings(job: SweepJob, calibration: Text, text: Text) -> dict[str, Any]:
         "evaluation text": f"{text.name}: {len(text.pages)} pages, windows of {job.max_length}",
         "texts": f"{calibration.sha256[:12]} {text.sha256[:12]}",
     }
-
-
-def _point_path(out: Path, settings: dict[str, Any], algorithm: str, sparsity: float) -> Path:
-    digest = hashlib.sha256(json.dumps([settings, algorithm, sparsity]).encode()).hexdigest()[:12]
-    return out / "points" / f"{algorithm}-{sparsity:g}-{digest}.json"
 
 
 def _read_point(path: Path) -> Point | None:

@@ -2,18 +2,20 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from actsparse.algorithms import get_algorithm
 from actsparse.calibration import Settings
 from actsparse.cli import app
-from actsparse.commands import sweep
+from actsparse.commands import common, sweep
 from actsparse.commands.sweep import Sweep, SweepJob, parse_sparsities, run_sweep
 from actsparse.console.report import print_result
 from actsparse.errors import ActsparseError
@@ -159,6 +161,24 @@ def test_other_settings_are_other_points(job: SweepJob) -> None:
     run(job)
     _, said = run(SweepJob(**{**job.__dict__, "max_length": 32, "algorithms": ("magnitude",)}))
     assert not any("measured before" in line for line in said)
+
+
+def test_a_retrained_model_and_another_version_are_measured_again(
+    job: SweepJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(job.model, tmp_path / "model"))
+    job = replace(job, model=str(folder), algorithms=("magnitude",), sparsities=(0.5,))
+    before, _ = run(job)
+    assert run(job)[1] == ["magnitude at 50.0% has been measured before"]
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 2
+    save_file(tensors, weights, {"format": "pt"})
+    after, said = run(job)
+    assert not any("measured before" in line for line in said)
+    assert after.points[0]["window_losses"] != before.points[0]["window_losses"]
+    monkeypatch.setattr(common, "version", lambda _name: "99")
+    assert not any("measured before" in line for line in run(job)[1])
 
 
 def test_an_interruption_keeps_the_points_before_it(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from actsparse.errors import ActsparseError, SourceError
 from actsparse.models import load_model
 from actsparse.models.explain import explain_errors
 from actsparse.models.hub import fetch_from_hub
+from actsparse.models.identity import model_identity
 from actsparse.models.load import find_local
 from actsparse.models.quiet import quiet_libraries
 from actsparse.openvino.folder import MODEL_FILE
@@ -110,19 +111,12 @@ def find_source(name: str) -> Source:
     if name in SHAPES:
         return Source(name, [SHAPES[name].to_json_string(), SEED], config=SHAPES[name])
     if name == "default":
-        return Source(name, assets.MODEL_PACKAGE.members[0].sha256)
+        return Source(name, model_identity(name))
     if re.fullmatch(r"[\d.]+b", name, re.IGNORECASE):
         msg = f"there is no built-in shape {name!r}; there are: {', '.join(SHAPES)}"
         raise SourceError(msg)
     path = find_local(name) or fetch_from_hub(name)
-    try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        stats = {file.name: file.stat() for file in files if file.is_file()}
-    except OSError as error:
-        msg = f"cannot read {path}: {error.strerror or error}"
-        raise SourceError(msg) from None
-    identity = [str(path.resolve()), {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}]
-    return Source(name, identity, path=path)
+    return Source(name, model_identity(str(path)), path=path)
 
 
 def prepare_dense(source: Source, weights: str | None, say: Callable[[str], None]) -> DenseModel:

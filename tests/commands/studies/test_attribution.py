@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +320,21 @@ def test_a_study_writes_curves_and_asks_nothing_twice(job: AttributionJob, monke
     assert len(report["points"]) == 8
     monkeypatch.setattr(study, "load_model", lambda *_args, **_kwargs: pytest.fail("the model was loaded"))
     assert run_attribution(job, said.append).points == curves.points
+    assert any("measured before" in line for line in said)
+
+
+def test_a_retrained_model_is_asked_again(job: AttributionJob, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(job.model, tmp_path / "model"))
+    job = AttributionJob(**{**job.__dict__, "model": str(folder), "metrics": ("gxo",)})
+    said: list[str] = []
+    run_attribution(job, said.append)
+    os.utime(folder / "model.safetensors", ns=(0, 1))
+    said.clear()
+    run_attribution(job, said.append)
+    assert not any("measured before" in line for line in said)
+    # Thresholds are found on the model that they mask.
+    assert "calibrating gxo at 0.5" in said
+    run_attribution(job, said.append)
     assert any("measured before" in line for line in said)
 
 

@@ -1,7 +1,5 @@
 """The measurements of an attribution study: what is there is read, the rest is generated."""
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 
 from actsparse.algorithms import MeasurementCache
-from actsparse.commands.common import DTYPES, read_batches
+from actsparse.commands.common import DTYPES, point_key, read_batches
 from actsparse.commands.studies.attribution.curves import Curves, require_sacrebleu
 from actsparse.commands.studies.attribution.decoding import Decoding
 from actsparse.commands.studies.attribution.job import AttributionJob, Line
@@ -23,6 +21,7 @@ from actsparse.commands.studies.attribution.replay import replay
 from actsparse.commands.studies.units import UnitLayer, find_units
 from actsparse.console.report import read_json, write_json
 from actsparse.models import load_model
+from actsparse.models.identity import model_identity
 from actsparse.runtime.environment import describe_environment
 from actsparse.runtime.progress import Say, progress_bar
 from actsparse.storage.files import prepare_folder
@@ -90,9 +89,13 @@ class Study:
     def _text(self) -> Text:
         return load_pages(self._job.calibration, purpose="calibration")
 
-    def _settings(self, line: Line) -> dict[str, Any]:
-        settings = self._job.settings(line)
-        return settings | {"calibrated on": self._text.sha256} if line.mode == STATIC else settings
+    @cached_property
+    def _identity(self) -> Any:
+        return model_identity(self._job.model)
+
+    def _key(self, line: Line, *rest: Any) -> str:
+        text = self._text.sha256 if line.mode == STATIC else None
+        return point_key(self._identity, self._job.settings(line), text, *rest)
 
     @cached_property
     def _batches(self) -> list[Any]:
@@ -106,8 +109,7 @@ class Study:
         :param line: The curve.
         :return: The file.
         """
-        described = json.dumps([self._settings(line), list(questions)], sort_keys=True)
-        return self._job.out / "points" / f"{line}-{hashlib.sha256(described.encode()).hexdigest()[:12]}.json"
+        return self._job.out / "points" / f"{line}-{self._key(line, list(questions))}.json"
 
     def measure(self, chunks: Sequence[Sequence[str]]) -> dict[Line, list[Figures]]:
         """
@@ -179,8 +181,8 @@ class Study:
     def _calibrate(self, line: Line, ratio: float) -> Thresholds:
         if ratio == 0:
             return {}
-        described = hashlib.sha256(json.dumps(self._settings(line)).encode()).hexdigest()[:12]
-        path = self._job.out / "thresholds" / f"{line.metric}-{line.where}-{ratio:g}-{described}.safetensors"
+        name = f"{line.metric}-{line.where}-{ratio:g}-{self._key(line)}.safetensors"
+        path = self._job.out / "thresholds" / name
         if not path.is_file():
             self._say(f"calibrating {line.metric} at {ratio:g}")
         return calibrate_static(self._loaded.model, self._batches, line.metric, line.where, ratio, self._cache, path)

@@ -1,20 +1,26 @@
 """The job behind `actsparse inspect`."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actsparse.commands.common import CALIBRATION_LENGTH, DTYPES, read_batches, require_choice, validate_precision
+from actsparse.commands.common import (
+    CALIBRATION_LENGTH,
+    DTYPES,
+    point_key,
+    read_batches,
+    require_choice,
+    validate_precision,
+)
 from actsparse.commands.studies.inspection.inspect import METHODS, PPLP, inspect_model
 from actsparse.commands.studies.inspection.networks import CETT, FAT, TOPK
 from actsparse.commands.studies.inspection.result import Inspection, Line
-from actsparse.commands.studies.inspection.series import Checkpoint, Series, describe_checkpoint, read_tokens
+from actsparse.commands.studies.inspection.series import Checkpoint, Series, read_tokens
 from actsparse.console.plot import plot_heat_map
 from actsparse.console.report import read_json, write_json
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.models import load_model
+from actsparse.models.identity import model_identity
 from actsparse.runtime.environment import describe_environment
 from actsparse.runtime.progress import Say
 from actsparse.storage.files import kind_of, prepare_folder
@@ -117,8 +123,8 @@ def run_series(job: InspectJob, say: Say) -> Series:
     settings = settings_of(job, calibration, text)
     checkpoints = []
     for number, (pattern, folder) in enumerate(found, start=1):
-        described = json.dumps([describe_checkpoint(folder), settings, calibration.sha256, text.sha256])
-        path = job.out / "points" / f"{folder.name}-{hashlib.sha256(described.encode()).hexdigest()[:12]}.json"
+        key = point_key(model_identity(str(folder)), settings, calibration.sha256, text.sha256)
+        path = job.out / "points" / f"{folder.name}-{key}.json"
         figures = _read(path)
         if figures is None:
             say(f"{folder} ({number} of {len(found)})")

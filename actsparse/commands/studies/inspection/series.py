@@ -11,7 +11,6 @@ from rich.table import Table
 from actsparse.commands.studies.inspection.law import Law, fit_law
 from actsparse.console.plot import plot_series
 from actsparse.console.report import make_caption, percent, read_json
-from actsparse.errors import SourceError
 
 TOKENS, STEPS, ORDER = "tokens", "steps", "order"
 
@@ -138,19 +137,3 @@ def read_tokens(folder: Path, number: int) -> tuple[float, str]:
             return float(count), unit
     digits = re.findall(r"\d+", folder.name)
     return (float(digits[-1]), STEPS) if digits else (float(number), ORDER)
-
-
-def describe_checkpoint(folder: Path) -> list[Any]:
-    """
-    Tell a checkpoint from what may lie there later.
-
-    :param folder: The checkpoint.
-    :return: Its place, and the sizes and times of its files.
-    :raises SourceError: If it cannot be listed.
-    """
-    try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        return [str(folder), *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
-    except OSError as error:
-        msg = f"cannot read the checkpoint {folder}: {error.strerror or error}"
-        raise SourceError(msg) from None
