@@ -24,36 +24,37 @@ _HISTORY = {
 
 def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) -> None:
     """
-    Draw measured sparsity against depth, a line for each kind of site, with the targets dashed.
+    Draw measured sparsity against depth, a line for each kind of site, beside what was allocated and asked for.
 
     :param reports: Measured sparsity by title; one panel each.
     :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
-    figure = _make_figure(path, (5.5 * len(reports), 4))
+    figure = make_figure(path, (5.5 * len(reports), 4))
     panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
     for panel, (title, report) in zip(panels, reports.items(), strict=True):
         for number, (kind, points) in enumerate(_group_by_kind(report).items()):
-            measured, targets = zip(*points, strict=True)
-            panel.plot([100 * m for m in measured], label=kind, color=f"C{number}", linewidth=1.5)
-            panel.plot([100 * t for t in targets], color=f"C{number}", linewidth=0.8, linestyle="--")
+            measured, *asked = ([100 * share for share in line] for line in zip(*points, strict=True))
+            panel.plot(measured, label=kind, color=f"C{number}", linewidth=1.5)
+            for line, style in zip(asked, ("--", ":"), strict=True):
+                panel.plot(line, color=f"C{number}", linewidth=0.8, linestyle=style)
         panel.set(title=title, xlabel="depth (sites of one kind, in order)", ylim=(0, 100))
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
-    panels[0].set_ylabel("measured sparsity, % (dashed: target)")
-    _save(figure, path)
+    panels[0].set_ylabel("measured sparsity, % (dashed: allocated, dotted: target)")
+    save_figure(figure, path)
 
 
-def _group_by_kind(report: SparsityReport) -> dict[str, list[tuple[float, float]]]:
+def _group_by_kind(report: SparsityReport) -> dict[str, list[tuple[float, ...]]]:
     sites: dict[str, list[LayerSparsity]] = {}
     for layer in report.layers:
         sites.setdefault(layer.site, []).append(layer)
-    kinds: dict[str, list[tuple[float, float]]] = {}
+    kinds: dict[str, list[tuple[float, ...]]] = {}
     for layers in sites.values():
         # Layers of a site see one tensor: unless their targets differ, the first speaks for all.
         roles = dict.fromkeys(role for layer in layers for role in layer.roles)
-        target = layers[0].target_sparsity
-        point = (layers[0].sparsity, math.nan if target is None else target)
+        shares = (layers[0].sparsity, layers[0].allocated_sparsity, layers[0].target_sparsity)
+        point = tuple(math.nan if share is None else share for share in shares)
         kinds.setdefault(" + ".join(roles) or "other", []).append(point)
     return kinds
 
@@ -68,7 +69,7 @@ def plot_speedup(points: Sequence[tuple[float, float]], accelerated_share: float
     :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
-    figure = _make_figure(path, (6, 4))
+    figure = make_figure(path, (6, 4))
     panel = figure.subplots()
     ends = [s / 100 for s in range(96)]
     limits = [1 / (1 - accelerated_share * s) for s in ends]
@@ -82,7 +83,7 @@ def plot_speedup(points: Sequence[tuple[float, float]], accelerated_share: float
     )
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -93,7 +94,7 @@ def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
-    figure = _make_figure(path, (7, 5))
+    figure = make_figure(path, (7, 5))
     panel = figure.subplots()
     for name in dict.fromkeys(point["algorithm"] for point in points):
         line = sorted((p for p in points if p["algorithm"] == name), key=lambda p: p["measured_sparsity"])
@@ -106,7 +107,7 @@ def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     panel.set(xlabel="measured sparsity, % of weight bytes", ylabel="log(perplexity / dense perplexity), per token")
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_attribution(points: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -119,7 +120,7 @@ def plot_attribution(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     titles = list(dict.fromkeys((p["mode"], p["where"]) for p in points))
     metrics = list(dict.fromkeys(p["metric"] for p in points))
-    figure = _make_figure(path, (5.5 * len(titles), 4))
+    figure = make_figure(path, (5.5 * len(titles), 4))
     panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     for panel, title in zip(panels, titles, strict=True):
         for number, metric in enumerate(metrics):
@@ -130,7 +131,7 @@ def plot_attribution(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("BLEU against the dense model")
     panels[0].legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_heat_map(rows: Sequence[Sequence[float]], tokens: Sequence[str], title: str, path: Path) -> None:
@@ -143,14 +144,14 @@ def plot_heat_map(rows: Sequence[Sequence[float]], tokens: Sequence[str], title:
     :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
-    figure = _make_figure(path, (max(6.0, 0.16 * len(tokens) + 2), max(3.0, 0.14 * len(rows) + 2)))
+    figure = make_figure(path, (max(6.0, 0.16 * len(tokens) + 2), max(3.0, 0.14 * len(rows) + 2)))
     panel = figure.subplots()
     image = panel.imshow([[100 * share for share in row] for row in rows], aspect="auto", cmap="viridis", vmin=0)
     figure.colorbar(image, ax=panel, label="active entries, %")
     labels = [token.replace("\n", "↵").strip() or "·" for token in tokens]
     panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
     panel.set(title=title, xlabel="token", ylabel="layer")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_series(
@@ -166,7 +167,7 @@ def plot_series(
     :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
-    figure = _make_figure(path, (7, 4.5))
+    figure = make_figure(path, (7, 4.5))
     panel = figure.subplots()
     for number, (name, points) in enumerate(series.items()):
         x = [seen for seen, _ in points]
@@ -178,7 +179,7 @@ def plot_series(
     panel.set(title=title, xlabel=unit, ylabel="active entries, mean over layers, %")
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
@@ -195,7 +196,7 @@ def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) ->
         for label, names in _HISTORY.items()
     }
     panels = {label: lines for label, lines in panels.items() if lines}
-    figure = _make_figure(path, (max(6.0, 0.35 * len(points) + 3), 2.4 * len(panels) + 0.8))
+    figure = make_figure(path, (max(6.0, 0.35 * len(points) + 3), 2.4 * len(panels) + 0.8))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (label, lines) in zip(axes, panels.items(), strict=True):
         for name, values in lines.items():
@@ -211,14 +212,14 @@ def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     axes[0].set_title(title)
     axes[-1].set_xticks(range(len(points)), [point["commit"] for point in points], rotation=90, fontsize=7)
     axes[-1].set_xlabel("commit (*: with changes)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _seen(points: Sequence[Mapping[str, Any]]) -> set[str]:
     return {name for point in points for name in point["figures"]}
 
 
-def _make_figure(path: Path, size: tuple[float, float]) -> Any:
+def make_figure(path: Path, size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -227,7 +228,7 @@ def _make_figure(path: Path, size: tuple[float, float]) -> Any:
     return Figure(figsize=size, layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -120,17 +120,21 @@ def sparsity_table(sparsity: SparsityReport, title: str) -> Table:
     :return: A rich table.
     """
     table = Table(title=title)
-    for column in ("role", "layers", "target", "measured"):
+    for column in ("role", "layers", "target", "allocated", "measured"):
         table.add_column(column, justify="left" if column == "role" else "right")
     for role, measured in sparsity.by_role.items():
         layers = [x for x in sparsity.layers if ("+".join(x.roles) or "other") == role]
-        targets = sorted({x.target_sparsity for x in layers if x.target_sparsity is not None})
-        span = " – ".join(percent(t) for t in dict.fromkeys((*targets[:1], *targets[-1:]))) or "–"
-        table.add_row(role, str(len(layers)), span, percent(measured))
+        target, allocated = _span(x.target_sparsity for x in layers), _span(x.allocated_sparsity for x in layers)
+        table.add_row(role, str(len(layers)), target, allocated, percent(measured))
     table.add_section()
-    table.add_row("all, by weight bytes", str(len(sparsity.layers)), "", percent(sparsity.sparsity))
-    table.add_row("share of all weight reads skipped", "", "", percent(sparsity.weight_reads_skipped))
+    table.add_row("all, by weight bytes", str(len(sparsity.layers)), "", "", percent(sparsity.sparsity))
+    table.add_row("share of all weight reads skipped", "", "", "", percent(sparsity.weight_reads_skipped))
     return table
+
+
+def _span(shares: Iterable[float | None]) -> str:
+    known = sorted(share for share in shares if share is not None)
+    return " – ".join(dict.fromkeys(percent(share) for share in (*known[:1], *known[-1:]))) or "–"
 
 
 def selection_table(selection: Selection) -> Table:

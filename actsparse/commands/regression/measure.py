@@ -111,8 +111,8 @@ def sparsity_figures(report: SparsityReport) -> dict[str, Figure]:
     :param report: Measured on the evaluation text.
     :return: Figures by name.
     """
-    pairs = ((layer.sparsity, layer.target_sparsity) for layer in report.layers)
-    farthest = max(abs(sparsity - target) for sparsity, target in pairs if target is not None)
+    pairs = ((layer.sparsity, layer.allocated_sparsity) for layer in report.layers)
+    farthest = max(abs(sparsity - allocated) for sparsity, allocated in pairs if allocated is not None)
     return {
         "sparsity": Figure(report.sparsity),
         "farthest_layer": Figure(farthest),

@@ -9,12 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actsparse.commands.regression.case import read_case
 from actsparse.commands.regression.figures import CaseResult
-from actsparse.commands.regression.measure import measure_case
+from actsparse.commands.regression.measure import measure_case, sparsity_figures
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.evaluation.word_perplexity import word_perplexity
 from actsparse.openvino import export_model
 from actsparse.sparsify import sparsify_activations
+from actsparse.sparsity_report import LayerSparsity, SparsityReport
 from actsparse.texts import load_pages, token_batches
 from actsparse.torch.compression import compress_int8
 
