@@ -110,78 +110,6 @@ def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_attribution(points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """
-    Draw how like the dense model's texts stay, a panel for each mode and kind of units and a line for each metric.
-
-    :param points: `mode`, `metric`, `where`, `ratio`, `bleu`.
-    :param path: The PNG or PDF file to write.
-    :raises OutputError: If matplotlib is missing or the file cannot be written.
-    """
-    titles = list(dict.fromkeys((p["mode"], p["where"]) for p in points))
-    metrics = list(dict.fromkeys(p["metric"] for p in points))
-    figure = make_figure(path, (5.5 * len(titles), 4))
-    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-    for panel, title in zip(panels, titles, strict=True):
-        for number, metric in enumerate(metrics):
-            line = [p for p in points if (p["mode"], p["where"]) == title and p["metric"] == metric]
-            x, y = [100 * p["ratio"] for p in line], [p["bleu"] for p in line]
-            panel.plot(x, y, marker="o", markersize=4, linewidth=1.2, color=f"C{number}", label=metric)
-        panel.set(title=", ".join(title), xlabel="units switched off, %", xlim=(-2, 102), ylim=(0, 103))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("BLEU against the dense model")
-    panels[0].legend(fontsize="small")
-    save_figure(figure, path)
-
-
-def plot_heat_map(rows: Sequence[Sequence[float]], tokens: Sequence[str], title: str, path: Path) -> None:
-    """
-    Draw the share of active entries of every layer at every token.
-
-    :param rows: A share for each token, by layer.
-    :param tokens: The tokens' texts.
-    :param title: What is shown.
-    :param path: The PNG file to write.
-    :raises OutputError: If matplotlib is missing or the file cannot be written.
-    """
-    figure = make_figure(path, (max(6.0, 0.16 * len(tokens) + 2), max(3.0, 0.14 * len(rows) + 2)))
-    panel = figure.subplots()
-    image = panel.imshow([[100 * share for share in row] for row in rows], aspect="auto", cmap="viridis", vmin=0)
-    figure.colorbar(image, ax=panel, label="active entries, %")
-    labels = [token.replace("\n", "↵").strip() or "·" for token in tokens]
-    panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
-    panel.set(title=title, xlabel="token", ylabel="layer")
-    save_figure(figure, path)
-
-
-def plot_series(
-    series: Mapping[str, Sequence[tuple[float, float]]], laws: Mapping[str, Any], unit: str, title: str, path: Path
-) -> None:
-    """
-    Draw the share of active entries against how far checkpoints have been trained, with the law fitted to each series.
-
-    :param series: By name, how far and the share.
-    :param laws: By name the law, where there is one.
-    :param unit: What says how far.
-    :param title: What is shown.
-    :param path: The PNG file to write.
-    :raises OutputError: If matplotlib is missing or the file cannot be written.
-    """
-    figure = make_figure(path, (7, 4.5))
-    panel = figure.subplots()
-    for number, (name, points) in enumerate(series.items()):
-        x = [seen for seen, _ in points]
-        panel.plot(x, [100 * share for _, share in points], "o", markersize=5, color=f"C{number}", label=name)
-        if name in laws:
-            law, ends = laws[name], [min(x) + (max(x) - min(x)) * i / 200 for i in range(201)]
-            label = f"{law.form}, R² {law.r_squared:.2f}"
-            panel.plot(ends, [100 * share for share in law.predict(ends)], color=f"C{number}", label=label)
-    panel.set(title=title, xlabel=unit, ylabel="active entries, mean over layers, %")
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize="small")
-    save_figure(figure, path)
-
-
 def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """
     Draw a regression case's figures over commits, with their intervals.
@@ -220,6 +148,14 @@ def _seen(points: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def make_figure(path: Path, size: tuple[float, float]) -> Any:
+    """
+    Make an empty figure.
+
+    :param path: The file that it is for.
+    :param size: Width and height in inches.
+    :return: A figure of matplotlib.
+    :raises OutputError: If matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -229,6 +165,13 @@ def make_figure(path: Path, size: tuple[float, float]) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
+    """
+    Write a figure, whole or not at all.
+
+    :param figure: The figure, of `make_figure`.
+    :param path: The file, whose name says the format.
+    :raises OutputError: If it cannot be written.
+    """
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):

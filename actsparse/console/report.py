@@ -95,9 +95,7 @@ class Report:
 
         :return: A table and its settings.
         """
-        table = join_columns(COLUMNS, [row.cells() for row in self.rows])
-        settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
-        return f"# {self.title}\n\n{table}\n\n{settings}\n"
+        return f"# {self.title}\n\n" + table_markdown(COLUMNS, [row.cells() for row in self.rows], self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -178,16 +176,18 @@ def acceleration_table(acceleration: Any) -> Table:
     return table
 
 
-def join_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], settings: Mapping[str, Any]) -> str:
     """
-    Write a table as Markdown, its first column on the left, the others on the right.
+    Write a table as Markdown, its first column on the left, the others on the right, and its settings below.
 
     :param columns: Their headings.
     :param rows: The cells of each row.
-    :return: A line for each.
+    :param settings: What they are, by name.
+    :return: A line for each row and each setting.
     """
-    lines = [columns, ("---", *("---:",) * (len(columns) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = [columns, ("---", *("---:",) * (len(columns) - 1)), *rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in settings.items())]) + "\n"
 
 
 def make_caption(settings: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from actsparse.console import plot
-from actsparse.console.report import sparsity_table
+from actsparse.console.report import sparsity_table, table_markdown
 from actsparse.sparsity_report import LayerSparsity, SparsityReport
 
 
@@ -40,3 +40,16 @@ def test_a_picture_shows_what_was_asked_for_beside_what_was_allocated(
     assert lines["C0", "-"] == pytest.approx([36, 64])
     assert lines["C0", "--"] == pytest.approx([37.5, 62.5])
     assert lines["C0", ":"] == pytest.approx([50, 50])
+
+
+def test_markdown_is_a_table_with_its_settings_below() -> None:
+    text = table_markdown(("model", "sparsity"), [("dense", "–"), ("sparse", "50.0%")], {"threads": 2, "text": "a"})
+    assert text.splitlines() == [
+        "| model | sparsity |",
+        "| --- | ---: |",
+        "| dense | – |",
+        "| sparse | 50.0% |",
+        "",
+        "- threads: 2",
+        "- text: a",
+    ]

@@ -13,7 +13,7 @@ from actsparse.commands.bench.results import Quantiles
 from actsparse.commands.bench.sparse import make_sparse
 from actsparse.commands.bench.timing import time_decoding
 from actsparse.commands.bench.tokens import CALIBRATION_LENGTH, read_tokens
-from actsparse.console.report import join_columns, make_caption
+from actsparse.console.report import make_caption, table_markdown
 from actsparse.errors import ActsparseError
 from actsparse.openvino.build import extension_path
 from actsparse.runtime.environment import count_cores
@@ -77,8 +77,7 @@ class DecodingReport:
 
     def to_markdown(self) -> str:
         """Write the report as Markdown: a table and its settings."""
-        settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
-        return f"{join_columns(_COLUMNS, self.cells())}\n\n{settings}\n"
+        return table_markdown(_COLUMNS, self.cells(), self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Turn the report into what JSON can hold."""

@@ -125,3 +125,9 @@ def test_a_loss_that_is_no_number_is_told(write_case: WriteCase, files: Path, tm
     AutoTokenizer.from_pretrained(files / "model").save_pretrained(files / "broken")
     with pytest.raises(ActsparseError, match="logits contain NaN on page 1 of 1"):
         measure(write_case("broken", "model: broken"))
+
+
+def test_the_farthest_layer_is_far_from_what_it_was_allocated_not_from_what_was_asked_for() -> None:
+    layers = [LayerSparsity("a", "a", (), 0.5, 0.3, 0.31, 1.0), LayerSparsity("b", "b", (), 0.5, 0.7, 0.65, 1.0)]
+    figures = sparsity_figures(SparsityReport((*layers, LayerSparsity("c", "c", (), None, None, 0.9, 1.0)), 3.0, "all"))
+    assert figures["farthest_layer"].value == pytest.approx(0.05)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from actsparse.console.plot import plot_attribution
+from actsparse.console.plot import make_figure, save_figure
 from actsparse.console.report import make_caption, write_json
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.bootstrap import bootstrap_interval
@@ -112,7 +112,7 @@ class Curves:
         writer.writerows(rows)
         write_bytes(folder / "attribution.csv", text.getvalue().encode())
         for name in _PLOTS:
-            plot_attribution(rows, folder / name)
+            self._plot(folder / name)
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -122,6 +122,23 @@ class Curves:
         """
         points = [asdict(point) for point in self.points]
         return {"settings": self.settings, "points": points, "environments": list(self.environments)}
+
+    def _plot(self, path: Path) -> None:
+        """Draw a panel for each mode and kind of units and in it a line for each metric."""
+        titles = list(dict.fromkeys((point.mode, point.where) for point in self.points))
+        metrics = list(dict.fromkeys(point.metric for point in self.points))
+        figure = make_figure(path, (5.5 * len(titles), 4))
+        panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for panel, title in zip(panels, titles, strict=True):
+            for number, metric in enumerate(metrics):
+                line = [p for p in self.points if (p.mode, p.where, p.metric) == (*title, metric)]
+                x, y = [100 * point.ratio for point in line], [point.bleu for point in line]
+                panel.plot(x, y, marker="o", markersize=4, linewidth=1.2, color=f"C{number}", label=metric)
+            panel.set(title=", ".join(title), xlabel="units switched off, %", xlim=(-2, 102), ylim=(0, 103))
+            panel.grid(alpha=0.3)
+        panels[0].set_ylabel("BLEU against the dense model")
+        panels[0].legend(fontsize="small")
+        save_figure(figure, path)
 
     def _draw(self, title: str, cell: Any) -> Table:
         table = Table(title=title)

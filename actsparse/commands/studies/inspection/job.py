@@ -16,7 +16,6 @@ from actsparse.commands.studies.inspection.inspect import METHODS, PPLP, inspect
 from actsparse.commands.studies.inspection.networks import CETT, FAT, TOPK
 from actsparse.commands.studies.inspection.result import Inspection, Line
 from actsparse.commands.studies.inspection.series import Checkpoint, Series, read_tokens
-from actsparse.console.plot import plot_heat_map
 from actsparse.console.report import read_json, write_json
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.models import load_model
@@ -103,7 +102,7 @@ def run_inspect(job: InspectJob, say: Say) -> tuple[Inspection, dict[str, Any]]:
         save_thresholds(model, job.out / "thresholds.safetensors", **notes)
     report = found.to_dict() | {"settings": settings, "environment": describe_environment()}
     write_json(job.out / "inspection.json", report)
-    plot_heat_map(*found.heat, f"{job.title}: active entries of {job.model}", job.out / "heat_map.png")
+    found.draw_heat_map(f"{job.title}: active entries of {job.model}", job.out / "heat_map.png")
     return found, settings
 
 

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
 from actsparse.commands.studies.inspection.networks import CETT, FAT
+from actsparse.console.plot import make_figure, save_figure
 from actsparse.console.report import make_caption, percent
 from actsparse.errors import ActsparseError
 
@@ -109,6 +111,24 @@ class Inspection:
         held_out = f"{self.ratio:.4f} ({low:.4f} – {high:.4f})"
         table.add_row("perplexity over dense", "", "", f"{self.calibration_ratio:.4f}", held_out)
         return table
+
+    def draw_heat_map(self, title: str, path: Path) -> None:
+        """
+        Draw the share of active entries of every layer at every token.
+
+        :param title: What is shown.
+        :param path: The PNG file to write.
+        :raises OutputError: If matplotlib is missing or the file cannot be written.
+        """
+        rows, tokens = self.heat
+        figure = make_figure(path, (max(6.0, 0.16 * len(tokens) + 2), max(3.0, 0.14 * len(rows) + 2)))
+        panel = figure.subplots()
+        image = panel.imshow([[100 * share for share in row] for row in rows], aspect="auto", cmap="viridis", vmin=0)
+        figure.colorbar(image, ax=panel, label="active entries, %")
+        labels = [token.replace("\n", "↵").strip() or "·" for token in tokens]
+        panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
+        panel.set(title=title, xlabel="token", ylabel="layer")
+        save_figure(figure, path)
 
     def to_dict(self) -> dict[str, Any]:
         """

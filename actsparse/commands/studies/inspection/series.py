@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from actsparse.commands.studies.inspection.law import Law, fit_law
-from actsparse.console.plot import plot_series
+from actsparse.console.plot import make_figure, save_figure
 from actsparse.console.report import make_caption, percent, read_json
 
 TOKENS, STEPS, ORDER = "tokens", "steps", "order"
@@ -98,14 +98,27 @@ class Series:
 
     def draw(self, title: str, path: Path) -> None:
         """
-        Draw the series.
+        Draw the share of active entries against how far checkpoints have been trained, with the laws.
 
         :param title: What is shown.
         :param path: The PNG file to write.
         :raises OutputError: If matplotlib is missing or the file cannot be written.
         """
-        points = {name: [(c.seen, c.figures["mean_activation"]) for c in group] for name, group in self.by_name.items()}
-        plot_series(points, self.laws, ", ".join(dict.fromkeys(c.unit for c in self.checkpoints)), title, path)
+        figure = make_figure(path, (7, 4.5))
+        panel = figure.subplots()
+        for number, (name, group) in enumerate(self.by_name.items()):
+            x = [c.seen for c in group]
+            y = [100 * c.figures["mean_activation"] for c in group]
+            panel.plot(x, y, "o", markersize=5, color=f"C{number}", label=name)
+            if name in self.laws:
+                law, ends = self.laws[name], [min(x) + (max(x) - min(x)) * i / 200 for i in range(201)]
+                label = f"{law.form}, R² {law.r_squared:.2f}"
+                panel.plot(ends, [100 * share for share in law.predict(ends)], color=f"C{number}", label=label)
+        unit = ", ".join(dict.fromkeys(c.unit for c in self.checkpoints))
+        panel.set(title=title, xlabel=unit, ylabel="active entries, mean over layers, %")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+        save_figure(figure, path)
 
     def to_dict(self) -> dict[str, Any]:
         """
