@@ -54,6 +54,9 @@ def test_points_are_compared_at_equal_measured_sparsity(job: SweepJob) -> None:
         assert low <= point["loss_increase"] <= high
     for sparsity in (0.3, 0.5):
         assert result.verdict(result.winner(sparsity)) == "best"
+    # Gradients are measured once for both points of the algorithm.
+    backwards = [p["calibration"]["new_backwards"] for p in result.points if p["algorithm"] == "fisher"]
+    assert backwards[0] >= backwards[1] == 0
     assert {path.name for path in job.out.iterdir()} == {"points", "sweep.json", "frontier.png"}
 
 

@@ -245,7 +245,7 @@ def test_the_exit_codes_are_those_that_the_help_and_the_readme_promise(monkeypat
     }  # fmt: skip
     assert run(monkeypatch, "--help") == 0
     assert "Exit codes: 0 done; 1 a check failed" in " ".join(capsys.readouterr().out.split())
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     for code in ExitCode:
         assert f" {int(code)} " in EXIT_CODES_HELP
         assert f"| {int(code)} |" in readme
