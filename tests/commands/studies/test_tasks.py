@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Tasks made of a CSV file by the example."""
     pytest.importorskip("lm_eval")
     (tmp_path / "q.csv").write_text(QUESTIONS, encoding="utf-8-sig")
-    script = Path(__file__).parents[2] / "examples" / "truthfulqa" / "make_tasks.py"
+    script = Path(__file__).parents[3] / "examples" / "truthfulqa" / "make_tasks.py"
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "q.csv"), str(tmp_path / "tasks")])
     runpy.run_path(str(script), run_name="__main__")
     return tmp_path / "tasks"
