@@ -14,6 +14,8 @@ from actsparse import cli
 from actsparse.commands.bench.job import BenchJob
 from actsparse.commands.demo import DemoJob
 from actsparse.commands.evaluate import EvaluateJob
+from actsparse.commands.regression.command import regress
+from actsparse.commands.regression.job import RegressJob
 from actsparse.commands.sparsify import SparsifyJob
 from actsparse.commands.studies import commands
 from actsparse.commands.studies.attribution import AttributionJob
@@ -31,6 +33,7 @@ from actsparse.console.options import RoleOption, job_options
         (cli.evaluate, EvaluateJob),
         (cli.sweep, SweepJob),
         (cli.bench, BenchJob),
+        (regress, RegressJob),
         (commands.attribution, AttributionJob),
         (commands.inspect, InspectJob),
         (commands.tasks, TasksJob),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from actsparse.console.options import JsonOption, QuietOption
+from actsparse.console.options import JsonOption, QuietOption, job_options
 from actsparse.console.output import Output
 from actsparse.runtime.process import ExitCode
 
@@ -38,7 +38,7 @@ def regress(
     from actsparse.commands.regression.compare import differences_table, results_table
     from actsparse.commands.regression.job import RegressJob, draw_history, run_regress
 
-    job = RegressJob(tuple(cases), reference, update, history)
+    job = RegressJob(**job_options(context))
     outcome = run_regress(job, output.say)
     tables = [differences_table(outcome.differences)] if outcome.differences else []
     if outcome.results and not tables:

@@ -16,7 +16,6 @@ from actsparse.commands.regression.case import Case, read_case
 from actsparse.commands.regression.compare import REGRESSION, Difference, compare_case
 from actsparse.commands.regression.figures import CaseResult
 from actsparse.commands.regression.inputs import find_change, find_inputs
-from actsparse.commands.regression.prepare import Say
 from actsparse.commands.regression.records import make_mapping
 from actsparse.commands.regression.reference import (
     Reference,
@@ -29,7 +28,7 @@ from actsparse.console.plot import plot_history
 from actsparse.console.report import write_json
 from actsparse.errors import ActsparseError, OutputError, SourceError
 from actsparse.runtime.environment import read_git_state
-from actsparse.runtime.progress import hides_progress
+from actsparse.runtime.progress import Say, hides_progress
 from actsparse.storage.files import kind_of, prepare_folder
 
 CASE_SUFFIXES = (".yaml", ".yml")

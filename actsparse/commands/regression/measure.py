@@ -24,7 +24,7 @@ from actsparse.commands.regression.nncf_reference import (
     sparsify_with_nncf,
     translate_targets,
 )
-from actsparse.commands.regression.prepare import CaseModel, Say, prepare_model
+from actsparse.commands.regression.prepare import CaseModel, prepare_model
 from actsparse.errors import ActsparseError
 from actsparse.evaluation.sparsity import count_zeros
 from actsparse.evaluation.word_perplexity import count_words
@@ -33,6 +33,7 @@ from actsparse.openvino.build import extension_path
 from actsparse.openvino.export import export_model
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.runtime.environment import count_cores, describe_environment, describe_machine, peak_memory
+from actsparse.runtime.progress import Say
 from actsparse.sparsity_report import SparsityReport
 from actsparse.storage import assets
 from actsparse.texts import Text, token_batches
