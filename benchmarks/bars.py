@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from actsparse.runtime import environment
 PACKAGES = ("actsparse", "torch", "nncf", "openvino", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
 # What the benchmarks write themselves does not make the code that they measure another one.
-_WRITTEN = tuple(ROOT / name for name in ("benchmarks/results", "benchmarks/README.md", "README.md", "docs/figures"))
+_WRITTEN = tuple(ROOT / name for name in ("benchmarks/results", "README.md", "docs/results.md", "docs/figures"))
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,16 @@ def make_table(title: str, bars: Iterable[Bar]) -> Table:
         style = {None: "dim", True: "", False: "bold red"}[bar.is_met]
         table.add_row(*bar.cells, style=style)
     return table
+
+
+def join_rows(lines: Sequence[tuple[str, ...]]) -> str:
+    """
+    Write rows as Markdown.
+
+    :param lines: The rows.
+    :return: The table.
+    """
+    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
 
 
 def describe_run(name: str, command: str, measurement: Measurement, git_state: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """
-Build the tables and plots of README.md and benchmarks/README.md from benchmarks/results.
+Build the tables and plots of README.md and docs/results.md from benchmarks/results.
 
     python benchmarks/report.py [--mark-stale]
 
@@ -13,18 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bars import Bar
+from bars import Bar, join_rows
 from matplotlib.figure import Figure as Plot
 from rich.console import Console
 from run import BENCHMARKS, CASE_RESULTS, DEMO, FOLDER, LONG, RESULTS, ROOT
 from stale import find_reason, find_sources
+from summary import make_summary, read_results
 
 from actsparse.commands.regression.figures import CaseResult
 from actsparse.commands.regression.reference import read_result
 from actsparse.errors import ActsparseError, SourceError, shorten_message
 
-README = FOLDER / "README.md"
 FRONT_PAGE = ROOT / "README.md"
+PAGE = ROOT / "docs" / "results.md"
 CASES_PLOT = ROOT / "docs" / "figures" / "cases.png"
 # What every benchmark measures, beside its own file.
 CODE = "actsparse"
@@ -33,29 +34,6 @@ DATA = {
     "dependency_ranges": ("pyproject.toml",),
     "fuzz": ("examples/regression",),
     "planted_regression": ("examples/regression/default-50.yaml", "examples/regression/reference.yaml"),
-}
-# The front page has these, and every bar that is missed.
-HEADLINES = {
-    "parity": ("real model by roles: thresholds", "real model by roles: logits"),
-    "calibration_time": ("magnitude: time over that of the forward passes", "magnitude: times faster than NNCF"),
-    "calibration_memory": ("magnitude, 256 batches: peak above that of the forward passes",),
-    "decode_speed": (
-        "1b, all 50%: decoding speed-up",
-        "1b INT4, all 50%: decoding speed-up",
-        "1b, up/gate 30% + down 50%: decoding speed-up",
-        "default, all 50%: decoding speed-up",
-    ),
-    "peers": (
-        "Qwen2.5-Coder-0.5B INT8, 50%: decoding over OpenVINO dense",
-        "Qwen2.5-Coder-0.5B INT8, 50%: decoding over llama.cpp Q8_0",
-        "Qwen2.5-Coder-0.5B INT4, 50%: decoding over OpenVINO dense",
-        "Qwen2.5-Coder-0.5B INT4, 50%: decoding over llama.cpp Q4_0",
-    ),
-    "frontier": ("all 50%: loss of auto over magnitude", "all 50%: loss of auto over teal"),
-    "recovery": ("loss of auto after recovery over magnitude",),
-    "planted_regression": ("noise: seeds called a regression", "thresholds x 1.05: seeds called a regression"),
-    "larger_than_memory": ("magnitude: resident memory over the model's size",),
-    "cost_curves": ("magnitude: seconds against tokens, slope", "magnitude: memory against tokens, slope"),
 }
 # What the table of cases shows: a column, its figure, and how.
 CASE_COLUMNS = {
@@ -129,33 +107,21 @@ def find_stale(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult]) ->
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def make_table(reports: dict[str, dict[str, Any]], stale: dict[str, str]) -> str:
+def make_table(reports: dict[str, dict[str, Any]], stale: dict[str, str], *, only_missed: bool = False) -> str:
     """
     Turn results into a table of their bars.
 
     :param reports: The JSON files' contents by name.
     :param stale: Those that are marked.
+    :param only_missed: Whether bars that are reached are left out.
     :return: Markdown.
     """
     headings = ("benchmark", "figure", "bar", "measured", "result", "note")
-    rows = [(mark(name, stale), *bar.cells) for name, report in reports.items() for bar in judged_bars(report)]
-    return join_rows([headings, ("---",) * len(headings), *rows]) + explain_marks(reports, stale)
-
-
-def make_headline_table(reports: dict[str, dict[str, Any]], stale: dict[str, str]) -> str:
-    """
-    Turn results into the front page's table: headlines, and every bar that is missed.
-
-    :param reports: The JSON files' contents by name.
-    :param stale: Those that are marked.
-    :return: Markdown.
-    """
-    headings = ("benchmark", "figure", "bar", "measured", "result")
     rows = [
-        (mark(name, stale), *bar.cells[:-1])
+        (mark(name, stale), *bar.cells)
         for name, report in reports.items()
         for bar in judged_bars(report)
-        if bar.name in HEADLINES.get(name, ()) or not bar.is_met
+        if not (only_missed and bar.is_met)
     ]
     return join_rows([headings, ("---",) * len(headings), *rows]) + explain_marks(reports, stale)
 
@@ -213,16 +179,6 @@ def explain_marks(reports: dict[str, dict[str, Any]], stale: dict[str, str]) -> 
     return f"\n\n\\* Measured on other code than what is here: {', '.join(commits)}." if commits else ""
 
 
-def join_rows(lines: Sequence[tuple[str, ...]]) -> str:
-    """
-    Write rows as Markdown.
-
-    :param lines: The rows.
-    :return: The table.
-    """
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
-
-
 def plot_cases(cases: dict[str, CaseResult], path: Path) -> None:
     """
     Draw what each case loses, beside NNCF's loss where that was measured.
@@ -271,24 +227,26 @@ def describe_case_origin(result: CaseResult) -> dict[str, Any]:
 
 def write_tables(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult], stale: dict[str, str]) -> None:
     """
-    Rewrite the generated parts of both README files.
+    Rewrite the generated parts of the front page and the page of results.
 
     :param bars: What the benchmarks measured.
     :param cases: What the cases measured.
     :param stale: The results that are marked.
     """
+    summary = make_summary(read_results(RESULTS))
+    if summary:
+        replace_part(FRONT_PAGE, "summary", summary)
     origins = "\n".join(f"- {describe_origin(report)}" for report in bars.values())
-    replace_part(README, "results", f"{make_table(bars, stale)}\n\n{origins}")
-    replace_part(FRONT_PAGE, "results", make_headline_table(bars, stale))
+    replace_part(PAGE, "missed", make_table(bars, stale, only_missed=True))
+    replace_part(PAGE, "results", f"{make_table(bars, stale)}\n\n{origins}")
     if cases:
         origins = "\n".join(f"- {describe_origin(describe_case_origin(result))}" for result in cases.values())
-        replace_part(README, "cases", f"{make_case_table(cases, stale)}\n\n{origins}")
-        replace_part(FRONT_PAGE, "cases", make_case_table(cases, stale))
+        replace_part(PAGE, "cases", f"{make_case_table(cases, stale)}\n\n{origins}")
         plot_cases(cases, CASES_PLOT)
     demo = RESULTS / f"{DEMO}.md"
     if demo.is_file():
         _, _, table = demo.read_text(encoding="utf-8").partition("\n\n")
-        replace_part(FRONT_PAGE, DEMO, table.strip() + ("\n- stale: " + stale[DEMO] if DEMO in stale else ""))
+        replace_part(PAGE, DEMO, table.strip() + ("\n- stale: " + stale[DEMO] if DEMO in stale else ""))
 
 
 def replace_part(path: Path, name: str, contents: str) -> None:
@@ -312,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: The command line; None takes that of the process.
     :return: The exit code: 0, or 2 if a result is stale or damaged; nothing is then written.
     """
-    parser = argparse.ArgumentParser(description="Build the README files' tables and plots from the results.")
+    parser = argparse.ArgumentParser(description="Build the documentation's tables and plots from the results.")
     parser.add_argument("--mark-stale", action="store_true", help="mark stale results instead of refusing them")
     options = parser.parse_args(arguments)
     try:
