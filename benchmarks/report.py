@@ -116,14 +116,11 @@ def make_table(reports: dict[str, dict[str, Any]], stale: dict[str, str], *, onl
     :param only_missed: Whether bars that are reached are left out.
     :return: Markdown.
     """
+    shown = {name: [b for b in judged_bars(r) if not (only_missed and b.is_met)] for name, r in reports.items()}
+    rows = [(mark(name, stale), *bar.cells) for name, bars in shown.items() for bar in bars]
     headings = ("benchmark", "figure", "bar", "measured", "result", "note")
-    rows = [
-        (mark(name, stale), *bar.cells)
-        for name, report in reports.items()
-        for bar in judged_bars(report)
-        if not (only_missed and bar.is_met)
-    ]
-    return join_rows([headings, ("---",) * len(headings), *rows]) + explain_marks(reports, stale)
+    explained = explain_marks({name: reports[name] for name, bars in shown.items() if bars}, stale)
+    return join_rows([headings, ("---",) * len(headings), *rows]) + explained
 
 
 def judged_bars(report: dict[str, Any]) -> list[Bar]:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: verdicts, exit codes, JSON files and the table in their README."""
+"""What the benchmarks share: verdicts, exit codes, JSON files and the tables made of them."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from actsparse.errors import SourceError
 from actsparse.runtime.environment import describe_machine, read_git_state
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-MODULES = ("bars", "command", "run", "stale", "report")
+MODULES = ("bars", "command", "run", "stale", "real_models", "llama_cpp", "peers", "summary", "report")
 
 
 @pytest.fixture
@@ -94,24 +94,24 @@ def write_result(benchmarks: Any, path: Path, git: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def readmes(benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Results and README files of their own; the former are made by the tests."""
-    readme, front_page = tmp_path / "README.md", tmp_path / "FRONT.md"
-    parts = [f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->" for name in ("results", "cases")]
-    for path in (readme, front_page):
+def pages(benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Results and pages of their own; the former are made by the tests."""
+    page, front_page = tmp_path / "results.md", tmp_path / "FRONT.md"
+    for path, names in ((page, ("missed", "results", "cases")), (front_page, ("summary",))):
+        parts = [f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->" for name in names]
         path.write_text("\n".join(["before", *parts, "after", ""]), encoding="utf-8")
     monkeypatch.setattr(benchmarks.report, "RESULTS", tmp_path)
     monkeypatch.setattr(benchmarks.report, "CASE_RESULTS", tmp_path / "cases")
     monkeypatch.setattr(benchmarks.report, "CASES_PLOT", tmp_path / "cases.png")
-    monkeypatch.setattr(benchmarks.report, "README", readme)
+    monkeypatch.setattr(benchmarks.report, "PAGE", page)
     monkeypatch.setattr(benchmarks.report, "FRONT_PAGE", front_page)
-    return readme, front_page
+    return page, front_page
 
 
-def test_the_readme_tables_list_the_bars_and_cases_of_the_results(
-    benchmarks: Any, readmes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_page_of_results_lists_bars_and_cases(
+    benchmarks: Any, pages: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme, front_page = readmes
+    page, front_page = pages
     write_result(benchmarks, tmp_path / "parity.json", {"commit": "c0ffee" * 7, "is_dirty": False})
     (tmp_path / "cases").mkdir()
     windows = Windows(100, (50.0, 50.0), {DENSE: (100.0, 110.0), SPARSE: (120.0, 130.0), "nncf": (125.0, 140.0)})
@@ -125,32 +125,89 @@ def test_the_readme_tables_list_the_bars_and_cases_of_the_results(
     monkeypatch.setattr(benchmarks.report, "find_reason", lambda *_: None)
     for _ in range(2):
         assert benchmarks.report.main([]) == 0
-        text = readme.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
         assert text.startswith("before\n")
         assert text.endswith("\nafter\n")
         assert "| parity | ratio | ≤ 1.30× | 1.23× | pass | a note |" in text
         assert "| half | – | 12.18 | 8.17 | 0.400 (0.400 – 0.400) | 0.550 | – | – | – |" in text
         assert "beside" not in text
         assert "old" not in text
-        # The front page has headlines, and what is missed.
-        shown = front_page.read_text(encoding="utf-8")
-        assert "| parity | too high | ≤ 1.00 | 2.00 | fail |\n" in shown
-        assert "parity | ratio" not in shown
+        missed = text.partition("<!-- missed: end -->")[0]
+        assert "| parity | too high | ≤ 1.00 | 2.00 | fail | |\n" in missed
+        assert "parity | ratio" not in missed
+        # Nothing was timed: the front page stays as it is.
+        assert "\nold\n" in front_page.read_text(encoding="utf-8")
     assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_front_page_puts_speed_beside_loss(benchmarks: Any, pages: tuple[Path, Path], tmp_path: Path) -> None:
+    rounds = [
+        {
+            "llama.cpp/plain": {"decode": 12.0, "prompt": 40.0},
+            "OpenVINO dense/f32": {"decode": 18.0 + more, "prompt": 24.0},
+            "OpenVINO dense/bf16": {"decode": 20.0, "prompt": 16.0},
+            "accelerated 50%/f32": {"decode": 10.0, "prompt": 20.0},
+        }
+        for more in (0.0, 5.0, 0.0)
+    ]
+    case = {"sparsities": {"accelerated 50%": 0.523}, "rounds": rounds}
+    machine = {"processor": "Abacus", "threads": 2, "cores": 4}
+    peers = {
+        "samples": {"default-int8": case, "default-int4": case},
+        "machine": machine,
+        "settings": {"llama.cpp": {"left out": ["AMX"]}},
+    }
+    losses = {"magnitude": (0.4, 0.6), "auto": (0.2,)}
+    frontier = [
+        {"algorithm": name, "sparsity": 0.5, "loss_increase": x} for name, draws in losses.items() for x in draws
+    ]
+    point = {"target": 0.5, "measured_sparsity": 0.504, "decode_speedup": 2.08, "ttft_ratio": {"128": 0.875}}
+    figures = {"2 sequences, speed-up": 1.12, "first token after 8, over dense": 0.98, "peak memory over dense": 0.6}
+    decode_speed = {
+        "samples": {"1b, all 50%": [point, point | {"target": 0.05}]},
+        "bars": [{"name": f"1b, all 50%: {name}", "measured": figure} for name, figure in figures.items()],
+    }
+    benchmarks.bars.write_json(tmp_path / "peers.json", peers)
+    benchmarks.bars.write_json(tmp_path / "frontier.json", {"samples": {"all": frontier}})
+    benchmarks.bars.write_json(tmp_path / "decode_speed.json", decode_speed)
+    # The demo's row: 50 nats more on 100 tokens, and the decoding of its own masks.
+    rows = [
+        {"name": "fp32", "negative_log_likelihood": 300.0, "num_tokens": 100},
+        {"name": "INT8_ASYM + sparse, mix", "negative_log_likelihood": 350.0, "sparsity": {"sparsity": 0.377}},
+    ]
+    decoding = {"rows": [{"name": "dense", "speedup": 1.0}, {"name": "mix, accelerated", "speedup": 1.25}]}
+    benchmarks.bars.write_json(tmp_path / "demo.json", {"rows": rows, "decoding": decoding})
+    text = benchmarks.summary.make_summary(benchmarks.summary.read_results(tmp_path))
+    lines = text.splitlines()
+    assert lines[2:7] == [
+        "| SmolLM2-135M | INT8 | 50% (52.3%) | 1.80× | 1.20× | 1.25 | 0.500 (+65%) | 0.200 (+22%) |",
+        "| SmolLM2-135M | INT4 | 50% (52.3%) | 1.80× | 1.20× | 1.25 | – | – |",
+        "| … `make demo` | INT8 | mix = 37.7% | 1.25× | – | – | 0.500 (+65%) | – |",
+        "| 1.1B Llama, random | INT8 | 50% (50.4%) | 2.08× | – | 0.88 | – | – |",
+        "",
+    ]
+    assert "dense: 2 at 1.12. First tokens take 0.98 to 0.98 of dense's time, the process 0.60 of its memory." in text
+    assert lines[-1].startswith("Decoding: Abacus, 2 threads of 4 cores; llama.cpp with Q8_0 and Q4_0 weights, without")
+    # What was timed on other code is told on the page of results alone.
+    front_page = pages[1]
+    benchmarks.report.replace_part(front_page, "summary", text)
+    assert front_page.read_text(encoding="utf-8") == (
+        f"before\n<!-- summary: begin -->\n\n{text}\n\n<!-- summary: end -->\nafter\n"
+    )
+
+
 def test_stale_results_are_refused_or_marked(
-    benchmarks: Any, readmes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    benchmarks: Any, pages: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = readmes[0].read_bytes()
+    before = pages[0].read_bytes()
     write_result(benchmarks, tmp_path / "parity.json", {"commit": "c0ffee" * 7, "is_dirty": False})
     with pytest.raises(SystemExit) as error:
         benchmarks.report.main([])
     assert error.value.code == 2
     assert "stale: parity was measured on c0ffeec0ff, which this checkout does not have" in capsys.readouterr().err
-    assert readmes[0].read_bytes() == before
+    assert pages[0].read_bytes() == before
     assert benchmarks.report.main(["--mark-stale"]) == 0
-    text = readmes[0].read_text(encoding="utf-8")
+    text = pages[0].read_text(encoding="utf-8")
     assert "| parity \\* | ratio |" in text
     assert "\n\\* Measured on other code than what is here: parity on c0ffeec0ff.\n" in text
     (tmp_path / "parity.json").write_text('{"bars": [{}]}', encoding="utf-8")
@@ -226,22 +283,20 @@ def test_a_case_is_run_and_its_result_kept(
     assert "no-such-benchmark" in capsys.readouterr().err
 
 
-def test_the_readme_names_every_benchmark_and_case(benchmarks: Any) -> None:
+def test_the_readme_names_every_benchmark_and_the_pages_have_every_table(benchmarks: Any) -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    front_page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     for name in benchmarks.run.BENCHMARKS:
         assert (FOLDER / f"{name}.py").is_file()
         assert f"`python benchmarks/{name}.py`" in readme
     assert {read_case(path).model for path in benchmarks.run.find_cases()} == {"default"}
-    places = [
-        ("results", readme),
-        ("cases", readme),
-        ("results", front_page),
-        ("cases", front_page),
-        ("demo", front_page),
-    ]
-    for part, text in places:
-        assert text.count(f"<!-- {part}: begin -->") == text.count(f"<!-- {part}: end -->") == 1
+    tables = {
+        benchmarks.report.PAGE: ("demo", "missed", "results", "cases"),
+        benchmarks.report.FRONT_PAGE: ("summary",),
+    }
+    for path, parts in tables.items():
+        text = path.read_text(encoding="utf-8")
+        for part in parts:
+            assert text.count(f"<!-- {part}: begin -->") == text.count(f"<!-- {part}: end -->") == 1
 
 
 def test_a_benchmark_that_is_killed_has_failed(benchmarks: Any) -> None:

@@ -239,16 +239,16 @@ def test_a_failed_check_ends_with_1_and_says_which(monkeypatch, capsys):
     assert capsys.readouterr().err == "failed: perplexity grew by 9%\n"
 
 
-def test_the_exit_codes_are_those_that_the_help_and_the_readme_promise(monkeypatch, capsys):
+def test_the_exit_codes_are_those_that_the_help_and_the_documentation_promise(monkeypatch, capsys):
     assert {code.name: int(code) for code in ExitCode} == {
         "DONE": 0, "CHECK_FAILED": 1, "MISTAKE": 2, "UNEXPECTED": 70, "INTERRUPTED": 130, "TERMINATED": 143
     }  # fmt: skip
     assert run(monkeypatch, "--help") == 0
     assert "Exit codes: 0 done; 1 a check failed" in " ".join(capsys.readouterr().out.split())
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
     for code in ExitCode:
         assert f" {int(code)} " in EXIT_CODES_HELP
-        assert f"| {int(code)} |" in readme
+        assert f"| {int(code)} |" in page
 
 
 def test_the_version_is_printed(monkeypatch, capsys):
