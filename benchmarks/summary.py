@@ -171,10 +171,10 @@ def _describe_batches(results: Results) -> list[str]:
     prompts = [ratio for name, ratio in bars.items() if name.startswith(f"{prefix}first token")]
     if not batches or not prompts:
         return []
-    several = ", ".join(f"{size} at {ratio:.2f}" for size, ratio in batches.items())
+    several = ", ".join(f"{ratio:.2f} with {size}" for size, ratio in batches.items())
     return [
-        f"The 1.1B model at 50% decodes several sequences at once so many times as fast as dense: {several}. First "
-        f"tokens take {min(prompts):.2f} to {max(prompts):.2f} of dense's time, the process "
+        f"Several sequences at once (1.1B, 50%), times as fast as dense: {several}. Its first tokens take "
+        f"{min(prompts):.2f} to {max(prompts):.2f} of dense's time, the process "
         f"{bars[f'{prefix}peak memory over dense']:.2f} of its memory."
     ]
 
@@ -184,6 +184,8 @@ def _describe_machine(results: Results) -> list[str]:
         return []
     machine, builds = results["peers"]["machine"], results["peers"]["settings"]["llama.cpp"]
     left_out: Sequence[str] = builds["left out"]
+    has_amx = "AMX" in {*builds["on"], *left_out}  # the builds that the processor has instructions for
+    processor = machine["processor"] + (" with AMX" if has_amx else "")
     without = f", without its {' and '.join(left_out)} build, which does not run there" if left_out else ""
     weights, threads = " and ".join(PAIRS.values()), f"{machine['threads']} threads of {machine['cores']} cores"
-    return [f"Decoding: {machine['processor']}, {threads}; llama.cpp with {weights} weights{without}."]
+    return [f"Decoding: {processor}, {threads}; llama.cpp with {weights} weights{without}."]

@@ -155,7 +155,7 @@ def test_the_front_page_puts_speed_beside_loss(benchmarks: Any, pages: tuple[Pat
     peers = {
         "samples": {"default-int8": case, "default-int4": case},
         "machine": machine,
-        "settings": {"llama.cpp": {"left out": ["AMX"]}},
+        "settings": {"llama.cpp": {"on": {"plain": []}, "left out": ["AMX"]}},
     }
     losses = {"magnitude": (0.4, 0.6), "auto": (0.2,)}
     frontier = [
@@ -186,8 +186,10 @@ def test_the_front_page_puts_speed_beside_loss(benchmarks: Any, pages: tuple[Pat
         "| 1.1B Llama, random | INT8 | 50% (50.4%) | 2.08× | – | 0.88 | – | – |",
         "",
     ]
-    assert "dense: 2 at 1.12. First tokens take 0.98 to 0.98 of dense's time, the process 0.60 of its memory." in text
-    assert lines[-1].startswith("Decoding: Abacus, 2 threads of 4 cores; llama.cpp with Q8_0 and Q4_0 weights, without")
+    assert "dense: 1.12 with 2. Its first tokens take 0.98 to 0.98 of dense's time, the process 0.60 of" in text
+    assert lines[-1].startswith(
+        "Decoding: Abacus with AMX, 2 threads of 4 cores; llama.cpp with Q8_0 and Q4_0 weights, without"
+    )
     # What was timed on other code is told on the page of results alone.
     front_page = pages[1]
     benchmarks.report.replace_part(front_page, "summary", text)
