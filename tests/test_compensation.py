@@ -179,7 +179,7 @@ def test_a_file_a_copy_and_a_state_dict_keep_them(make_model: Any, batches: list
         assert torch.equal(remove_sparsifiers(model)(**batches[0]).logits, dense)
 
 
-def test_a_file_whose_stand_ins_make_no_sense_is_refused(make_model: Any, batches: list[Any], tmp_path: Path) -> None:
+def test_a_file_with_senseless_compensations_is_refused(make_model: Any, batches: list[Any], tmp_path: Path) -> None:
     from safetensors import safe_open
 
     model = fill_in(sparsify_activations(make_model(), batches, 0.5))

@@ -1,5 +1,6 @@
 """The ranges in pyproject.toml hold what constraints.txt pins, and can be resolved at both ends."""
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -33,3 +34,10 @@ def test_both_ends_can_be_resolved() -> None:
     command = [sys.executable, "benchmarks/dependency_ranges.py", "--resolve-only"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_that_run_at_both_ends_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("dependency_ranges")
+    sys.modules.pop("dependency_ranges")
+    assert [path for path in module.TESTS if not (ROOT / path).exists()] == []

@@ -58,7 +58,7 @@ def measure_reconstruction_errors(
 
     :param probe: The model.
     :param trials: What to try.
-    :param importance: a of each site.
+    :param importance: Of each site's channels.
     :return: For each trial the mean over the first `PROBE_TOKENS` tokens of ‖what the outputs move by‖ / ‖outputs‖,
         over all the site's layers and without biases.
     """
