@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py runs in each of several processes, and in one alone."""
+"""What tests/runtime/test_distributed.py runs in each of several processes, and in one alone."""
 
 import json
 import sys
