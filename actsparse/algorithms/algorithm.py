@@ -100,7 +100,7 @@ class Algorithm:
         Make the estimator of one site's thresholds.
 
         :param targets: The sparsities of the site's layers, each in (0, 1].
-        :param importance: a of the site, or None.
+        :param importance: The importance a of the site, or None.
         :return: The estimator.
         """
         return NncfMovingAverage(targets) if self.allocation == NNCF_EMA else PooledQuantile(targets, importance)

@@ -56,7 +56,7 @@ def weigh_groups(
     :param scopes: Target sparsity and groups of each scope.
     :param model: The model.
     :param importance: The importance a of each site.
-    :return: a of each group: √(increase of the divergence / energy left out), of any unit within a scope.
+    :return: The importance of each group: √(increase of the divergence / energy left out), of any unit within a scope.
     """
     sketches = model.sketches(importance)
     first = {group: share for target, groups in scopes for group, share in _first_shares(groups, target).items()}

@@ -59,7 +59,7 @@ def name_sketches(importance: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
     """
     Name the sketches of scores, for `MeasurementCache`.
 
-    :param importance: Of each site's channels.
+    :param importance: The importance a of each site.
     :return: A name that other importances do not have.
     """
     return ("sketches", *((site, *a.flatten().tolist()) for site, a in sorted(importance.items())))

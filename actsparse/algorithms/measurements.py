@@ -164,7 +164,7 @@ class Measurements:
         Run the masked model forwards and backwards, each sequence masked at its own quantiles.
 
         :param sparsity: The sparsity of each layer.
-        :param importance: Of each site's channels.
+        :param importance: The importance a of each site.
         :param part: Which part of the data, and how many parts there are.
         :return: What each layer's mask does.
         """
@@ -177,7 +177,7 @@ class Measurements:
         Run the model forwards, masked in several ways, each sequence at its own quantiles; and once without masks.
 
         :param trials: For each batch the ways to mask it, by the sparsity of each layer.
-        :param importance: Of each site's channels.
+        :param importance: The importance a of each site.
         :param part: Which part of the data, and how many parts there are.
         :return: For each batch and way how far the predictions move from the dense model's.
         """
@@ -224,7 +224,7 @@ class Measurements:
         """
         Leave out more and more of each site's input, all others dense.
 
-        :param importance: Of each site's channels.
+        :param importance: The importance a of each site.
         :param sparsities: How much to leave out.
         :return: For each site the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
@@ -252,7 +252,7 @@ class Measurements:
         Mask one site in several ways, all others dense.
 
         :param trials: What to try.
-        :param importance: Of each site's channels.
+        :param importance: The importance a of each site.
         :return: For each trial the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
         self._refuse("output errors")
@@ -262,7 +262,7 @@ class Measurements:
         Take the model apart.
 
         :param layers: The layers to mask.
-        :param importance: Of each site's channels.
+        :param importance: The importance a of each site.
         :return: The blocks that have any of them.
         """
         self._refuse("blocks")
@@ -271,7 +271,7 @@ class Measurements:
         """
         Run forwards and count scores.
 
-        :param importance: Of each site's channels, 0-d or [in_features].
+        :param importance: The importance a of each site, 0-d or [in_features].
         :return: The sketch of a_j |x_j| of each site.
         """
         self._refuse("sketches")

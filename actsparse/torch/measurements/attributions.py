@@ -29,7 +29,7 @@ def measure_attributions(
 
     :param probe: The model.
     :param sparsity: The sparsity of each layer; those without one are left dense.
-    :param importance: Of each site's channels.
+    :param importance: The importance a of each site.
     :param batches: The data.
     :return: What each layer's mask does.
     :raises ActsparseError: If the model gives no logits, and there is no loss.

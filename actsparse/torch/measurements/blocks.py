@@ -33,7 +33,7 @@ def take_apart(
 
     :param probe: The model.
     :param layers: The layers to mask.
-    :param importance: Of each site's channels.
+    :param importance: The importance a of each site.
     :param sketch: Gives the sketches of a_j |x_j|.
     :return: The blocks that have any of the layers, which see the first `PROBE_TOKENS` tokens.
     :raises ActsparseError: If a layer is in none, or the weights are compressed.

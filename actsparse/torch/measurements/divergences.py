@@ -34,7 +34,7 @@ def measure_divergences(
 
     :param probe: The model.
     :param trials: For each batch the ways to mask it: the sparsity of each layer.
-    :param importance: Of each site's channels.
+    :param importance: The importance a of each site.
     :param batches: The data.
     :return: For each batch and way how far the predictions move. For a model without logits how far the caller's loss
         does.

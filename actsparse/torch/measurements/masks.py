@@ -18,7 +18,7 @@ class SequenceMasks:
 
     :param probe: The model.
     :param sparsity: The sparsity of each layer; those without one are left dense.
-    :param importance: Of each site's channels.
+    :param importance: The importance a of each site.
     """
 
     def __init__(self, probe: Probe, sparsity: Mapping[str, float], importance: Mapping[str, torch.Tensor]) -> None:

@@ -58,7 +58,7 @@ def measure_reconstruction_errors(
 
     :param probe: The model.
     :param trials: What to try.
-    :param importance: Of each site's channels.
+    :param importance: The importance a of each site.
     :return: For each trial the mean over the first `PROBE_TOKENS` tokens of ‖what the outputs move by‖ / ‖outputs‖,
         over all the site's layers and without biases.
     """
