@@ -1,13 +1,17 @@
 """Layers' weights as they are multiplied, whatever they are stored as."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from actsparse.torch.measurements.probe import Probe
+from actsparse.torch.insertion import call_before
+from actsparse.torch.measurements.probe import Probe, require_seen
 
 # The directions of a decomposition depend on what it starts from: the same for every run.
 SEED = 0
@@ -16,11 +20,12 @@ POWER_ITERATIONS = 4
 
 def measure_weight_squares(probe: Probe) -> dict[str, torch.Tensor]:
     """
-    Run one batch and see the weights as they are multiplied.
+    Run the model and see the weights as they are multiplied.
 
     :param probe: The model.
     :return: By layer the sum of squares of each input channel's weights, [in_features]; of each row's where rows are
         masked, [out_features].
+    :raises DatasetError: If a layer never runs.
     """
     of_rows = {name for name, site in probe.sites.items() if site.gate_function}
     squares: dict[str, torch.Tensor] = {}
@@ -34,11 +39,12 @@ def measure_weight_squares(probe: Probe) -> dict[str, torch.Tensor]:
 
 def measure_right_vectors(probe: Probe, ranks: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """
-    Run one batch, and decompose the weights of sites, the layers of each stacked.
+    Run the model, and decompose the weights of sites, the layers of each stacked.
 
     :param probe: The model.
     :param ranks: How many singular vectors are wanted of each site.
     :return: The leading right ones, [in_features, rank].
+    :raises DatasetError: If a layer never runs.
     """
     missing = {name: {layer.name for layer in probe.sites[name].layers} for name in ranks}
     stacks: dict[str, list[torch.Tensor]] = {name: [] for name in ranks}
@@ -67,15 +73,15 @@ def _right_vectors(weight: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def _read_weights(probe: Probe, take: Callable[[str, torch.Tensor], None]) -> None:
-    """Run one batch; `take` is called with each layer's name and weight, [out_features, in_features], in f32."""
-    reader = _WeightReader(take)
-
-    def expect(name: str, x: torch.Tensor) -> torch.Tensor:
-        reader.expected = name
-        return x
-
-    with probe.watch(expect), reader:
-        probe.run(probe.batches[:1], "reading weights")
+    """Run batches until each layer has run; `take` gets its name and weight, [out_features, in_features], in f32."""
+    reader = _WeightReader(take, set(probe.sparsifiers))
+    with probe.suspend(), ExitStack() as stack, reader:
+        for name in probe.sparsifiers:
+            stack.enter_context(call_before(probe.model.get_submodule(name), partial(reader.expect, name)))
+        for batch in probe.batches:
+            if reader.missing:
+                probe.run([batch], "reading weights")
+    require_seen(probe.sparsifiers, probe.sparsifiers.keys() - reader.missing)
 
 
 class _WeightReader(TorchFunctionMode):
@@ -83,15 +89,22 @@ class _WeightReader(TorchFunctionMode):
     See each layer's weight as it is multiplied: decompressed, whatever it is stored as.
 
     :param take: Called with the layer's name and its weight.
+    :param missing: The layers whose weights are wanted; those that have run are taken out.
     """
 
-    def __init__(self, take: Callable[[str, torch.Tensor], None]) -> None:
+    def __init__(self, take: Callable[[str, torch.Tensor], None], missing: set[str]) -> None:
         super().__init__()
+        self.missing = missing
         self._take = take
-        self.expected: str | None = None
+        self._expected: str | None = None
+
+    def expect(self, name: str, _layer: nn.Module) -> None:
+        """Know which layer runs: the next product is its."""
+        self._expected = name if name in self.missing else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.expected is not None and func in (F.linear, torch.addmm):
-            name, self.expected = self.expected, None
+        if self._expected is not None and func in (F.linear, torch.addmm):
+            name, self._expected = self._expected, None
+            self.missing.discard(name)
             self._take(name, (args[1] if func is F.linear else args[2].T).detach().float())
         return func(*args, **(kwargs or {}))
