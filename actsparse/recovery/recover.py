@@ -318,7 +318,7 @@ class _Trainer:
             if attended is not None:
                 by_token = by_token * attended.flatten().to(by_token)
             total = by_token.sum()
-            if with_gradients:
+            if total.requires_grad:  # not where the batch reaches no masked layer
                 total.backward()
         return float(total.detach()), int(attended.sum()) if attended is not None else len(by_token)
 
@@ -348,19 +348,21 @@ class _Trainer:
         tensors = {f"best/{name}": tensor for name, tensor in best.items()}
         for name, parameter in self._weights.parameters.items():
             tensors[f"trained/{name}"] = parameter
-            moments = self._optimizer.state[parameter]
-            tensors |= {f"{kind}/{name}": moments[kind] for kind in ("exp_avg", "exp_avg_sq")}
+            # Nothing for a layer that no gradient has reached, such as a rare expert.
+            tensors |= {f"{kind}/{name}": moment for kind, moment in self._optimizer.state[parameter].items()}
         return Checkpoint(looks[-1].step, [asdict(look) for look in looks], tensors)
 
     def _resume(self, state: Checkpoint) -> None:
         self._load(state.of_kind("trained"))
-        averages, squares = state.of_kind("exp_avg"), state.of_kind("exp_avg_sq")
+        steps, averages, squares = (state.of_kind(kind) for kind in ("step", "exp_avg", "exp_avg_sq"))
         for name, parameter in self._weights.parameters.items():
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step)),
-                "exp_avg": averages[name].to(parameter.device),
-                "exp_avg_sq": squares[name].to(parameter.device),
-            }
+            if name in averages:
+                self._optimizer.state[parameter] = {
+                    # Checkpoints of earlier versions have no steps.
+                    "step": steps.get(name, torch.tensor(float(state.step))),
+                    "exp_avg": averages[name].to(parameter.device),
+                    "exp_avg_sq": squares[name].to(parameter.device),
+                }
 
 
 def _masked_layers(model: nn.Module, settings: Settings) -> dict[str, nn.Module]:

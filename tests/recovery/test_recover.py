@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers.utils import ModelOutput
 
-from actsparse import measure_sparsity, sparsify_activations
+from actsparse import TargetScope, measure_sparsity, sparsify_activations
 from actsparse.errors import ActsparseError, DatasetError, SourceError
 from actsparse.recovery import Recovery, recover
+from actsparse.recovery.recover import _Trainer
 from actsparse.torch.compression import compress_int8
 from actsparse.torch.insertion import named_sparsifiers
 
@@ -85,9 +88,6 @@ def test_interrupted_and_resumed_it_ends_where_it_would_have(
     whole, parts = copy.deepcopy(masked), masked
     expected = run(whole, data, rank=rank)
     before = weights(parts)
-    from actsparse.recovery import recover as module_function  # noqa: F401
-    from actsparse.recovery.recover import _Trainer
-
     step = _Trainer._step
 
     def stop_at_ten(trainer: Any, number: int) -> None:
@@ -107,6 +107,59 @@ def test_interrupted_and_resumed_it_ends_where_it_would_have(
     assert found.best.divergence == pytest.approx(expected.best.divergence, rel=1e-5)
     for (name, left), right in zip(whole.named_parameters(), parts.parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-6), name
+
+
+class Branches(nn.Module):
+    """A model whose second layer only some inputs reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = self.first(x)
+        return ModelOutput(logits=self.second(hidden) if x.flatten()[0] > 0 else hidden)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("reached_by", [(), (8, 2)])  # those of steps 3 and 9
+def test_a_layer_that_gets_no_gradient_stays_and_one_that_gets_it_late_goes_on(
+    reached_by: tuple[int, ...], rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.rand(2, 3, 8).neg() for _ in range(12)]
+    data = [-x if number in reached_by else x for number, x in enumerate(inputs)]
+    whole = sparsify_activations(Branches(), [-inputs[0]], 0.5)
+    parts, before = copy.deepcopy(whole), weights(whole)
+    options = {"rank": rank, "batches_per_step": 1, "held_out": [-inputs[0]], "patience": 100, "evaluate_every": 2}
+    expected = run(whole, data, **options)
+    assert len(expected.looks) == 7
+    if not reached_by:
+        assert torch.equal(whole.second.weight, before["second.weight"])
+    path, step = tmp_path / "state", _Trainer._step
+
+    def stop(trainer: Any, number: int) -> None:
+        if number == 7:
+            raise KeyboardInterrupt
+        step(trainer, number)
+
+    monkeypatch.setattr(_Trainer, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, data, checkpoint=path, **options)
+    monkeypatch.setattr(_Trainer, "_step", step)
+    assert [x.divergence for x in run(parts, data, checkpoint=path, **options).looks] == [
+        x.divergence for x in expected.looks
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_batches_that_reach_no_masked_layer_teach_nothing() -> None:
+    model, reached = Branches(), torch.rand(2, 3, 8)
+    sparsify_activations(model, [reached], {TargetScope(names=["second"]): 0.5})
+    before = weights(model)
+    found = run(model, [-reached] * 4, held_out=[reached])
+    assert_unchanged(model, before)
+    assert len({look.divergence for look in found.looks}) == 1
 
 
 def test_a_finished_checkpoint_is_not_trained_again(masked: Any, data: list[Any], tmp_path: Path) -> None:

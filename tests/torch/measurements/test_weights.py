@@ -36,7 +36,9 @@ def test_rows_of_a_layer_that_runs_before_its_gate_have_their_own_norms(width: i
     layers = find_layers(model, trace_graph(model, data[0]))
     masked = [layer for layer in layers if is_down_masked or layer.name == "up"]
     gates = find_gate_functions(model, data[0], masked, layers)
-    sparsify_activations(model, data, {TargetScope(names=[layer.name for layer in masked]): 0.5}, algorithm="magnitude+uniform+rows")
+    sparsify_activations(
+        model, data, {TargetScope(names=[layer.name for layer in masked]): 0.5}, algorithm="magnitude+uniform+rows"
+    )
     measurements = TorchMeasurements(model, data, group_sites(masked, gates), dict(named_sparsifiers(model)))
     torch.testing.assert_close(measurements.weight_norms("up"), norms(model.up, 1))
     if is_down_masked:
