@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -45,7 +46,8 @@ def find_gate_functions(
 def _find_readers(model: nn.Module, example: Any, gates: set[str]) -> dict[str, str]:
     """Find the modules without parameters that read what a gate has just computed."""
     found: dict[str, str] = {}
-    last: dict[str, torch.Tensor] = {}
+    # Held weakly: of a whole forward, all gates' outputs together may be larger than memory.
+    last: WeakValueDictionary[str, torch.Tensor] = WeakValueDictionary()
 
     def watch(name: str, module: nn.Module) -> Any:
         if name in gates:

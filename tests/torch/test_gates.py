@@ -1,13 +1,14 @@
 """The activation functions of gated feed-forward networks."""
 
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 from torch import nn
 
 from actsparse.errors import ScopeError
-from actsparse.torch.gates import find_gate_functions
+from actsparse.torch.gates import _find_readers, find_gate_functions
 from actsparse.torch.layers import find_layers, trace_graph
 
 FUNCTIONS = {
@@ -66,3 +67,22 @@ def test_a_function_that_two_gates_share_is_refused() -> None:
     shared = nn.SiLU()
     with pytest.raises(ScopeError, match="no module computes"):
         find(nn.Sequential(Network(shared), Network(shared)), torch.randn(2, 3, 8))
+
+
+@pytest.mark.parametrize("activations", [[nn.SiLU() for _ in range(4)], [None] * 4])
+def test_one_gates_output_is_held_at_a_time(activations: list[nn.Module | None]) -> None:
+    networks = [Network(activation) for activation in activations]
+    alive: WeakSet[torch.Tensor] = WeakSet()
+    counts = []
+
+    def count(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+        counts.append(len(alive))
+        alive.add(output)
+
+    gates = {f"{number}.gate" for number in range(4)}
+    for network in networks:
+        network.gate.register_forward_hook(count)
+    found = _find_readers(nn.Sequential(*networks), torch.randn(2, 3, 8), gates)
+    assert found.keys() == (gates if activations[0] else set())
+    assert counts == [0, 0, 0, 0]
+    assert not alive
