@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -72,9 +73,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         with _unfinished(lambda: _make_file(path.parent)) as temporary:
             temporary.write_bytes(data)
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
             temporary.replace(path)
     except OSError as error:
         msg = f"cannot write {path}: {error.strerror or error}"
@@ -158,9 +156,10 @@ def as_os_error() -> Iterator[None]:
 
 
 def _make_file(folder: Path) -> Path:
-    handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=folder)
-    os.close(handle)
-    return Path(name)
+    # Not by tempfile, which lets nobody else read it: the system gives it the permissions of any new file.
+    path = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
+    return path
 
 
 @contextmanager

@@ -5,7 +5,10 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +74,46 @@ def test_the_file_has_the_permissions_that_any_new_file_has(tmp_path: Path, mask
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~mask
 
 
+def test_the_files_of_other_threads_keep_their_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+    for name in ("open", "umask", "replace"):
+        monkeypatch.setattr(os, name, after(getattr(os, name), lambda: modes.append(mode_of_a_new_file(tmp_path))))
+    before = os.umask(0o077)
+    modes.clear()
+    try:
+        write_bytes(tmp_path / "x", b"data")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert modes
+    assert set(modes) == {0o600}
+
+
+def after(function: Callable[..., Any], do: Callable[[], object]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        do()
+        return result
+
+    return run
+
+
+def mode_of_a_new_file(folder: Path) -> int:
+    """Make a file in another thread, and say what its permissions are."""
+    path = folder / "other"
+
+    def make() -> None:
+        with path.open("wb"):
+            pass
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    return mode
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
 def test_a_failure_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -122,7 +165,10 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from actsparse.storage.files import unfinished_folder
 with unfinished_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_bytes(b"half")
