@@ -15,7 +15,7 @@ from actsparse.models.gguf import load_gguf
 from actsparse.models.quiet import quiet_libraries
 from actsparse.runtime.progress import status_console
 from actsparse.storage import assets
-from actsparse.storage.files import kind_of
+from actsparse.storage.files import kind_of, sync
 
 _logger = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ def _keep_conversion(
         unfinished = partial / "model"
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        for path in (*unfinished.iterdir(), unfinished):
+            sync(path)
         # Only now that there is something to take its place; it goes with the folder of unfinished work.
         with contextlib.suppress(FileNotFoundError):
             if damaged is not None and folder.stat().st_ino == damaged:

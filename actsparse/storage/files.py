@@ -73,7 +73,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         with _unfinished(lambda: _make_file(path.parent)) as temporary:
             temporary.write_bytes(data)
+            sync(temporary)
             temporary.replace(path)
+            sync(path.parent)
     except OSError as error:
         msg = f"cannot write {path}: {error.strerror or error}"
         raise OutputError(msg) from None
@@ -98,16 +100,41 @@ def publish(files: Iterable[Path], folder: Path, *, last: str) -> None:
     """
     Move finished files that belong together to their place, replacing those that are there.
 
-    Moved, not written: whoever has mapped an earlier file keeps it. Wherever this is cut short, the folder has no file
-    `last`, so that nobody takes new and old ones for one whole.
+    Moved, not written: whoever has mapped an earlier file keeps it. Wherever this is cut short, if only by a power cut,
+    the folder has no file `last`, so that nobody takes new and old ones for one whole.
 
     :param files: The files, on the folder's file system.
     :param folder: Where they shall be.
     :param last: The name of the one without which the others mean nothing.
     """
+    files = list(files)
+    for file in files:
+        sync(file)
     (folder / last).unlink(missing_ok=True)
+    sync(folder)
     for file in sorted(files, key=lambda file: file.name == last):
+        if file.name == last:
+            sync(folder)
         file.replace(folder / file.name)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """
+    Have what was written on the disk before anything that is written later.
+
+    Without it a file that was renamed may be there, and empty, after a power cut.
+
+    :param path: A file, or a folder: the names in it.
+    :raises OSError: If the disk does not take it.
+    """
+    if path.is_dir() and os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def prepare_folder(path: Path) -> Path:

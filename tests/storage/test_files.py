@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 import signal
 import stat
@@ -231,3 +232,71 @@ def test_files_that_belong_together_are_never_old_and_new_at_once(
     publish([new / name for name in names], tmp_path, last="last")
     assert [set(files) for files in seen] == [{"a", "z"}, {"a", "z"}, {"a", "last", "z"}]
     assert set(seen[-1].values()) == {b"new"}
+
+
+class Disk:
+    """What a power cut leaves: of files what was synced, of folders the names that were there when it was synced."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.folder = folder
+        self.contents: dict[int, bytes] = {}
+        self.names: dict[str, int] = {}
+        fsync = os.fsync
+
+        def watch(handle: int) -> None:
+            fsync(handle)
+            state = os.fstat(handle)
+            if stat.S_ISDIR(state.st_mode):
+                assert state.st_ino == folder.stat().st_ino
+                self.names = {path.name: path.stat().st_ino for path in folder.iterdir() if path.is_file()}
+            else:
+                self.contents[state.st_ino] = os.pread(handle, state.st_size, 0)
+
+        monkeypatch.setattr(os, "fsync", watch)
+
+    def after_a_cut(self) -> dict[str, bytes]:
+        """Any name may be on the disk sooner than the folder is synced; contents may not."""
+        now = {path.name: path.stat().st_ino for path in self.folder.iterdir() if path.is_file()}
+        assert set(now.values()) <= self.contents.keys()
+        return {name: self.contents[number] for name, number in self.names.items() if number in self.contents}
+
+
+def test_a_file_that_was_written_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, tmp_path)
+    for data in (b"first", b"second"):
+        write_bytes(tmp_path / "x", data)
+        assert disk.after_a_cut() == {"x": data}
+
+
+def test_files_that_belong_together_survive_a_power_cut_and_old_ones_are_gone_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    disk = Disk(monkeypatch, tmp_path)
+    for name in ("a", "last", "z"):
+        write_bytes(tmp_path / name, b"old")
+        (tmp_path / "new" / name).write_bytes(b"new")
+    replace, steps = Path.replace, []
+
+    def watch(path: Path, target: Path) -> Path:
+        # What is on the disk before the next name changes.
+        steps.append(disk.after_a_cut())
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", watch)
+    publish([tmp_path / "new" / name for name in ("last", "a", "z")], tmp_path, last="last")
+    assert steps[0] == {"a": b"old", "z": b"old"}
+    assert steps[-1] == {"a": b"new", "z": b"new"}
+    assert disk.after_a_cut() == {"a": b"new", "last": b"new", "z": b"new"}
+
+
+def test_a_disk_that_does_not_take_a_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_bytes(tmp_path / "x", b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match=r"cannot write .*x: Input/output error$"):
+        write_bytes(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert listing(tmp_path) == ["x"]
