@@ -11,8 +11,7 @@ from nncf.scopes import get_matched_ignored_scope_info
 
 from actsparse.errors import ScopeError, nearest
 from actsparse.scopes.layers import Layer, Layers
-from actsparse.scopes.pattern import match_names, quote
-from actsparse.scopes.target_scope import TargetScope
+from actsparse.scopes.target_scope import TargetScope, compile_pattern, quote
 
 
 class Target(NamedTuple):
@@ -104,7 +103,8 @@ def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: Sequence[La
         _require_match(hits, f"name {quote(name)}", name, scope, layers)
         found |= hits
     for pattern in scope.patterns:
-        hits = match_names(pattern, names)
+        match = compile_pattern(pattern).match
+        hits = {name for name in names if match(name)}
         _require_match(hits, f"pattern {quote(pattern)}", pattern, scope, layers)
         found |= hits
     for role in getattr(scope, "roles", ()):

@@ -1,11 +1,12 @@
 """The caller's way to say which layers: NNCF's scope, plus roles."""
 
+import re
+import warnings
 from dataclasses import dataclass, field
 
 import nncf
 
 from actsparse.errors import ScopeError, nearest
-from actsparse.scopes.pattern import compile_pattern
 
 ROLES = ("attention.qkv", "attention.out", "ffn.gate", "ffn.up", "ffn.in", "ffn.down", "head")
 
@@ -52,6 +53,34 @@ class TargetScope(nncf.IgnoredScope):
         subgraphs = frozenset((frozenset(s.inputs), frozenset(s.outputs)) for s in self.subgraphs)
         rules = (self.names, self.patterns, self.types, self.roles)
         return hash((*(frozenset(r) for r in rules), subgraphs, self.validate))
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """
+    Compile a caller's regular expression.
+
+    :param pattern: The expression.
+    :return: The compiled expression.
+    :raises ScopeError: If it is not one.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of what may mean something else in a later Python.
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(pattern)
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        msg = f"{quote(pattern)} is not a regular expression: {error}"
+        raise ScopeError(msg) from None
+
+
+def quote(text: str) -> str:
+    """
+    Quote a pattern or a name for a message.
+
+    :param text: What the caller wrote.
+    :return: It, or its start, in quotes.
+    """
+    return repr(text if len(text) <= 200 else text[:200] + "…")
 
 
 def _require_strings(name: str, values: object) -> None:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import strategies as st
 
 from actsparse.errors import ActsparseError
-from actsparse.scopes import pattern
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 INPUTS = 60
@@ -20,8 +19,6 @@ INPUTS = 60
 @pytest.fixture
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(FOLDER))
-    # Targets shorten it.
-    monkeypatch.setattr(pattern, "TIME_LIMIT_S", pattern.TIME_LIMIT_S)
     before = set(sys.modules)
     yield Namespace(main=importlib.import_module("fuzz"), targets=importlib.import_module("fuzz_targets"))
     for name in set(sys.modules) - before:

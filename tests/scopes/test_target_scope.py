@@ -11,7 +11,7 @@ from nncf.experimental.torch.sparsify_activations import TargetScope as NncfTarg
 
 from actsparse import ScopeError, TargetScope
 from actsparse.scopes import ROLES
-from actsparse.scopes.pattern import compile_pattern
+from actsparse.scopes.target_scope import compile_pattern
 
 
 def test_it_takes_the_arguments_of_nncfs_scope_in_their_order() -> None:
@@ -53,6 +53,7 @@ BAD_SCOPES = [
     BadScope("one type", "takes a list of strings, not one string: 'linear'", {"types": "linear"}),
     BadScope("open group", r"'\(' is not a regular expression", {"patterns": ["("]}),
     BadScope("huge repeat", "is not a regular expression", {"patterns": ["a{99999999999999999999}"]}),
+    BadScope("deep pattern", "is not a regular expression", {"patterns": ["(" * 2400 + "a" + ")" * 2400]}),
     BadScope("number as a pattern", "takes a list of strings, not a list with 1", {"patterns": [1]}),
     BadScope("number as a name", "takes a list of strings, not a list with 1", {"names": [1]}),
     BadScope("nothing as a type", "takes a list of strings, not a list with None", {"types": [None]}),
@@ -65,6 +66,7 @@ def test_what_no_scope_can_be_is_refused_in_one_line(case: BadScope) -> None:
     with pytest.raises(ScopeError, match=case.message) as caught:
         TargetScope(**case.arguments)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
