@@ -23,7 +23,7 @@ from actsparse.algorithms.algorithm import Algorithm as Algorithm
 from actsparse.algorithms.algorithm import Plan as Plan
 from actsparse.algorithms.allocations import ALLOCATIONS as ALLOCATIONS
 from actsparse.algorithms.cache import MeasurementCache as MeasurementCache
-from actsparse.algorithms.cache import name_sketches as name_sketches
+from actsparse.algorithms.cache import name_measurement as name_measurement
 from actsparse.algorithms.compensations import COMPENSATIONS as COMPENSATIONS
 from actsparse.algorithms.estimator import ThresholdEstimator as ThresholdEstimator
 from actsparse.algorithms.groups import LayerGroup as LayerGroup

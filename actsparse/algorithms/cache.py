@@ -1,22 +1,22 @@
 """What has been measured of a model, so that nothing is measured twice."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
+from actsparse.runtime.distributed import digest_of
 
 
 class MeasurementCache:
     """What has been measured of a model, its sites and its data, and how many seconds each thing took."""
 
     def __init__(self) -> None:
-        self._found: dict[Any, Any] = {}
+        self._found: dict[str, Any] = {}
         # Of each name the time without that of what it needed, and all names that it consists of, its own included.
-        self._seconds: dict[Any, float] = {}
-        self._parts: dict[Any, set[Any]] = {}
-        self._asked: set[Any] = set()
-        self._reusable: set[Any] = set()
+        self._seconds: dict[str, float] = {}
+        self._parts: dict[str, set[str]] = {}
+        self._asked: set[str] = set()
+        self._reusable: set[str] = set()
 
     def begin(self) -> None:
         """Begin a calibration, which has asked for nothing yet."""
@@ -27,7 +27,7 @@ class MeasurementCache:
         """How long that took which this calibration has asked for and earlier ones have measured."""
         return sum(self._seconds[what] for what in self._asked & self._reusable)
 
-    def get_or_measure(self, what: Any, measure: Callable[[], Any]) -> Any:
+    def get_or_measure(self, what: str, measure: Callable[[], Any]) -> Any:
         """
         Measure what is not known yet.
 
@@ -40,7 +40,7 @@ class MeasurementCache:
         self._asked |= self._parts[what]
         return self._found[what]
 
-    def _measure(self, what: Any, measure: Callable[[], Any]) -> None:
+    def _measure(self, what: str, measure: Callable[[], Any]) -> None:
         outer, self._asked = self._asked, {what}
         start, before = time.perf_counter(), sum(self._seconds.values())
         try:
@@ -51,15 +51,16 @@ class MeasurementCache:
         finally:
             self._asked = outer
 
-    def _find(self, _what: Any, measure: Callable[[], Any]) -> Any:
+    def _find(self, _what: str, measure: Callable[[], Any]) -> Any:
         return measure()
 
 
-def name_sketches(importance: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+def name_measurement(kind: str, *depends_on: Any) -> str:
     """
-    Name the sketches of scores, for `MeasurementCache`.
+    Name what is measured, for `MeasurementCache`.
 
-    :param importance: The importance a of each site.
-    :return: A name that other importances do not have.
+    :param kind: What it is.
+    :param depends_on: What it depends on beside model, sites and data: tensors, numbers and texts, and what holds them.
+    :return: A short name that what depends on anything else does not have.
     """
-    return ("sketches", *((site, *a.flatten().tolist()) for site, a in sorted(importance.items())))
+    return f"{kind} {digest_of(depends_on).hex()}"

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from actsparse.algorithms.cache import name_measurement
 from actsparse.algorithms.groups import Scopes
 from actsparse.algorithms.measurements import Block, Measurements
 
@@ -41,7 +42,8 @@ def _raise_block(model: Measurements, block: Block, sizes: dict[str, float], tar
     number = 0
     while left > 1e-9 * total:
         raises = {name: min(1.0, sparsity[name] + step / sizes[name]) for name in sizes if sparsity[name] < 1.0}
-        best = model.get_or_measure(("raise", tuple(sizes), number), partial(_choose, block, dict(sparsity), raises))
+        name = name_measurement("raise", tuple(sizes), number)
+        best = model.get_or_measure(name, partial(_choose, block, dict(sparsity), raises))
         # The last raise is as large as what is left.
         raised = min(raises[best], sparsity[best] + left / sizes[best])
         left -= (raised - sparsity[best]) * sizes[best]

@@ -137,7 +137,7 @@ class Measurements:
         self._batches = batches
         self._cache = MeasurementCache() if cache is None else cache
 
-    def get_or_measure(self, what: Any, measure: Callable[[], Any]) -> Any:
+    def get_or_measure(self, what: str, measure: Callable[[], Any]) -> Any:
         """
         Find out what was not found out before of this model, its sites and its data.
 

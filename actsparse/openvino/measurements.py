@@ -7,7 +7,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import MeasurementCache, Measurements, name_sketches
+from actsparse.algorithms import MeasurementCache, Measurements, name_measurement
 from actsparse.algorithms.statistics import MagnitudeSketch
 from actsparse.calibration import Passes, blame_layer
 from actsparse.openvino.calibration import run_intercepted
@@ -44,7 +44,8 @@ class OpenVinoMeasurements(Measurements):
 
     def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
         """Run forwards and count scores."""
-        return self.get_or_measure(name_sketches(importance), lambda: self._measure_sketches(importance))
+        name = name_measurement("sketches", importance)
+        return self.get_or_measure(name, lambda: self._measure_sketches(importance))
 
     def _measure_sketches(self, importance: Mapping[str, torch.Tensor]) -> dict[str, MagnitudeSketch]:
         found = {site: MagnitudeSketch() for site in importance}

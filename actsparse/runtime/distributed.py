@@ -195,7 +195,8 @@ class Digest:
             self._hash.update(f"{value.dtype}{value.shape}".encode())
             self._hash.update(value.tobytes())
         elif isinstance(value, int | float | str | bool | None):
-            self._hash.update(repr(value).encode())
+            # With an end, so that 1, 23 is not 12, 3.
+            self._hash.update(f"{value!r},".encode())
 
     def finish(self) -> bytes:
         """

@@ -46,8 +46,8 @@ class DiskCache(MeasurementCache):
         if distributed.is_first():
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _find(self, what: Any, measure: Callable[[], Any]) -> Any:
-        name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+    def _find(self, what: str, measure: Callable[[], Any]) -> Any:
+        name = hashlib.sha256(what.encode()).hexdigest()[:16]
         path = self._folder / f"{name}.safetensors"
         found = _read(path, self._calibration)
         readers = torch.tensor([int(found is not None)])

@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from actsparse.algorithms import MeasurementCache
+from actsparse.algorithms import MeasurementCache, name_measurement
 
 
 @pytest.fixture
@@ -64,3 +65,28 @@ def test_a_measurement_that_fails_leaves_nothing(spend: Callable[[float], float]
     known.begin()
     assert known.get_or_measure("a", lambda: spend(1)) == 1
     assert known.reused_seconds == 0
+
+
+def test_a_name_is_short_and_of_one_thing_alone() -> None:
+    importance = {"a": torch.ones(100_000), "b": torch.ones(())}
+    other = {"a": torch.ones(100_000), "b": torch.ones(())}
+    other["a"][77_777] = torch.nextafter(torch.ones(()), torch.tensor(2.0))
+    swapped = {"a": importance["b"], "b": importance["a"]}
+    sparsity = {"a": 0.5, "b": 0.25}
+    depends_on = [
+        (),
+        (importance,),
+        (other,),
+        (swapped,),
+        (importance, sparsity),
+        (importance, {"a": 0.25, "b": 0.5}),
+        ([[sparsity], [sparsity]],),
+        ([[sparsity, sparsity]],),
+        ((1.0, 10.5),),
+        ((1.01, 0.5),),
+    ]
+    names = [name_measurement("sketches", *values) for values in depends_on]
+    assert len({*names, name_measurement("divergences", importance)}) == len(depends_on) + 1
+    assert max(map(len, names)) < 100
+    same = {name: tensor.clone() for name, tensor in reversed(importance.items())}
+    assert name_measurement("sketches", same) == name_measurement("sketches", importance)

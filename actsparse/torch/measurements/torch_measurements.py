@@ -14,7 +14,7 @@ from actsparse.algorithms import (
     Movement,
     Trial,
     Trials,
-    name_sketches,
+    name_measurement,
     take_part,
 )
 from actsparse.algorithms.statistics import MagnitudeSketch
@@ -73,7 +73,8 @@ class TorchMeasurements(Measurements):
 
     def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
         """Run forwards and count scores."""
-        return self.get_or_measure(name_sketches(importance), lambda: measure_sketches(self._probe, importance))
+        name = name_measurement("sketches", importance)
+        return self.get_or_measure(name, lambda: measure_sketches(self._probe, importance))
 
     def gradients(self) -> Mapping[str, GradientSums]:
         """Run forwards and backwards once for each batch."""
@@ -92,17 +93,16 @@ class TorchMeasurements(Measurements):
     ) -> Mapping[str, Attribution]:
         """Run the masked model forwards and backwards, each sequence masked at its own quantiles."""
         batches = take_part(self._probe.batches, part)
-        what = ("attributions", part, *sorted(sparsity.items()), name_sketches(importance))
-        return self.get_or_measure(what, lambda: measure_attributions(self._probe, sparsity, importance, batches))
+        name = name_measurement("attributions", part, sparsity, importance)
+        return self.get_or_measure(name, lambda: measure_attributions(self._probe, sparsity, importance, batches))
 
     def divergences(
         self, trials: Trials, importance: Mapping[str, torch.Tensor], part: tuple[int, int]
     ) -> list[list[Movement]]:
         """Run the model forwards, masked in several ways, each sequence at its own quantiles, and without masks."""
         batches = take_part(self._probe.batches, part)
-        ways = tuple(tuple(tuple(sorted(way.items())) for way in row) for row in trials)
-        what = ("divergences", part, ways, name_sketches(importance))
-        return self.get_or_measure(what, lambda: measure_divergences(self._probe, trials, importance, batches))
+        name = name_measurement("divergences", part, trials, importance)
+        return self.get_or_measure(name, lambda: measure_divergences(self._probe, trials, importance, batches))
 
     def output_errors(
         self, importance: Mapping[str, torch.Tensor], sparsities: Sequence[float]
@@ -120,7 +120,8 @@ class TorchMeasurements(Measurements):
 
     def right_vectors(self, ranks: Mapping[str, int]) -> Mapping[str, torch.Tensor]:
         """Decompose the weights of sites, the layers of each stacked."""
-        return self.get_or_measure(("right vectors", *ranks.items()), lambda: measure_right_vectors(self._probe, ranks))
+        name = name_measurement("right vectors", ranks)
+        return self.get_or_measure(name, lambda: measure_right_vectors(self._probe, ranks))
 
     def reconstruction_errors(self, trials: Sequence[Trial], importance: Mapping[str, torch.Tensor]) -> list[float]:
         """Mask one site in several ways, all others dense."""
