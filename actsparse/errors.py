@@ -2,7 +2,7 @@
 
 import difflib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import nncf
 
@@ -35,18 +35,23 @@ class OutputError(ActsparseError):
     """A result cannot be written where it was asked for."""
 
 
-def nearest(name: str, candidates: Iterable[str], limit: int = 3) -> str:
+def nearest(
+    name: str, candidates: Iterable[str], limit: int = 3, judged_by: Callable[[str], str] = lambda candidate: candidate
+) -> str:
     """
     List the candidates most similar to a name, for an error message.
 
     :param name: What the caller wrote.
     :param candidates: What would have been accepted.
     :param limit: How many to list at most.
+    :param judged_by: What of a candidate is compared with the name; of those that are alike in it, the first is listed.
     :return: The nearest candidates joined by commas; all-unlike names fall back to the first ones.
     """
-    pool = list(dict.fromkeys(candidates))
-    close = difflib.get_close_matches(name, pool, n=limit, cutoff=0.4) or pool[:limit]
-    return ", ".join(close) if close else "none"
+    pool: dict[str, str] = {}
+    for candidate in candidates:
+        pool.setdefault(judged_by(candidate), candidate)
+    close = difflib.get_close_matches(name, pool, n=limit, cutoff=0.4) or list(pool)[:limit]
+    return ", ".join(pool[part] for part in close) or "none"
 
 
 def shorten_message(error: BaseException, limit: int = 240) -> str:

@@ -1,6 +1,7 @@
 """From scopes to layers: NNCF's rules on graph node names, the same rules on module names, and roles."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
@@ -12,6 +13,11 @@ from nncf.scopes import get_matched_ignored_scope_info
 from actsparse.errors import ScopeError, nearest
 from actsparse.scopes.layers import Layer, Layers
 from actsparse.scopes.target_scope import TargetScope, compile_pattern, quote
+
+# Between the parts of a name.
+_SEPARATOR = re.compile(r"[./]")
+# What a pattern does not say in letters: classes, counts, the heads of groups.
+_SIGNS = re.compile(r"\\[a-zA-Z]|\[[^]]*\]|\{[^}]*\}|\(\?[P<]*")
 
 
 class Target(NamedTuple):
@@ -105,7 +111,7 @@ def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: Sequence[La
     for pattern in scope.patterns:
         match = compile_pattern(pattern).match
         hits = {name for name in names if match(name)}
-        _require_match(hits, f"pattern {quote(pattern)}", pattern, scope, layers)
+        _require_match(hits, f"pattern {quote(pattern)}", _letters_of(pattern), scope, layers)
         found |= hits
     for role in getattr(scope, "roles", ()):
         hits = {layer.name for layer in layers if role in layer.roles}
@@ -142,8 +148,20 @@ def _require_match(hits: set[str], rule: str, text: str, scope: nncf.IgnoredScop
     if hits or not scope.validate:
         return
     candidates = [n for layer in layers for n in (layer.name, *layer.nodes)]
-    msg = f"{rule} matches nothing in this model; nearest: {nearest(text, candidates)}"
+    count = len(_SEPARATOR.split(text))
+
+    def end(name: str) -> str:
+        """As many parts as the text has: what stands before them may have been left out."""
+        return ".".join(_SEPARATOR.split(name)[-count:])
+
+    msg = f"{rule} matches nothing in this model; nearest: {nearest(end(text), candidates, judged_by=end)}"
     raise ScopeError(msg)
+
+
+def _letters_of(pattern: str) -> str:
+    letters = _SIGNS.sub("", pattern.replace(r"\d", "0"))
+    parts = (re.sub(r"\W", "", part) for part in _SEPARATOR.split(letters))
+    return ".".join(filter(None, parts))
 
 
 def _examples(layers: Sequence[Layer]) -> str:

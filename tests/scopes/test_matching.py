@@ -145,6 +145,20 @@ class BadCase:
 BAD_CASES = [
     BadCase("name", TargetScope(names=["model.layers.0.mlp.upproj"]), "nearest: model.layers.0.mlp.up_proj"),
     BadCase("pattern", TargetScope(patterns=["mlp/up"]), "pattern 'mlp/up' matches nothing in this model; nearest: "),
+    BadCase("no prefix", TargetScope(names=["mlp.up_proj"]), r"nearest: model\.layers\.0\.mlp\.up_proj"),
+    BadCase("no prefix, mistyped", TargetScope(names=["up_prj"]), r"nearest: model\.layers\.0\.mlp\.up_proj"),
+    BadCase("node's name", TargetScope(names=["mlp/up_prj/linear/0"]), "nearest: model/mlp/up_proj/linear/0"),
+    *(
+        BadCase(pattern, TargetScope(patterns=[pattern]), rf"nearest: model\.layers\.0\.{nearest}")
+        for pattern, nearest in {
+            ".*up_prj.*": r"mlp\.up_proj",
+            r".*gate_prj$": r"mlp\.gate_proj",
+            r"model\.layers\.\d+\.mlp\.down_prj": r"mlp\.down_proj",
+            r".*\.mlp\.(?:up|gate)_prj": r"mlp\.gate_proj",
+            r"^.*self_atn\.[qk]_prj[a-z]{1,3}": r"self_attn\.",
+        }.items()
+    ),
+    BadCase("only signs", TargetScope(patterns=["^$"]), "nearest: model"),
     BadCase("type", TargetScope(types=["lineer"]), "type 'lineer' matches nothing in this model; nearest: linear"),
     BadCase("role", TargetScope(roles=("ffn.in",)), "role 'ffn.in' matches no layer of this model; roles found: att"),
     BadCase("embedding", TargetScope(patterns=[".*embed_tokens.*"]), "matches no Linear layer; some that there are"),
@@ -166,11 +180,14 @@ def test_a_scope_without_layers_is_refused_in_one_line(case: BadCase, found: Lay
 
 # It says that it is a mapping, and may have a key twice.
 @Mapping.register
-class _Pairs:
+class _Pairs(dict[Any, float]):
+    """A dict as far as its pairs go."""
+
     def __init__(self, pairs: list[tuple[Any, float]]) -> None:
+        super().__init__()
         self.pairs = pairs
 
-    def items(self) -> list[tuple[Any, float]]:
+    def items(self) -> Any:
         return self.pairs
 
 
