@@ -1,6 +1,7 @@
 """Models larger than memory: weights that accelerate keeps elsewhere, and loads for each forward of their layer."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -129,19 +130,10 @@ def parse_memory(text: str) -> int:
     :return: Bytes.
     :raises ActsparseError: If it is none.
     """
-    number = text.strip().rstrip("KMGTiBb").strip()
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        amount = float(number) * _UNITS[unit]
-        if not 0 < amount < 2**63:
-            raise ValueError
-    except (ValueError, KeyError):
+    # Not by accelerate, which takes 6gb for bits and knows no TB.
+    found = re.fullmatch(r"\s*(\d*\.?\d+)\s*([KMGT])(I?)B\s*", text.upper())
+    amount = float(found[1]) * (1024 if found[3] else 1000) ** ("KMGT".index(found[2]) + 1) if found else 0.0
+    if not 0 < amount < 2**63:
         msg = f"{text!r} is no amount of memory; write such as 6GB or 800MB"
-        raise ActsparseError(msg) from None
+        raise ActsparseError(msg)
     return int(amount)
-
-
-_UNITS: Mapping[str, int] = {
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)},
-    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)},
-}

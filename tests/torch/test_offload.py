@@ -207,6 +207,11 @@ def test_memory_is_read(number, unit, has_space):
     assert parse_memory(f"{number}{' ' * has_space}{unit}") == number * (1024 if "i" in unit else 1000) ** power
 
 
+@pytest.mark.parametrize(("text", "size"), [("6gb", 6 * 10**9), (" 1.5 tIb ", 3 * 2**39), (".5MB", 500_000)])
+def test_memory_is_read_as_people_write_it(text, size):
+    assert parse_memory(text) == size
+
+
 @pytest.mark.parametrize("text", ["", "GB", "6", "-1GB", "0MB", "6 XB", "nanGB", "infGB", "6GBGB", "1e30TB"])
 def test_what_is_no_memory_is_refused(text):
     with pytest.raises(ActsparseError, match="no amount of memory"):
