@@ -27,14 +27,17 @@ from actsparse.errors import ActsparseError, SourceError, shorten_message
 FRONT_PAGE = ROOT / "README.md"
 PAGE = ROOT / "docs" / "results.md"
 CASES_PLOT = ROOT / "docs" / "figures" / "cases.png"
-# What every benchmark measures, beside its own file.
-CODE = "actsparse"
-# What else some of them measure.
-DATA = {
-    "dependency_ranges": ("pyproject.toml",),
+# What results are made of beside their own program and what it imports.
+SOURCES = {
+    "decode_speed": ("actsparse/commands/bench",),
+    "demo": ("actsparse/commands/demo.py",),
+    "dependency_ranges": ("pyproject.toml", "actsparse"),
     "fuzz": ("examples/regression",),
+    "larger_than_memory": ("actsparse/commands/sparsify.py",),
     "planted_regression": ("examples/regression/default-50.yaml", "examples/regression/reference.yaml"),
 }
+# Of regression cases.
+CASE_SOURCES = ("actsparse/commands/regression/child.py",)
 # What the table of cases shows: a column, its figure, and how.
 CASE_COLUMNS = {
     "sparsity": ("sparsity", "{0.value:.1%}"),
@@ -94,16 +97,18 @@ def find_stale(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult]) ->
     :param cases: What the cases measured.
     :return: The reason by name.
     """
-    reasons = {}
+    results: dict[str, tuple[Any, tuple[str, ...]]] = {}
     for name, report in bars.items():
-        sources = sorted(str(path.relative_to(ROOT)) for path in find_sources(FOLDER / f"{name}.py"))
-        reasons[name] = find_reason(report["git"], (CODE, *sources, *DATA.get(name, ())))
-    reasons |= {
-        name: find_reason(result.git, (CODE, f"benchmarks/cases/{name}.yaml")) for name, result in cases.items()
-    }
+        results[name] = (report["git"], (f"benchmarks/{name}.py", *SOURCES.get(name, ())))
+    for name, case in cases.items():
+        results[name] = (case.git, (f"benchmarks/cases/{name}.yaml", *CASE_SOURCES))
     demo = RESULTS / f"{DEMO}.json"
     if demo.is_file():
-        reasons[DEMO] = find_reason(json.loads(demo.read_text(encoding="utf-8")).get("git"), (CODE,))
+        results[DEMO] = (json.loads(demo.read_text(encoding="utf-8")).get("git"), SOURCES[DEMO])
+    reasons = {
+        name: find_reason(git, find_sources(*(ROOT / source for source in sources)))
+        for name, (git, sources) in results.items()
+    }
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

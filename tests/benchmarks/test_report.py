@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -218,37 +219,117 @@ def test_stale_results_are_refused_or_marked(
     assert "parity.json is no result of a benchmark" in capsys.readouterr().err
 
 
-def test_a_result_is_stale_when_what_it_measured_changed(
-    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout.strip()
+@dataclass(frozen=True)
+class Checkout:
+    folder: Path
+    stale: Any
 
-    git("init", "--quiet")
-    for name in ("measured.py", "other.py"):
-        (tmp_path / name).write_text("1\n")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "first")
-    state = read_git_state(tmp_path)
-    assert state == {"commit": git("rev-parse", "HEAD"), "committed_at": state["committed_at"], "is_dirty": False}
+    def git(self, *arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def sources(self, *roots: str) -> list[str]:
+        return [str(x.relative_to(self.folder)) for x in self.stale.find_sources(*(self.folder / r for r in roots))]
+
+    def reason(self, git: dict[str, Any] | None, *roots: str) -> str | None:
+        return self.stale.find_reason(git, self.stale.find_sources(*(self.folder / root for root in roots)))
+
+
+@pytest.fixture
+def checkout(benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    """A checkout with a small package and two programs, in place of this one."""
     monkeypatch.setattr(benchmarks.stale, "ROOT", tmp_path)
-    find_reason = benchmarks.stale.find_reason
-    (tmp_path / "other.py").write_text("2\n")
-    assert find_reason(state, ("measured.py",)) is None
-    assert read_git_state(tmp_path)["is_dirty"] is True
-    assert read_git_state(tmp_path, (tmp_path / "other.py", Path("/elsewhere")))["is_dirty"] is False
-    assert "with changes that are in no commit" in find_reason(state | {"is_dirty": True}, ("measured.py",))
-    assert "does not say which commit" in find_reason(None, ("measured.py",))
-    (tmp_path / "measured.py").write_text("2\n")
-    assert "and measured.py changed since" in find_reason(state, ("measured.py",))
-    git("commit", "--quiet", "-am", "second")
-    assert "and measured.py changed since" in find_reason(state, ("measured.py",))
-    assert find_reason(read_git_state(tmp_path), ("measured.py",)) is None
-    (tmp_path / "new.py").write_text("1\n")
-    assert "and new.py changed since" in find_reason(read_git_state(tmp_path) | {"is_dirty": False}, (".",))
+    monkeypatch.setattr(benchmarks.stale, "FOLDER", tmp_path / "benchmarks")
+    found = Checkout(tmp_path, benchmarks.stale)
+    found.git("init", "--quiet")
+    for name, text in FILES.items():
+        found.write(name, text)
+    found.git("add", ".")
+    found.git("commit", "--quiet", "-m", "first")
+    return found
+
+
+FILES = {
+    "actsparse/__init__.py": "from actsparse.sparse import mask as mask\n",
+    "actsparse/sparse/__init__.py": "from actsparse.sparse.masks import mask as mask\nRATE = 1\n",
+    "actsparse/sparse/masks.py": '"""Masks."""\nimport actsparse.tools\n\ndef mask(x):\n    "Mask."\n    return x\n',
+    "actsparse/tools.py": "LIMIT = 1\n\ndef tool():\n    from actsparse import late\n    return late\n",
+    "actsparse/late.py": "WHEN = 1\n",
+    "actsparse/child.py": "WHO = 1\n",
+    "actsparse/other.py": "WHAT = 1\n",
+    "benchmarks/one.py": "import tools\nfrom actsparse import mask\nfrom beside import run\nprint(mask, run)\n",
+    "benchmarks/beside.py": 'COMMAND = ["-m", "actsparse.child"]\n\ndef run():\n    return COMMAND\n',
+    "benchmarks/two.py": "import torch\nfrom actsparse.sparse import RATE\n",
+    "cases/one.yaml": "sparsity: 0.5\n",
+}
+
+
+def test_a_result_is_made_of_what_its_program_imports(checkout: Checkout) -> None:
+    package = ["actsparse/child.py", "actsparse/late.py", "actsparse/sparse/masks.py", "actsparse/tools.py"]
+    assert checkout.sources("benchmarks/one.py") == [*package, "benchmarks/beside.py", "benchmarks/one.py"]
+    # What a package itself defines, it also imports.
+    assert checkout.sources("benchmarks/two.py") == [
+        "actsparse/late.py",
+        "actsparse/sparse/__init__.py",
+        "actsparse/sparse/masks.py",
+        "actsparse/tools.py",
+        "benchmarks/two.py",
+    ]
+    assert checkout.sources("cases", "actsparse/other.py") == ["actsparse/other.py", "cases/one.yaml"]
+
+
+def test_a_result_is_stale_when_what_it_is_made_of_changed(checkout: Checkout) -> None:
+    state = read_git_state(checkout.folder)
+    short = checkout.git("rev-parse", "HEAD")[:10]
+    checkout.write("actsparse/other.py", "WHAT = 2\n")
+    assert checkout.reason(state, "benchmarks/one.py", "cases") is None
+    assert read_git_state(checkout.folder)["is_dirty"] is True
+    unrelated = (checkout.folder / "actsparse" / "other.py", Path("/elsewhere"))
+    assert read_git_state(checkout.folder, unrelated)["is_dirty"] is False
+    dirty = checkout.reason(state | {"is_dirty": True}, "benchmarks/one.py")
+    assert dirty == f"was measured on {short} with changes that are in no commit"
+    assert checkout.reason(None, "benchmarks/one.py") == "does not say which commit was measured"
+    unknown = checkout.reason(state | {"commit": "c0ffee" * 7}, "benchmarks/one.py")
+    assert unknown == "was measured on c0ffeec0ff, which this checkout does not have"
+    for name, text in (("actsparse/tools.py", "LIMIT = 2\n"), ("cases/one.yaml", "sparsity: 0.6\n")):
+        before = (checkout.folder / name).read_text(encoding="utf-8")
+        checkout.write(name, text)
+        expected = f"was measured on {short}, and {name} changed since"
+        assert checkout.reason(state, "benchmarks/one.py", "cases") == expected
+        checkout.git("commit", "--quiet", "-am", name)
+        assert checkout.reason(state, "benchmarks/one.py", "cases") == expected
+        assert checkout.reason(read_git_state(checkout.folder), "benchmarks/one.py", "cases") is None
+        checkout.write(name, before)
+    checkout.write("actsparse/late.py", "WHEN = 2\n")
+    checkout.write("benchmarks/one.py", "from actsparse.new import x\nfrom actsparse import late\nprint(x)\n")
+    checkout.write("actsparse/new.py", "x = 1\n")
+    assert checkout.reason(state, "benchmarks/one.py") == (
+        f"was measured on {short}, and actsparse/late.py and 2 more changed since"
+    )
+
+
+def test_code_that_moves_and_words_about_it_change_no_result(checkout: Checkout) -> None:
+    state = read_git_state(checkout.folder)
+    checkout.git("mv", "actsparse/sparse/masks.py", "actsparse/moved.py")
+    text = '"""Other words."""\nimport actsparse.parts\n\n# A remark.\ndef mask(x):\n    "Words."\n    return  x\n'
+    checkout.write("actsparse/moved.py", text)
+    checkout.write("actsparse/sparse/__init__.py", "from actsparse.moved import mask as mask\nRATE = 1\n")
+    # A module taken apart.
+    checkout.git("mv", "actsparse/tools.py", "actsparse/parts.py")
+    limit, _, tool = FILES["actsparse/tools.py"].partition("\n\n")
+    checkout.write("actsparse/parts.py", f"from actsparse.limits import LIMIT\n{tool}")
+    checkout.write("actsparse/limits.py", limit)
+    assert {"actsparse/moved.py", "actsparse/parts.py", "actsparse/limits.py"} <= {
+        *checkout.sources("benchmarks/one.py")
+    }
+    assert checkout.reason(state, "benchmarks/one.py", "benchmarks/two.py") is None
+    checkout.write("actsparse/moved.py", text.replace("return  x", "return -x"))
+    assert "actsparse/moved.py changed since" in (checkout.reason(state, "benchmarks/one.py") or "")
 
 
 def test_a_case_is_run_and_its_result_kept(
@@ -306,5 +387,12 @@ def test_a_benchmark_that_is_killed_has_failed(benchmarks: Any) -> None:
 
 
 def test_a_result_depends_on_the_modules_that_the_program_imports(benchmarks: Any) -> None:
-    names = {path.name for path in benchmarks.stale.find_sources(FOLDER / "recovery.py")}
+    sources = benchmarks.stale.find_sources(FOLDER / "recovery.py")
+    names = {path.name for path in sources if path.parent == FOLDER}
     assert names == {"recovery.py", "frontier.py", "real_models.py", "workload.py"}
+    found = {str(path.relative_to(FOLDER.parent)) for path in benchmarks.stale.find_sources(FOLDER / "kernel_speed.py")}
+    assert {"actsparse/openvino/acceleration.py", "actsparse/openvino/extension/kernels.cc"} <= found
+    assert not {path for path in found if path.startswith(("actsparse/recovery", "actsparse/algorithms"))}
+    sources = [source for paths in benchmarks.report.SOURCES.values() for source in paths]
+    for source in (*sources, *benchmarks.report.CASE_SOURCES):
+        assert (FOLDER.parent / source).exists(), source
