@@ -20,7 +20,7 @@ from actsparse.algorithms import (
     gather_groups,
     select,
 )
-from actsparse.errors import DatasetError, one_line
+from actsparse.errors import ActsparseError, DatasetError, one_line
 from actsparse.runtime import distributed
 from actsparse.runtime.progress import progress_bar
 from actsparse.scopes import LayerSize, Site
@@ -170,6 +170,7 @@ class SiteEstimates:
         nothing to estimate for it.
     :param algorithm: What makes the estimators.
     :param importance: The importance of the channels of each site.
+    :raises ActsparseError: If several processes are to estimate what depends on the order of the data.
     """
 
     def __init__(
@@ -181,6 +182,9 @@ class SiteEstimates:
             for site, wanted in positive.items()
             if wanted
         }
+        if distributed.count_processes() > 1 and not all(x.sums() for x in self._estimators.values()):
+            msg = f"{algorithm.allocation} takes batch after batch, in their order: it cannot be shared among processes"
+            raise ActsparseError(msg)
         self._seen: set[str] = set()
 
     @classmethod

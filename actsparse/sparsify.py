@@ -6,12 +6,11 @@ from typing import Any
 import nncf
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 
-from actsparse.algorithms import NNCF_EMA, Algorithm, get_algorithm
+from actsparse.algorithms import Algorithm, get_algorithm
 from actsparse.backend import backend_of
 from actsparse.calibration import Calibration, CalibrationBatches, Decision, Loss, Settings, decide
 from actsparse.errors import ActsparseError
 from actsparse.mask import NO_COMPENSATION, TOKENS, Mask
-from actsparse.runtime import distributed
 from actsparse.scopes import Layer, Site, group_sites, match_targets
 from actsparse.scopes.matching import Target, validate_targets
 from actsparse.texts.bos import warn_of_missing_bos
@@ -97,9 +96,6 @@ def calibrate(
     :raises DatasetError: As `sparsify_activations`.
     """
     backend, algorithm = backend_of(model), settings.algorithm
-    if algorithm.allocation == NNCF_EMA and distributed.count_processes() > 1:
-        msg = f"{NNCF_EMA} averages batch after batch, in their order: it cannot be shared among processes"
-        raise ActsparseError(msg)
     with backend.editing():
         backend.check(settings)
         batches = CalibrationBatches.of(dataset)

@@ -17,7 +17,7 @@ Scores are in `scores.py`, allocations in `allocations.py`, compensations in `co
 one.
 """
 
-from actsparse.algorithms.algorithm import NNCF_EMA as NNCF_EMA
+from actsparse.algorithms.algorithm import ESTIMATORS as ESTIMATORS
 from actsparse.algorithms.algorithm import ROWS as ROWS
 from actsparse.algorithms.algorithm import Algorithm as Algorithm
 from actsparse.algorithms.algorithm import Plan as Plan
@@ -48,7 +48,7 @@ CANDIDATES = ("magnitude", "magnitude+uniform+rows", "magnitude+attribution+rows
 ALGORITHMS = {
     "magnitude": "magnitude+uniform",
     AUTO: CANDIDATES[-1],
-    "nncf": f"magnitude+{NNCF_EMA}",
+    "nncf": "magnitude+nncf-ema",
     "wina": "weight-norm+uniform",
     "teal": "magnitude+greedy",
     "cats": "gate+uniform+rows",

@@ -1,5 +1,6 @@
 """An algorithm: a score and an allocation, by name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,8 +17,10 @@ from actsparse.algorithms.scores import SCORES, ScoreName
 from actsparse.errors import ActsparseError, nearest
 from actsparse.mask import Compensation
 
-# Its average of batch quantiles is an estimator of its own.
-NNCF_EMA = "nncf-ema"
+# What takes the place of an allocation and of the pooled quantile: each layer gets its target, and one pass over the
+# magnitudes of its input finds the threshold. To add one, write a `ThresholdEstimator` and name it here.
+EstimatorName = Literal["nncf-ema"]
+ESTIMATORS: dict[str, Callable[[tuple[float, ...]], ThresholdEstimator]] = {"nncf-ema": NncfMovingAverage}
 # What asks for masks of rows, behind a score and an allocation.
 ROWS = "rows"
 
@@ -45,7 +48,7 @@ class Algorithm:
     How thresholds are found.
 
     :param score: A name of `SCORES`.
-    :param allocation: A name of `ALLOCATIONS`, or nncf-ema.
+    :param allocation: A name of `ALLOCATIONS` or `ESTIMATORS`.
     :param rows: Whether, in gated feed-forward networks, rows of the up projection are masked, told by the gate, and
         not its input channels.
     :param compensation: A name of `COMPENSATIONS`, or nothing: what is left out becomes zero.
@@ -55,7 +58,7 @@ class Algorithm:
     """
 
     score: ScoreName
-    allocation: AllocationName | Literal["nncf-ema"] = "uniform"
+    allocation: AllocationName | EstimatorName = "uniform"
     rows: bool = False
     compensation: CompensationName | Literal[""] = ""
     name: str = field(default="", compare=False)
@@ -64,18 +67,18 @@ class Algorithm:
     def __post_init__(self) -> None:
         for kind, name, known in (
             ("score", self.score, SCORES),
-            ("allocation", self.allocation, [*ALLOCATIONS, NNCF_EMA]),
+            ("allocation", self.allocation, [*ALLOCATIONS, *ESTIMATORS]),
             ("compensation", self.compensation, ["", *COMPENSATIONS]),
         ):
             if name not in known:
                 msg = f"unknown {kind} {name!r}; nearest: {nearest(name, known)}"
                 raise ActsparseError(msg)
-        if self.allocation == NNCF_EMA and (self.rows or self.compensation):
+        if self.allocation in ESTIMATORS and (self.rows or self.compensation):
             option = ROWS if self.rows else self.compensation
-            msg = f"{NNCF_EMA} is NNCF's own way, which puts zeros into inputs: leave +{option} out"
+            msg = f"{self.allocation} puts zeros into inputs: leave +{option} out"
             raise ActsparseError(msg)
-        if self.allocation == NNCF_EMA and self.score != "magnitude":
-            msg = f"{NNCF_EMA} averages quantiles of magnitudes: it goes with the score magnitude, not {self.score}"
+        if self.allocation in ESTIMATORS and self.score != "magnitude":
+            msg = f"{self.allocation} sees magnitudes alone: it goes with the score magnitude, not {self.score}"
             raise ActsparseError(msg)
         if not self.name:
             options = [self.score, self.allocation, ROWS if self.rows else "", self.compensation]
@@ -85,7 +88,7 @@ class Algorithm:
     def is_one_pass(self) -> bool:
         """Whether thresholds can be calibrated at once, without measuring anything before."""
         is_plain = not self.rows and not self.compensation
-        return self.score == "magnitude" and self.allocation in ("uniform", NNCF_EMA) and is_plain
+        return self.score == "magnitude" and self.allocation in ("uniform", *ESTIMATORS) and is_plain
 
     def without_rows(self) -> "Algorithm":
         """
@@ -103,7 +106,8 @@ class Algorithm:
         :param importance: The importance a of the site, or None.
         :return: The estimator.
         """
-        return NncfMovingAverage(targets) if self.allocation == NNCF_EMA else PooledQuantile(targets, importance)
+        own = ESTIMATORS.get(self.allocation)
+        return PooledQuantile(targets, importance) if own is None else own(targets)
 
     def plan(self, scopes: Scopes, model: Measurements) -> Plan:
         """

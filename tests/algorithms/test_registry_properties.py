@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actsparse import ActsparseError, TargetScope, measure_sparsity, sparsify_activations
-from actsparse.algorithms import ALGORITHMS, NNCF_EMA, get_algorithm
+from actsparse.algorithms import ALGORITHMS, ESTIMATORS, get_algorithm
 from actsparse.torch.insertion import named_sparsifiers
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -17,7 +17,7 @@ FIRST = TargetScope(patterns=[r"model\.layers\.0\.self_attn\.[qkv]_proj"])
 
 
 # Those that give every site its target.
-UNIFORM = [name for name in ALGORITHMS if get_algorithm(name).allocation in ("uniform", NNCF_EMA)]
+UNIFORM = [name for name in ALGORITHMS if get_algorithm(name).allocation in ("uniform", *ESTIMATORS)]
 
 
 @pytest.fixture(params=UNIFORM)
