@@ -94,29 +94,23 @@ def read_git_state(folder: Path, excluded: Sequence[Path] = ()) -> dict[str, Any
     :param excluded: Files and folders whose changes do not count.
     :return: The commit, when it was made, and whether the working tree differs from it; all None outside a checkout.
     """
-    commit = run_git(folder, "rev-parse", "HEAD")
-    top = run_git(folder, "rev-parse", "--show-toplevel")
+    commit = _run_git(folder, "rev-parse", "HEAD")
+    top = _run_git(folder, "rev-parse", "--show-toplevel")
     paths = [":/"]
     for path in excluded:
         absolute = path.absolute().resolve()
         if top is not None and absolute.is_relative_to(Path(top).resolve()):
             paths.append(f":(top,exclude,literal){absolute.relative_to(Path(top).resolve()).as_posix()}")
-    changes = run_git(folder, "status", "--porcelain", "--untracked-files=no", "--", *paths)
+    changes = _run_git(folder, "status", "--porcelain", "--untracked-files=no", "--", *paths)
     return {
         "commit": commit,
-        "committed_at": run_git(folder, "show", "-s", "--format=%cI", "HEAD"),
+        "committed_at": _run_git(folder, "show", "-s", "--format=%cI", "HEAD"),
         "is_dirty": None if commit is None or changes is None else bool(changes),
     }
 
 
-def run_git(folder: Path, *arguments: str) -> str | None:
-    """
-    Ask git something.
-
-    :param folder: Where.
-    :param arguments: What.
-    :return: Its answer; None where there is no git, no checkout, or no such thing in it.
-    """
+def _run_git(folder: Path, *arguments: str) -> str | None:
+    """Return git's answer; None where there is no git, no checkout, or no such thing in it."""
     # Without optional locks, so that asking never gets into the way of anyone who commits.
     command = ["git", "--no-optional-locks", *arguments]
     try:

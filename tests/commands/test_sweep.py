@@ -151,7 +151,7 @@ def test_an_attempt_is_charged_with_what_it_asks_for(monkeypatch: pytest.MonkeyP
 
     def sparsify(_model: Any, _batches: Any, target: float, _ignored: Any, settings: Settings) -> None:
         settings.cache.get_or_measure("sketches", lambda: spend(1))
-        settings.cache.get_or_measure(("attributions", target), lambda: spend(10))
+        settings.cache.get_or_measure(f"attributions {target}", lambda: spend(10))
         spend(0.5)
 
     monkeypatch.setattr(sweep, "calibrate", sparsify)

@@ -141,7 +141,7 @@ def note_measured(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     measured: list[object] = []
     find = DiskCache._find
 
-    def note(self: DiskCache, what: object, measure):
+    def note(self: DiskCache, what: str, measure):
         return find(self, what, lambda: (measured.append(what), measure())[1])
 
     monkeypatch.setattr(DiskCache, "_find", note)
@@ -154,7 +154,7 @@ def test_an_interrupted_calibration_goes_on(files, tmp_path, monkeypatch):
     asked: list[object] = []
     find = DiskCache._find
 
-    def stop_at_the_third(self: DiskCache, what: object, measure):
+    def stop_at_the_third(self: DiskCache, what: str, measure):
         asked.append(what)
         if len(asked) == 3:
             raise KeyboardInterrupt

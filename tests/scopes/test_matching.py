@@ -1,7 +1,6 @@
 """Names and patterns match what NNCF matches, and module names besides."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,8 +177,6 @@ def test_a_scope_without_layers_is_refused_in_one_line(case: BadCase, found: Lay
     assert "\n" not in str(caught.value)
 
 
-# It says that it is a mapping, and may have a key twice.
-@Mapping.register
 class _Pairs(dict[Any, float]):
     """A dict as far as its pairs go."""
 
