@@ -16,7 +16,7 @@ from typing import Any
 from bars import Bar, join_rows
 from matplotlib.figure import Figure as Plot
 from rich.console import Console
-from run import BENCHMARKS, CASE_RESULTS, DEMO, FOLDER, LONG, RESULTS, ROOT
+from run import BENCHMARKS, CASE_RESULTS, DEMO, LONG, RESULTS, ROOT
 from stale import find_reason, find_sources
 from summary import make_summary, read_results
 
