@@ -317,7 +317,7 @@ def bench(
     """
     output = context.with_resource(Output(json, quiet))
     from actsparse.commands.bench.job import BenchJob, describe_report, draw_plot, parse_numbers, run_bench
-    from actsparse.commands.bench.tables import make_tables
+    from actsparse.commands.bench.results import make_tables
 
     parsed = {
         "prompt_lengths": parse_numbers("--prompt-lengths", prompt_lengths),

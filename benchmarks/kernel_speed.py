@@ -18,7 +18,7 @@ import openvino.opset13 as ops
 from bars import Bar, Measurement
 from command import make_plain_parser, positive, run_benchmark
 
-from actsparse.commands.bench.resources import measure_memory
+from actsparse.commands.bench.memory import measure_memory
 from actsparse.errors import ActsparseError
 from actsparse.openvino import accelerate
 from actsparse.openvino.build import extension_path

@@ -61,8 +61,7 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with unfinished_folder(folder) as work, as_os_error():
-            _export(_copy_structure(model), work)
-            converted = ov.Core().read_model(work / MODEL_FILE)
+            converted = ov.Core().read_model(run_optimum(_copy_to_export(model), work))
             _set_masks(converted, masks)
             result = rewrite(converted)
             if tokenizer is not None:
@@ -78,34 +77,47 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     return result
 
 
-def _copy_structure(model: nn.Module) -> nn.Module:
-    # optimum-intel leaves traces on what it exports. The copy shares all tensors, so it costs no memory.
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def run_optimum(model: nn.Module, folder: Path, **options: Any) -> Path:
+    """
+    Have optimum-intel export a model, without a tokenizer; its traces stay on the model.
 
-
-def _export(model: nn.Module, folder: Path) -> None:
+    :param model: A transformers model.
+    :param folder: Where to write.
+    :param options: What `export_from_model` takes besides.
+    :return: The XML file.
+    :raises ActsparseError: If optimum-intel is missing or cannot export the model.
+    :raises OSError: If the folder cannot be written.
+    """
     try:
         from optimum.exporters.openvino import export_from_model
     except ImportError:
         purpose = "exporting a model"
         raise missing_optimum(purpose) from None
-    model.eval()
-    for _, sparsifier in named_sparsifiers(model):
-        # A trace of several tokens would not hold the masks of single ones, and zeros are where masks are found.
-        sparsifier.tokens = "all"
-        sparsifier.set_compensation(NO_COMPENSATION)
+    # Left to itself, it saves the tokenizer of the folder that the model was loaded from, or makes one up.
+    options |= {"task": "text-generation-with-past", "stateful": True, "preprocessors": []}
     with warnings.catch_warnings():
         # What torch's tracer says of transformers' code.
         warnings.simplefilter("ignore")
         try:
             with as_os_error():
-                export_from_model(model, output=folder, task="text-generation-with-past", stateful=True)  # type: ignore[arg-type]
+                export_from_model(model, output=folder, **options)  # type: ignore[arg-type]
         except OSError:
             raise
         except Exception as error:
             msg = f"optimum-intel cannot export this {type(model).__name__}: {one_line(error)}"
             raise ActsparseError(msg) from error
+    return folder / MODEL_FILE
+
+
+def _copy_to_export(model: nn.Module) -> nn.Module:
+    # optimum-intel leaves traces on what it exports. The copy shares all tensors, so it costs no memory.
+    tensors = [*model.parameters(), *model.buffers()]
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    for _, sparsifier in named_sparsifiers(copied):
+        # A trace of several tokens would not hold the masks of single ones, and zeros are where masks are found.
+        sparsifier.tokens = "all"
+        sparsifier.set_compensation(NO_COMPENSATION)
+    return copied
 
 
 def _active_masks(model: nn.Module) -> dict[str, Mask]:

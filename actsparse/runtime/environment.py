@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _LIBRARIES = ("actsparse", "torch", "transformers", "nncf", "openvino")
 
 
@@ -29,6 +27,8 @@ def describe_environment() -> dict[str, Any]:
 
     :return: Versions of libraries and Python, and the machine.
     """
+    import torch  # slow, and no part of a process that only measures memory
+
     return {
         "versions": library_versions(),
         "python": platform.python_version(),
@@ -44,6 +44,8 @@ def describe_machine() -> dict[str, Any]:
 
     :return: Processor, cores, threads, memory, operating system and the load of the last minute.
     """
+    import torch  # as above
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,10 +1,10 @@
-"""INT8 weights by NNCF, quietly: its tables and progress bars are not this program's output."""
+"""Weights compressed by NNCF, quietly: its tables and progress bars are not this program's output."""
 
 import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, TypeVar
 
 import nncf
 from nncf.common.logging import nncf_logger
@@ -13,6 +13,8 @@ from torch import nn
 from actsparse.errors import ActsparseError, nearest, shorten_message
 from actsparse.torch.offload import require_weights
 
+Model = TypeVar("Model")
+
 INT8_MODES = ("asym", "sym")
 WEIGHT_MODES = {
     "int8_asym": nncf.CompressWeightsMode.INT8_ASYM,
@@ -20,6 +22,14 @@ WEIGHT_MODES = {
     "int4_asym": nncf.CompressWeightsMode.INT4_ASYM,
     "int4_sym": nncf.CompressWeightsMode.INT4_SYM,
 }
+# What `nncf.compress_weights` raises at a model, or at options, that it cannot take.
+NNCF_ERRORS = (
+    nncf.InternalError,
+    nncf.InvalidGroupSizeError,
+    nncf.ParameterNotSupportedError,
+    nncf.UnsupportedModelError,
+    nncf.ValidationError,
+)
 
 
 def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
@@ -38,13 +48,13 @@ def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
     return compress_weights(model, f"int8_{mode}", example_input)
 
 
-def compress_weights(model: nn.Module, weights: str, example_input: Any, *, group_size: int = 128) -> nn.Module:
+def compress_weights(model: Model, weights: str, example_input: Any = None, *, group_size: int = 128) -> Model:
     """
     Compress all of a model's weights to INT8, or to INT4 by groups, with `nncf.compress_weights`.
 
-    :param model: The model, masked or not; changed in place.
+    :param model: A torch model, masked or not, or an `openvino.Model`; changed in place.
     :param weights: A name of `WEIGHT_MODES`.
-    :param example_input: One model input, for NNCF to trace the model with.
+    :param example_input: One model input, for NNCF to trace a torch model with.
     :param group_size: Input channels in a group of INT4 weights; layers that it does not divide get smaller groups.
     :return: The compressed model.
     :raises ActsparseError: If weights are offloaded, or NNCF cannot compress them.
@@ -54,16 +64,12 @@ def compress_weights(model: nn.Module, weights: str, example_input: Any, *, grou
     if weights.startswith("int4"):
         fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
         options |= {"group_size": group_size, "ratio": 1.0, "advanced_parameters": fallback}
+    if example_input is not None:
+        options["dataset"] = nncf.Dataset([example_input])
     try:
         with quiet_nncf():
-            return nncf.compress_weights(model, dataset=nncf.Dataset([example_input]), **options)
-    except (
-        nncf.InternalError,
-        nncf.InvalidGroupSizeError,
-        nncf.UnsupportedModelError,
-        nncf.ParameterNotSupportedError,
-        nncf.ValidationError,
-    ) as error:
+            return nncf.compress_weights(model, **options)
+    except NNCF_ERRORS as error:
         msg = f"nncf cannot compress the weights to {weights}: {shorten_message(error)}"
         raise ActsparseError(msg) from error
 

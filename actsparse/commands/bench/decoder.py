@@ -1,5 +1,11 @@
-"""Run a compiled language model token by token. Imports nothing heavy: a process of its own measures its memory."""
+"""
+Run a compiled language model token by token.
 
+As a program, it prints a model's peak memory: so it imports neither torch nor NNCF, which would count too.
+"""
+
+import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +13,9 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from actsparse.runtime.environment import peak_memory
+
+_DECODED_TOKENS = 16
 INPUTS = {"input_ids", "attention_mask", "position_ids", "beam_idx"}
 
 
@@ -128,3 +137,20 @@ def find_unknown_inputs(names: Iterable[str]) -> list[str]:
     :return: The unknown ones, sorted.
     """
     return sorted(set(names) - INPUTS)
+
+
+def main() -> None:
+    """Print bytes. The argument is JSON: xml, extension, precision, threads, vocabulary and prefill."""
+    job = json.loads(sys.argv[1])
+    settings = make_settings(job["precision"], job["threads"])
+    decoder = Decoder(make_core(job["extension"]), Path(job["xml"]), settings)
+    tokens = np.random.default_rng(0).integers(0, job["vocabulary"], (1, job["prefill"] + _DECODED_TOKENS))
+    decoder.start()
+    decoder.feed(tokens[:, : job["prefill"]])
+    for i in range(job["prefill"], tokens.shape[1]):
+        decoder.feed(tokens[:, i : i + 1])
+    print(peak_memory())
+
+
+if __name__ == "__main__":
+    main()

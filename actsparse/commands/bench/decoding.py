@@ -11,7 +11,7 @@ from actsparse.commands.bench.decoder import compile_decoders, make_core, name_p
 from actsparse.commands.bench.prepare import find_source, prepare_dense
 from actsparse.commands.bench.results import Quantiles
 from actsparse.commands.bench.sparse import make_sparse
-from actsparse.commands.bench.timing import time_decoding
+from actsparse.commands.bench.timing import CONTEXT_TOKENS, DISCARDED_TOKENS, time_decoding
 from actsparse.commands.bench.tokens import CALIBRATION_LENGTH, read_tokens
 from actsparse.console.report import make_caption, table_markdown
 from actsparse.errors import ActsparseError
@@ -21,7 +21,7 @@ from actsparse.storage import assets
 from actsparse.texts import Text
 
 DENSE = "dense"
-CONTEXT_TOKENS, DISCARDED_TOKENS, TIMED_TOKENS = 64, 5, 60
+TIMED_TOKENS = 60
 _CALIBRATION_BATCHES = 4
 _COLUMNS = ("INT8 with OpenVINO", "ms a token", "p10 – p90", "tokens/s", "over dense")
 

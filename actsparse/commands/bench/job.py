@@ -5,34 +5,33 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino as ov
 
 from actsparse.commands.bench import tokens as bench_tokens
-from actsparse.commands.bench.decoder import (
-    compile_decoders,
-    find_unknown_inputs,
-    list_precisions,
-    make_core,
-    name_processor,
+from actsparse.commands.bench.decoder import compile_decoders, list_precisions, make_core, name_processor
+from actsparse.commands.bench.memory import measure_memory, measure_peak_memory, require_memory
+from actsparse.commands.bench.prepare import (
+    SEED,
+    SHAPES,
+    WEIGHT_BYTES,
+    WEIGHTS,
+    DenseModel,
+    count_parameters,
+    find_source,
+    prepare_dense,
+    require_plain,
 )
-from actsparse.commands.bench.export import WEIGHT_BYTES, WEIGHTS
-from actsparse.commands.bench.memory import measure_peak_memory
-from actsparse.commands.bench.prepare import DenseModel, Source, find_source, prepare_dense
-from actsparse.commands.bench.resources import measure_memory, require_memory
-from actsparse.commands.bench.results import BenchReport, Point, Quantiles, Side, Timing, best_precision
-from actsparse.commands.bench.shapes import SEED, SHAPES, count_parameters
-from actsparse.commands.bench.sparse import SparseModel, count_linear_bytes, make_sparse, measure_reads
-from actsparse.commands.bench.timing import time_decoding, time_first_token
+from actsparse.commands.bench.results import BenchReport, Point, Side, best_precision
+from actsparse.commands.bench.sparse import count_linear_bytes, make_sparse, measure_reads
+from actsparse.commands.bench.timing import BATCH_TOKENS, CONTEXT_TOKENS, DISCARDED_TOKENS, time_models
 from actsparse.commands.common import parse_targets
 from actsparse.console.plot import plot_speedup
 from actsparse.errors import ActsparseError, OutputError, ScopeError, nearest
-from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.build import extension_path
-from actsparse.openvino.graph_masks import count_masks
 from actsparse.runtime.environment import count_cores, describe_environment
 from actsparse.runtime.progress import Say
 from actsparse.scopes.matching import validate_targets
@@ -41,14 +40,10 @@ from actsparse.storage.files import kind_of, prepare_folder
 from actsparse.texts import load_pages
 from actsparse.thresholds import read_thresholds
 
-CONTEXT_LENGTH = 64
-DISCARDED_TOKENS = 5
 DEFAULT_SPARSITY = "0.5"
 PROMPT_LENGTHS = (32, 128, 512, 1024)
 BATCH_SIZES = (4, 16)
 _MAX_BATCH = 256
-# Times of batches vary less than those of single tokens.
-_BATCH_TOKENS = 24
 # Each of the four compiled models holds its weights, beside the mapped files: 9.2 GB measured with `1b` as int8, a
 # quarter of it mapped.
 _NUM_COMPILED, _MEMORY_FACTOR, _MEMORY_BYTES = 4, 6.0, 2.0**30
@@ -135,7 +130,6 @@ class _Bench:
     extension: Path
     precisions: tuple[str, ...]
     linear_bytes: int
-    max_length: int
     threads: int
     say: Say
     # By precision hint, measured once for all points.
@@ -157,16 +151,18 @@ def run_bench(job: BenchJob, say: Say) -> BenchReport:
     if source.config is not None:
         weight_bytes = count_parameters(source.config) * WEIGHT_BYTES[job.weights or "int8"]
         _require_memory(job, weight_bytes, source.config.vocab_size)
-    texts = _load_texts(job, source)
+    texts = (load_pages(job.text), load_pages(job.calibration, purpose="calibration")) if source.has_text else ()
     dense = prepare_dense(source, job.weights, say)
     bench = _set_up(job, dense, texts, extension, say)
     say("measuring how fast memory is copied and read")
     memory = measure_memory(extension, bench.threads)
     with assets.partial_folder() as folder:
-        points = tuple(_measure_point(bench, target, folder / f"sparse{i}.xml") for i, target in _enumerate(job))
+        targets = enumerate(job.parsed_targets())
+        points = tuple(_measure_point(bench, target, folder / f"sparse{i}.xml") for i, target in targets)
     seeds = {"weights": SEED} if job.model in SHAPES else {}
     seeds |= {} if dense.has_text else {"tokens": bench_tokens.SEED}
-    return BenchReport(_describe(bench), seeds, points, memory, _environment(bench.core))
+    machine = {"openvino_build": ov.get_version(), "processor": name_processor(bench.core)}
+    return BenchReport(_describe(bench), seeds, points, memory, describe_environment() | machine)
 
 
 def describe_report(job: BenchJob, report: BenchReport) -> dict[str, Any]:
@@ -220,8 +216,8 @@ def _set_up(job: BenchJob, dense: DenseModel, texts: Any, extension: Path, say: 
     core = make_core(extension)
     max_length = dense.max_length
     model = core.read_model(dense.xml)
-    _require_plain(model, job.model)
-    length = max(*job.prompt_lengths, CONTEXT_LENGTH + DISCARDED_TOKENS + job.num_tokens)
+    require_plain(model, job.model)
+    length = max(*job.prompt_lengths, CONTEXT_TOKENS + DISCARDED_TOKENS + job.num_tokens)
     if length > max_length:
         msg = f"{job.model} reads at most {max_length} tokens, but prompts and decoding take {length}"
         raise ActsparseError(msg)
@@ -238,7 +234,7 @@ def _set_up(job: BenchJob, dense: DenseModel, texts: Any, extension: Path, say: 
         tokens = bench_tokens.make_random_tokens(vocabulary, **sizes)
     linear_bytes = count_linear_bytes(core, dense.xml)
     threads = job.threads or count_cores()
-    return _Bench(job, dense, tokens, core, extension, list_precisions(core), linear_bytes, max_length, threads, say)
+    return _Bench(job, dense, tokens, core, extension, list_precisions(core), linear_bytes, threads, say)
 
 
 def _measure_point(bench: _Bench, target: Any, xml: Path) -> Point:
@@ -249,68 +245,45 @@ def _measure_point(bench: _Bench, target: Any, xml: Path) -> Point:
         bench.core, bench.dense.xml, bench.tokens.calibration, target, is_exact=job.is_exact, target=xml
     )
     bench.say("counting zeros while it decodes")
-    decoded = bench.tokens.measured[:, : CONTEXT_LENGTH + DISCARDED_TOKENS + job.num_tokens]
-    reads = measure_reads(bench.core, sparse, decoded, num_prompt_tokens=CONTEXT_LENGTH, threads=bench.threads)
-    layers = _count_layers(sparse)
+    decoded = bench.tokens.measured[:, : CONTEXT_TOKENS + DISCARDED_TOKENS + job.num_tokens]
+    reads = measure_reads(bench.core, sparse, decoded, num_prompt_tokens=CONTEXT_TOKENS, threads=bench.threads)
+    run, kept = (
+        sum(len(site.layers) for site in sites) for sites in (sparse.acceleration.masked, sparse.acceleration.kept)
+    )
     del sparse
     gc.collect()
-    timings = _time_both(bench, xml, decoded)
+    bench.say(f"compiling dense and sparse for {' and '.join(bench.precisions)}")
+    timings = time_models(
+        compile_decoders(bench.core, {"dense": bench.dense.xml, "sparse": xml}, bench.threads),
+        bench.tokens.measured,
+        num_tokens=job.num_tokens,
+        batch_sizes=job.batch_sizes,
+        prompt_lengths=job.prompt_lengths,
+        repetitions=job.repetitions,
+        say=bench.say,
+    )
     bench.say("measuring peak memory, each model in its own process")
     precision = best_precision(timings["dense"])
+    measure_peak = partial(
+        measure_peak_memory,
+        extension=bench.extension,
+        threads=bench.threads,
+        vocabulary=int(bench.dense.config["vocab_size"]),
+        max_length=bench.dense.max_length,
+    )
     if precision not in bench.dense_peaks:
-        bench.dense_peaks[precision] = _measure_peak(bench, bench.dense.xml, precision)
-    sparse_peak = _measure_peak(bench, xml, best_precision(timings["sparse"]))
+        bench.dense_peaks[precision] = measure_peak(bench.dense.xml, precision=precision)
+    sparse_peak = measure_peak(xml, precision=best_precision(timings["sparse"]))
     for file in (xml, xml.with_suffix(".bin")):
         file.unlink()
     dense_side = Side(timings["dense"], bench.dense_peaks[precision], bench.linear_bytes)
     sparse_side = Side(timings["sparse"], sparse_peak, bench.linear_bytes * (1 - reads.weight_reads_skipped))
-    return Point(_name_target(target), reads, dense_side, sparse_side, layers)
-
-
-def _measure_peak(bench: _Bench, xml: Path, precision: str) -> int:
-    return measure_peak_memory(
-        xml,
-        extension=bench.extension,
-        precision=precision,
-        threads=bench.threads,
-        vocabulary=int(bench.dense.config["vocab_size"]),
-        max_length=bench.max_length,
-    )
-
-
-def _time_both(bench: _Bench, xml: Path, decoded: np.ndarray) -> dict[str, dict[str, Timing]]:
-    job = bench.job
-    bench.say(f"compiling dense and sparse for {' and '.join(bench.precisions)}")
-    decoders = compile_decoders(bench.core, {"dense": bench.dense.xml, "sparse": xml}, bench.threads)
-    bench.say(f"decoding {job.num_tokens} tokens with each, turn by turn")
-    decode = time_decoding(decoders, decoded, num_prompt_tokens=CONTEXT_LENGTH, num_discarded=DISCARDED_TOKENS)
-    batches = {1: decode}
-    for size in job.batch_sizes:
-        if size > 1:
-            bench.say(f"decoding {size} sequences at once")
-            length = CONTEXT_LENGTH + DISCARDED_TOKENS + min(_BATCH_TOKENS, job.num_tokens)
-            sequences = bench_tokens.make_sequences(bench.tokens.measured, size, length)
-            batches[size] = time_decoding(
-                decoders, sequences, num_prompt_tokens=CONTEXT_LENGTH, num_discarded=DISCARDED_TOKENS
-            )
-    bench.say(f"reading prompts of {', '.join(map(str, job.prompt_lengths))} tokens")
-    first = time_first_token(decoders, bench.tokens.measured, job.prompt_lengths, job.repetitions)
-    return {
-        side: {
-            precision: Timing(
-                Quantiles.of(decode[side, precision]),
-                {n: float(np.median(times[side, precision])) for n, times in first.items()},
-                {size: Quantiles.of(batches[size][side, precision]) for size in job.batch_sizes},
-            )
-            for precision in bench.precisions
-        }
-        for side in ("dense", "sparse")
-    }
+    return Point(_name_target(target), reads, dense_side, sparse_side, (run, kept))
 
 
 def _require_memory(job: BenchJob, weight_bytes: float, vocabulary: int) -> None:
     # Logits of every prompt token, in fp32, twice in each compiled model.
-    longest = max(*job.prompt_lengths, CONTEXT_LENGTH * max(job.batch_sizes))
+    longest = max(*job.prompt_lengths, CONTEXT_TOKENS * max(job.batch_sizes))
     logits = 2 * 4 * _NUM_COMPILED * longest * vocabulary
     needed = weight_bytes * _MEMORY_FACTOR + logits + _MEMORY_BYTES
     require_memory(needed, f"comparing dense and sparse {job.model} in one process")
@@ -326,23 +299,6 @@ def _require_outputs(job: BenchJob) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         msg = f"cannot draw {job.plot}: matplotlib is not installed; pip install 'actsparse[plot]'"
         raise OutputError(msg)
-
-
-def _load_texts(job: BenchJob, source: Source) -> Any:
-    if not source.has_text:
-        return None
-    return load_pages(job.text), load_pages(job.calibration, purpose="calibration")
-
-
-def _require_plain(model: ov.Model, name: str) -> None:
-    if count_masks(model) or is_accelerated(model):
-        msg = f"{name} has masks already; give the dense model that they were made from"
-        raise ActsparseError(msg)
-    inputs = [port.get_any_name() for port in model.inputs]
-    unknown = find_unknown_inputs(inputs)
-    if unknown or "input_ids" not in inputs or not model.get_sinks():
-        msg = f"{name} is no stateful language model with the inputs of optimum-intel; its inputs: {', '.join(inputs)}"
-        raise ActsparseError(msg)
 
 
 def _parse_sparsities(texts: tuple[str, ...]) -> tuple[float, ...]:
@@ -364,22 +320,12 @@ def _require_range(option: str, value: int, low: int, high: int) -> None:
         raise ActsparseError(msg)
 
 
-def _enumerate(job: BenchJob) -> list[tuple[int, Any]]:
-    return list(enumerate(job.parsed_targets()))
-
-
 def _name_target(target: Any) -> float | str | dict[str, float]:
     if isinstance(target, Path):
         return target.name
     if not isinstance(target, Mapping):
         return float(target)
     return {", ".join((*scope.names, *scope.patterns, *scope.roles)): value for scope, value in target.items()}
-
-
-def _count_layers(sparse: SparseModel) -> tuple[int, int]:
-    sites = (sparse.acceleration.masked, sparse.acceleration.kept)
-    run, kept = (sum(len(site.layers) for site in group) for group in sites)
-    return run, kept
 
 
 def _describe(bench: _Bench) -> dict[str, Any]:
@@ -390,14 +336,10 @@ def _describe(bench: _Bench) -> dict[str, Any]:
         "linear weights": f"{bench.linear_bytes / 1e6:.0f} MB",
         "tokens": bench.tokens.source,
         "calibration": f"{job.num_batches} x {bench.tokens.calibration[0]['input_ids'].shape[1]} tokens",
-        "decoded": f"{job.num_tokens} tokens after {CONTEXT_LENGTH} of context and {DISCARDED_TOKENS} discarded",
-        "batches": f"{min(_BATCH_TOKENS, job.num_tokens)} tokens of each sequence",
+        "decoded": f"{job.num_tokens} tokens after {CONTEXT_TOKENS} of context and {DISCARDED_TOKENS} discarded",
+        "batches": f"{min(BATCH_TOKENS, job.num_tokens)} tokens of each sequence",
         "prompts": f"{job.repetitions} of each length",
         "threads": bench.threads,
         "precision hints tried": ", ".join(bench.precisions),
-        "kernel": "exact (16-bit activations)" if job.is_exact else "INT8 activations",
+        "kernel": "exact (24-bit activations)" if job.is_exact else "INT8 activations",
     }
-
-
-def _environment(core: ov.Core) -> dict[str, Any]:
-    return {**describe_environment(), "openvino_build": ov.get_version(), "processor": name_processor(core)}

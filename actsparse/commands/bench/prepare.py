@@ -1,5 +1,6 @@
-"""From a model's name to its dense OpenVINO model in the cache."""
+"""From a model's name, or a built-in shape's, to its dense OpenVINO model in the cache."""
 
+import copy
 import gc
 import hashlib
 import json
@@ -11,12 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import openvino as ov
 import torch
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedModel
 
-from actsparse.commands.bench.export import WEIGHTS, compress_weights, export_f16
-from actsparse.commands.bench.resources import require_memory
-from actsparse.commands.bench.shapes import SEED, SHAPES, count_parameters, make_random_model
+from actsparse.commands.bench.decoder import find_unknown_inputs
+from actsparse.commands.bench.memory import require_memory
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.models import load_model
 from actsparse.models.explain import explain_errors
@@ -24,11 +25,43 @@ from actsparse.models.hub import fetch_from_hub
 from actsparse.models.identity import model_identity
 from actsparse.models.load import find_local
 from actsparse.models.quiet import quiet_libraries
+from actsparse.openvino.acceleration import is_accelerated
+from actsparse.openvino.export import run_optimum
 from actsparse.openvino.folder import MODEL_FILE
+from actsparse.openvino.graph_masks import count_masks
 from actsparse.openvino.require import require_optimum
 from actsparse.storage import assets
 from actsparse.storage.files import kind_of
+from actsparse.torch.compression import compress_weights
 
+SEED = 0
+
+_TINYLLAMA_1B: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+}
+_LLAMA_3B: dict[str, Any] = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+}
+# Models with random weights, so that speed can be measured without a hub.
+SHAPES: dict[str, PretrainedConfig] = {"1b": LlamaConfig(**_TINYLLAMA_1B), "3b": LlamaConfig(**_LLAMA_3B)}
+
+# What `--weights` may be: what `compress_weights` is asked for; f16 leaves the weights as they are.
+WEIGHTS = {"int8": "int8_asym", "int4": "int4_asym", "f16": None}
+# Bytes of each weight, scales and INT8 layers of INT4 models included.
+WEIGHT_BYTES = {"int8": 1.05, "int4": 0.65, "f16": 2.0}
 # Raise it when the same model and libraries give another OpenVINO model than before.
 _FORMAT = 1
 _LIBRARIES = ("nncf", "openvino", "optimum-intel", "torch", "transformers")
@@ -152,6 +185,48 @@ def prepare_dense(source: Source, weights: str | None, say: Callable[[str], None
     return DenseModel(folder, weights, source.has_text)
 
 
+def require_plain(model: ov.Model, name: str) -> None:
+    """
+    Check that a model is a language model that a `Decoder` runs, and has no masks.
+
+    :param model: The model.
+    :param name: What to call it in messages.
+    :raises ActsparseError: If it is something else.
+    """
+    if count_masks(model) or is_accelerated(model):
+        msg = f"{name} has masks already; give the dense model that they were made from"
+        raise ActsparseError(msg)
+    inputs = [port.get_any_name() for port in model.inputs]
+    if find_unknown_inputs(inputs) or "input_ids" not in inputs or not model.get_sinks():
+        msg = f"{name} is no stateful language model with the inputs of optimum-intel; its inputs: {', '.join(inputs)}"
+        raise ActsparseError(msg)
+
+
+def make_random_model(config: PretrainedConfig) -> PreTrainedModel:
+    """
+    Make a model in fp16 with random weights; equal configurations give equal models.
+
+    :param config: Its shape.
+    :return: The model in evaluation mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        # A copy, as transformers notes in the configuration what it was used for.
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float16).eval()
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """
+    Count a model's parameters without making it.
+
+    :param config: Its shape.
+    :return: How many it has.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _use_openvino(source: Source, folder: Path, weights: str | None) -> DenseModel:
     if weights is not None:
         msg = f"{source.name} is an OpenVINO model, whose weights stay as they are: leave --weights out"
@@ -171,21 +246,31 @@ def _make(source: Source, weights: str, target: Path, exported: Path, say: Calla
         loaded = load_model(str(source.path or source.name), dtype=torch.float16)
         model, tokenizer = loaded.model, loaded.tokenizer
     say("exporting it to OpenVINO (once)")
-    xml = export_f16(model, weights, exported)
+    _export(model, weights, exported)
     if tokenizer is not None:
         tokenizer.save_pretrained(exported)
     # The torch model makes room for the compressed one.
     del model
     gc.collect()
-    if WEIGHTS[weights]:
-        say(f"compressing its weights to {weights} (once)")
-        shutil.copytree(exported, target, ignore=shutil.ignore_patterns("openvino_model.*"))
-        compress_weights(xml, weights, target / MODEL_FILE)
-    else:
+    mode = WEIGHTS[weights]
+    if mode is None:
         exported.rename(target)
+        return
+    say(f"compressing its weights to {weights} (once)")
+    shutil.copytree(exported, target, ignore=shutil.ignore_patterns("openvino_model.*"))
+    compressed = compress_weights(ov.Core().read_model(exported / MODEL_FILE), mode)
+    ov.save_model(compressed, target / MODEL_FILE, compress_to_fp16=False)
+
+
+def _export(model: PreTrainedModel, weights: str, folder: Path) -> None:
+    from optimum.intel.openvino.configuration import OVConfig, OVWeightQuantizationConfig
+
+    # Runtime options depend on whether the weights are going to be compressed.
+    config = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8)) if WEIGHTS[weights] else None
+    with quiet_libraries():
+        run_optimum(model, folder, ov_config=config, patch_16bit_model=True)
 
 
 def _key(source: Source, weights: str) -> str:
-    compression = {name: str(value) for name, value in WEIGHTS[weights].items()}
-    parts = [_FORMAT, source.identity, compression, {name: version(name) for name in _LIBRARIES}]
+    parts = [_FORMAT, source.identity, WEIGHTS[weights], {name: version(name) for name in _LIBRARIES}]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,13 +1,21 @@
-"""What a benchmark measured, as numbers and as JSON."""
+"""What a benchmark measured: as numbers, as JSON, and as tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
+from rich.table import Table
 
-from actsparse.commands.bench.resources import MemorySpeed
+from actsparse.commands.bench.memory import MemorySpeed
 from actsparse.commands.bench.sparse import Reads
+from actsparse.console.report import percent
+
+_COLUMNS = (
+    *("", "measured", "reads skipped", "ms/token", "p10 – p90", "tokens/s"),
+    *("GB/s", "of reading", "peak MB", "speed-up", "limit"),
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,15 @@ class Point:
     layers: tuple[int, int]
 
     @property
+    def name(self) -> str:
+        """What was asked for, such as ``50%`` or ``ffn.down=0.5``."""
+        if isinstance(self.target, str):
+            return self.target
+        if isinstance(self.target, Mapping):
+            return ", ".join(f"{name}={value:g}" for name, value in self.target.items())
+        return percent(self.target).replace(".0%", "%")
+
+    @property
     def decode_speedup(self) -> float:
         """Median dense time over median sparse time of a token."""
         return self.dense.decode.median / self.sparse.decode.median
@@ -259,3 +276,79 @@ def best_precision(timings: Mapping[str, Timing]) -> str:
     :return: The hint.
     """
     return min(timings, key=lambda hint: timings[hint].decode.median)
+
+
+def make_tables(report: BenchReport) -> list[Table]:
+    """
+    Draw a report.
+
+    :param report: What was measured.
+    :return: A table of decoding, one of batches where there were any, and one of times to first token.
+    """
+    tables = [_decode_table(report)]
+    if report.points[0].batch_speedup:
+        title = "Decoding several sequences at once, ms for a token of each (in brackets: speed-up)"
+        tables.append(_compare(report, title, "sequences", _batch_medians, lambda point: point.batch_speedup, 1))
+    title = "Time to first token, ms (in brackets: sparse over dense)"
+    first = _compare(report, title, "prompt, tokens", lambda side: side.ttft, lambda point: point.ttft_ratio, 0)
+    return [*tables, first]
+
+
+def _decode_table(report: BenchReport) -> Table:
+    lines = [f"{name}: {value}" for name, value in report.settings.items()]
+    memory = report.memory
+    lines += [
+        f"memory: {memory.copied / 1e9:.1f} GB/s copied, {memory.read / 1e9:.1f} GB/s read in rows of a page, "
+        f"{memory.half_read / 1e9:.1f} GB/s where a random half of the rows is read",
+        "GB/s: weight bytes read, over the whole time of a token",
+        "of reading: their share of all rows' speed for dense, of half the rows' for sparse",
+        "limit: speed-up if only weight bytes counted",
+    ]
+    table = Table(title="Decoding", caption=escape("\n".join(lines)), caption_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column else "left")
+    for point in report.points:
+        name, reads = escape(point.name), point.reads
+        shares = (percent(reads.measured_sparsity), percent(reads.weight_reads_skipped))
+        gains = (f"[bold]{point.decode_speedup:.2f}×[/]", f"{point.speedup_limit:.2f}×")
+        dense, sparse = _cells(point.dense, memory.read), _cells(point.sparse, memory.half_read)
+        table.add_row(f"dense ({point.dense.precision})", "–", "–", *dense, "", "")
+        table.add_row(f"sparse {name} ({point.sparse.precision})", *shares, *sparse, *gains)
+        table.add_section()
+    return table
+
+
+def _cells(side: Side, read: float) -> tuple[str, ...]:
+    return (
+        f"{side.decode.median:.2f}",
+        f"{side.decode.p10:.2f} – {side.decode.p90:.2f}",
+        f"{side.tokens_per_second:.1f}",
+        f"{side.bandwidth / 1e9:.1f}",
+        f"{side.bandwidth / read:.0%}",
+        f"{side.peak_bytes / 1e6:.0f}",
+    )
+
+
+def _batch_medians(side: Side) -> dict[int, float]:
+    return {size: times.median for size, times in side.batches.items()}
+
+
+def _compare(
+    report: BenchReport,
+    title: str,
+    label: str,
+    times: Callable[[Side], Mapping[int, float]],
+    ratios: Callable[[Point], Mapping[int, float]],
+    digits: int,
+) -> Table:
+    table = Table(title=title)
+    table.add_column(label)
+    for size in times(report.points[0].dense):
+        table.add_column(str(size), justify="right")
+    for point in report.points:
+        ratio = ratios(point)
+        sparse = (f"{ms:.{digits}f} ({ratio[n]:.2f}×)" for n, ms in times(point.sparse).items())
+        table.add_row("dense", *(f"{ms:.{digits}f}" for ms in times(point.dense).values()))
+        table.add_row(f"sparse {escape(point.name)}", *sparse)
+        table.add_section()
+    return table

@@ -11,9 +11,61 @@ import numpy as np
 from rich.progress import Progress
 
 from actsparse.commands.bench.decoder import Decoder
+from actsparse.commands.bench.results import Quantiles, Timing
+from actsparse.commands.bench.tokens import make_sequences
 from actsparse.runtime.progress import shows_progress, status_console
 
+# Tokens read before decoding is timed, and decoded tokens that are not counted: the first ones find nothing ready.
+CONTEXT_TOKENS, DISCARDED_TOKENS = 64, 5
+# Times of batches vary less than those of single tokens.
+BATCH_TOKENS = 24
+
 Key = TypeVar("Key")
+Say = Callable[[str], None]
+
+
+def time_models(
+    decoders: Mapping[tuple[str, str], Decoder],
+    tokens: np.ndarray,
+    *,
+    num_tokens: int,
+    batch_sizes: tuple[int, ...],
+    prompt_lengths: tuple[int, ...],
+    repetitions: int,
+    say: Say,
+) -> dict[str, dict[str, Timing]]:
+    """
+    Time decoding, decoding in batches, and reading prompts, each model in turn.
+
+    :param decoders: The models by name and precision hint.
+    :param tokens: [1, tokens]; prompts are its beginnings.
+    :param num_tokens: How many tokens are decoded and counted.
+    :param batch_sizes: How many sequences are decoded at once.
+    :param prompt_lengths: How long the prompts are.
+    :param repetitions: How often each is read.
+    :param say: Told what happens next.
+    :return: Times by name and precision hint.
+    """
+    counts: dict[str, int] = {"num_prompt_tokens": CONTEXT_TOKENS, "num_discarded": DISCARDED_TOKENS}
+    start = CONTEXT_TOKENS + DISCARDED_TOKENS
+    say(f"decoding {num_tokens} tokens with each, turn by turn")
+    batches = {1: time_decoding(decoders, tokens[:, : start + num_tokens], **counts)}
+    for size in batch_sizes:
+        if size > 1:
+            say(f"decoding {size} sequences at once")
+            sequences = make_sequences(tokens, size, start + min(BATCH_TOKENS, num_tokens))
+            batches[size] = time_decoding(decoders, sequences, **counts)
+    say(f"reading prompts of {', '.join(map(str, prompt_lengths))} tokens")
+    first = time_first_token(decoders, tokens, prompt_lengths, repetitions)
+    timings: dict[str, dict[str, Timing]] = {}
+    for key in decoders:
+        name, precision = key
+        timings.setdefault(name, {})[precision] = Timing(
+            Quantiles.of(batches[1][key]),
+            {n: float(np.median(times[key])) for n, times in first.items()},
+            {size: Quantiles.of(batches[size][key]) for size in batch_sizes},
+        )
+    return timings
 
 
 def time_decoding(

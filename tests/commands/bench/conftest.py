@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from actsparse.commands.bench import shapes
+from actsparse.commands.bench import prepare
 from actsparse.commands.bench.job import BenchJob, describe_report, draw_plot, run_bench
 from actsparse.commands.bench.results import BenchReport
 from actsparse.console.report import to_json
@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def use_tiny_shape(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """Make `tiny` a built-in shape, and keep what is made of it in a cache of the session, but not the extension."""
     patch.setattr(assets, "cache_dir", lambda: cache)
-    patch.setitem(shapes.SHAPES, "tiny", TINY)
+    patch.setitem(prepare.SHAPES, "tiny", TINY)
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ def test_an_openvino_folder_is_measured_as_it_is_with_targets_by_role(
     assert result["target"] == {"ffn.down": 0.6}
     assert result["layers"] == {"accelerated": 2, "masked_only": 0}
     assert result["settings"]["weights"] == "as stored"
+    assert result["settings"]["kernel"] == "exact (24-bit activations)"
     assert result["seeds"] == {"tokens": 1}
     printed = capsys.readouterr()
     assert "sparse ffn.down=0.6" in printed.out

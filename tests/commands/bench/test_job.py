@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from actsparse.commands.bench import job as job_module
-from actsparse.commands.bench import resources
+from actsparse.commands.bench import memory
 from actsparse.commands.bench.job import BenchJob, parse_numbers, run_bench
 from actsparse.commands.bench.prepare import find_source, prepare_dense
-from actsparse.commands.bench.results import BenchReport
-from actsparse.commands.bench.tables import make_tables
+from actsparse.commands.bench.results import BenchReport, make_tables
 from actsparse.errors import ActsparseError
 from actsparse.openvino.toolchain import BuildError
 
@@ -145,7 +144,7 @@ def test_prompts_longer_than_the_model_reads_are_refused(measured: Any) -> None:
 
 
 def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "available_memory", lambda: 8 * 2**30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 8 * 2**30)
     said: list[str] = []
     with pytest.raises(ActsparseError, match=r"3b in one process needs about .* GiB of memory, but 8\.0 GiB are free"):
         run_bench(BenchJob("3b"), said.append)

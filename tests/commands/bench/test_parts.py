@@ -1,6 +1,7 @@
 """The pieces of the benchmark, each with figures known beforehand."""
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,17 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from actsparse.commands.bench import resources
+from actsparse.commands.bench import memory as memory_module
 from actsparse.commands.bench.decoder import Decoder, find_unknown_inputs, make_settings
-from actsparse.commands.bench.prepare import find_source, prepare_dense
-from actsparse.commands.bench.resources import MemorySpeed, available_memory, measure_memory, require_memory
+from actsparse.commands.bench.memory import (
+    MemorySpeed,
+    available_memory,
+    measure_memory,
+    measure_peak_memory,
+    require_memory,
+)
+from actsparse.commands.bench.prepare import SHAPES, count_parameters, find_source, make_random_model, prepare_dense
 from actsparse.commands.bench.results import BenchReport, Point, Quantiles, Side, Timing
-from actsparse.commands.bench.shapes import SHAPES, count_parameters, make_random_model
 from actsparse.commands.bench.sparse import Reads
 from actsparse.commands.bench.timing import time_decoding, time_first_token
 from actsparse.commands.bench.tokens import make_random_tokens, make_sequences
@@ -152,7 +158,7 @@ def test_sequences_decoded_at_once_get_the_logits_of_each_alone() -> None:
 
 
 def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 2**30)
     require_memory(2**29, "this")
     with pytest.raises(ActsparseError, match=r"this needs about 8\.0 GiB of memory, but 1\.0 GiB are free"):
         require_memory(2**33, "this")
@@ -168,6 +174,39 @@ def test_memory_is_copied_and_read_at_some_speed() -> None:
     memory = measure_memory(extension_path(), 2, 1 << 24)
     assert all(1e8 < speed < 1e13 for speed in (memory.copied, memory.read, memory.half_read))
     assert memory.to_dict().keys() == {"copy_gb_per_s", "read_all_rows_gb_per_s", "read_half_of_rows_gb_per_s"}
+
+
+@pytest.fixture
+def measure_tiny() -> Callable[[], int]:
+    """Measure the tiny model's peak memory."""
+    dense, extension = prepare_dense(find_source("tiny"), "int8", lambda _: None), extension_path()
+    settings = {"precision": "f32", "threads": 1, "vocabulary": 512, "max_length": 256}
+    return lambda: measure_peak_memory(dense.xml, extension=extension, **settings)
+
+
+def test_the_process_whose_memory_is_measured_imports_neither_torch_nor_nncf(
+    monkeypatch: pytest.MonkeyPatch, measure_tiny: Callable[[], int]
+) -> None:
+    run, said = subprocess.run, []
+
+    def run_and_list_imports(command: list[str], **settings: Any) -> Any:
+        done = run([command[0], "-X", "importtime", *command[1:]], **settings)
+        said.append(done.stderr)
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run_and_list_imports)
+    assert 20e6 < measure_tiny() < 2000e6
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in said[0].splitlines()}
+    assert {"numpy", "openvino", "actsparse"} <= imported
+    assert not imported & {"torch", "nncf", "transformers", "rich"}
+
+
+def test_a_module_in_the_working_folder_is_not_taken_for_a_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, measure_tiny: Callable[[], int]
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('this is not numpy')")
+    monkeypatch.chdir(tmp_path)
+    assert measure_tiny() > 20e6
 
 
 def test_more_memory_than_can_be_addressed_is_one_line() -> None:
