@@ -58,7 +58,7 @@ def pack_site(layers: list[Weights], threshold: np.ndarray) -> PackedSite:
 
     :param layers: Weights of the same type, group size and input channels.
     :param threshold: float32 [in_features]: |x| <= threshold becomes 0.
-    :raises UnsupportedWeightsError: If they differ, or if groups are not whole passes of the kernel.
+    :raises UnsupportedWeightsError: If they differ in these.
     """
     first = layers[0]
     if len({(layer.type, layer.group_size, layer.values.shape[1]) for layer in layers}) > 1:

@@ -131,7 +131,7 @@ def test_exact_mode_equals_the_portable_graph(
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
 @pytest.mark.parametrize(
     ("mode", "group_size"),
-    [("INT8_ASYM", 0), ("INT8_SYM", 0), ("INT4_ASYM", 128), ("INT4_SYM", 64), ("INT4_ASYM", 32)],
+    [("INT8_ASYM", 0), ("INT8_SYM", 0), ("INT4_ASYM", 128), ("INT4_SYM", 64), ("INT4_ASYM", 32), ("INT4_ASYM", 4)],
 )
 def test_an_operation_is_no_further_from_f32_than_openvinos_own(
     mode: str, group_size: int, threshold: float, length: int
