@@ -7,6 +7,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actsparse import ActsparseError, sparsify_activations
 from actsparse.errors import OutputError, SourceError
@@ -54,6 +55,16 @@ def test_a_deployed_folder_holds_one_complete_model(folders: dict[str, Path]) ->
     names = {path.name for path in folders["default"].iterdir()}
     assert {MODEL_FILE, "openvino_model.bin", "config.json"} <= names
     assert {path.name for path in folders["portable"].iterdir()} == names
+
+
+def test_a_tokenizer_that_nobody_gave_is_not_made_up(make_model: Any, tmp_path: Path, files: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    deploy_model(model, tmp_path / "without")
+    names = {path.name for path in (tmp_path / "without").iterdir()}
+    assert names == {"config.json", "generation_config.json", MODEL_FILE, "openvino_model.bin"}
+    deploy_model(model, tmp_path / "with", AutoTokenizer.from_pretrained(files / "model"))
+    assert (tmp_path / "with" / "tokenizer.json").is_file()
 
 
 def test_a_new_process_needs_nothing_but_the_extension(folders: dict[str, Path], make_batches: Any) -> None:
