@@ -340,7 +340,7 @@ def read_file(path: Path) -> None:
         with Image.open(path) as image:
             image.load()
     elif path.name == "config.json" and (path.parent / "model.safetensors").exists():
-        load_model(str(path.parent))
+        load_model(str(path.parent), torch_only=True)
     elif path.name == "openvino_model.xml":
         load_causal_lm(path.parent, compile=False)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from actsparse.commands.bench.decoding import DecodingReport, compare_decoding
@@ -95,7 +94,7 @@ def run_demo(job: DemoJob, say: Say) -> Demo:
     prepare_folder(job.out)
     text, calibration = job.load_texts()
     say(f"loading the {job.model} model")
-    loaded = load_model(job.model, dtype=torch.float32)
+    loaded = load_model(job.model, torch_only=True)
     model, tokenizer = loaded.model, loaded.tokenizer
     batches = read_batches(loaded, calibration, 8 if job.fast else job.num_batches)
 

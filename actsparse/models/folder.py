@@ -1,4 +1,4 @@
-"""Models in folders laid out as on the hub."""
+"""Models in folders: laid out as on the hub, or with an OpenVINO model."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from actsparse.errors import SourceError
 from actsparse.models.explain import explain_errors
 from actsparse.models.quiet import quiet_libraries
 from actsparse.models.weights import load_weights
+from actsparse.openvino.deploy import load_causal_lm
+from actsparse.openvino.folder import MODEL_FILE
 from actsparse.storage.files import kind_of
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -35,10 +37,49 @@ def load_folder(
     with quiet_libraries(), explain_errors(name):
         config = AutoConfig.from_pretrained(folder, **options)
         _check_is_causal(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = load_tokenizer(folder, name)
         options |= {"use_safetensors": True, **placement}
         model = load_weights(folder, name, config=config, dtype=dtype, **options)
     return model, tokenizer
+
+
+def is_openvino_folder(folder: Path) -> bool:
+    """
+    Tell whether a folder holds an OpenVINO model.
+
+    :param folder: The folder.
+    :return: Whether it does.
+    """
+    return kind_of(folder / MODEL_FILE) == "file"
+
+
+def load_openvino_folder(folder: Path, name: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """
+    Load a folder with an OpenVINO model, whose weights and masks stay as they are.
+
+    :param folder: The folder.
+    :param name: What to call it in messages.
+    :return: An `OVModelForCausalLM`, which is compiled when it first runs, and its tokenizer.
+    :raises ActsparseError: If a file is absent or unreadable, or optimum-intel or the extension is missing.
+    """
+    return load_causal_lm(folder, compile=False), load_tokenizer(folder, name)
+
+
+def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """
+    Load the tokenizer of a model's folder.
+
+    :param folder: The folder.
+    :param name: What to call it in messages.
+    :return: The tokenizer.
+    :raises SourceError: If there is none, or it is unreadable.
+    """
+    if not any(kind_of(folder / file) == "file" for file in _TOKENIZER_FILES):
+        looked_for = ", ".join(_TOKENIZER_FILES)
+        msg = f"{name} has no tokenizer (looked for {looked_for}); save one there with tokenizer.save_pretrained"
+        raise SourceError(msg)
+    with quiet_libraries(), explain_errors(name):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _check_folder(folder: Path, name: str) -> None:
@@ -46,13 +87,12 @@ def _check_folder(folder: Path, name: str) -> None:
         msg = f"{name} has no config.json, so it is no model's folder"
         raise SourceError(msg)
     if not any(kind_of(folder / file) == "file" for file in _WEIGHT_FILES):
+        if is_openvino_folder(folder):
+            msg = f"{name} holds an OpenVINO model, and this takes torch weights: give the model that it was made from"
+            raise SourceError(msg)
         pickled = next((file.name for file in sorted(folder.glob("*.bin"))), None)
         reason = f"only pickled ones ({pickled}), which could run any code; convert them first" if pickled else "none"
         msg = f"{name} must hold weights as safetensors ({' or '.join(_WEIGHT_FILES)}) but has {reason}"
-        raise SourceError(msg)
-    if not any(kind_of(folder / file) == "file" for file in _TOKENIZER_FILES):
-        looked_for = ", ".join(_TOKENIZER_FILES)
-        msg = f"{name} has no tokenizer (looked for {looked_for}); save one there with tokenizer.save_pretrained"
         raise SourceError(msg)
 
 

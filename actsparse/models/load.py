@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from actsparse.errors import SourceError
 from actsparse.models.default import load_default
-from actsparse.models.folder import load_folder
+from actsparse.models.folder import is_openvino_folder, load_folder, load_openvino_folder
 from actsparse.models.gguf import load_gguf
 from actsparse.models.hub import fetch_from_hub
 from actsparse.storage.files import kind_of
@@ -26,28 +26,35 @@ class LoadedModel:
     """
     A model ready to run, with its tokenizer.
 
-    :param model: The causal language model, in eval mode.
+    :param model: The causal language model: a torch model in eval mode, or an `OVModelForCausalLM`.
     :param tokenizer: Its tokenizer.
     :param name: The name it was asked for by.
     """
 
-    model: PreTrainedModel
+    model: Any
     tokenizer: PreTrainedTokenizerBase
     name: str
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", max_memory: int | None = None
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    max_memory: int | None = None,
+    torch_only: bool = False,
 ) -> LoadedModel:
     """
     Load a causal language model and its tokenizer; no code and no pickle from the source is ever run.
 
-    :param name: ``default``, a local folder, a ``.gguf`` file, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
-    :param dtype: The type of the weights; GGUF weights are dequantised to it.
+    :param name: ``default``, a local folder, a ``.gguf`` file, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``. Of a
+        folder with an OpenVINO model, that is loaded, as `load_causal_lm` does.
+    :param dtype: The type of the weights; GGUF weights are dequantised to it, OpenVINO models keep theirs.
     :param device: ``cpu``, or ``auto``: accelerators first, then memory, then what is left stays on disk and is loaded
         block by block while the model runs.
     :param max_memory: With ``auto``, how much of this machine's memory weights may take, in bytes; None takes what is
         free.
+    :param torch_only: Whether to take a folder's torch weights even where an OpenVINO model lies beside them.
     :return: The model in eval mode, and its tokenizer.
     :raises SourceError: If the model cannot be found, reached or read, or is no causal language model.
     """
@@ -56,6 +63,11 @@ def load_model(
         model, tokenizer = load_default(dtype, **placement)
     elif (path := find_local(name)) is None:
         model, tokenizer = load_folder(fetch_from_hub(name), name, dtype, **placement)
+    elif is_openvino_folder(path) and not torch_only:
+        if placement:
+            msg = f"{name} is an OpenVINO model, which is loaded as a whole: --device auto is for torch models"
+            raise SourceError(msg)
+        return LoadedModel(*load_openvino_folder(path, name), name)
     elif kind_of(path) == "folder":
         model, tokenizer = load_folder(path, name, dtype, **placement)
     elif placement:

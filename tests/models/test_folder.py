@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+from actsparse.backend import backend_of, language_model
 from actsparse.errors import SourceError
 from actsparse.models import load_model
+from actsparse.openvino import export_model
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -93,3 +104,62 @@ def test_a_model_of_another_kind_is_refused(
     save(OTHER_MODELS[kind](), tmp_path)
     with pytest.raises(SourceError, match="no causal language model but (BertForMaskedLM|T5ForConditionalGeneration)"):
         load_model(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def exported(
+    make_llama: Callable[[], LlamaForCausalLM],
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with an OpenVINO model alone."""
+    return export_model(make_llama(), tmp_path_factory.mktemp("exported") / "model", make_tokenizer())
+
+
+def copy_of(exported: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(exported, folder, dirs_exist_ok=True))
+
+
+def test_an_openvino_model_loads_with_its_tokenizer(exported: Path, make_llama: Callable[[], LlamaForCausalLM]) -> None:
+    loaded = load_model(str(exported))
+    assert (backend_of(loaded.model).name, loaded.name) == ("openvino", str(exported))
+    assert loaded.tokenizer("a")["input_ids"] == [1]
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = make_llama().eval()(tokens).logits
+    found = language_model(loaded.model)(input_ids=tokens).logits
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-3, rtol=0)
+
+
+def test_of_two_models_in_a_folder_the_one_asked_for_is_loaded(folder: Path, exported: Path) -> None:
+    copy_of(exported, folder)
+    assert isinstance(load_model(str(folder), torch_only=True).model, LlamaForCausalLM)
+    assert backend_of(load_model(str(folder)).model).name == "openvino"
+
+
+OPENVINO_DAMAGES = [
+    Damage("truncated", lambda f: (f / "openvino_model.xml").write_text("<?xml"), "cannot be loaded"),
+    Damage("no weights", lambda f: (f / "openvino_model.bin").unlink(), "cannot be loaded"),
+    Damage("no config", lambda f: (f / "config.json").unlink(), "cannot be loaded"),
+    Damage("no tokenizer", lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+    Damage("garbage tokenizer", lambda f: (f / "tokenizer.json").write_text("{"), "damaged"),
+]
+
+
+@pytest.mark.parametrize("case", OPENVINO_DAMAGES, ids=lambda case: case.name)
+def test_an_unusable_openvino_folder_is_refused_in_one_line(exported: Path, tmp_path: Path, case: Damage) -> None:
+    case.damage(copy_of(exported, tmp_path))
+    with pytest.raises(SourceError, match=case.message) as caught:
+        load_model(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_openvino_model_is_refused_where_torch_weights_are_wanted(exported: Path) -> None:
+    with pytest.raises(SourceError, match="holds an OpenVINO model, and this takes torch weights"):
+        load_model(str(exported), torch_only=True)
+
+
+def test_an_openvino_model_is_not_spread_over_devices(exported: Path) -> None:
+    pytest.importorskip("accelerate")
+    with pytest.raises(SourceError, match="which is loaded as a whole: --device auto is for torch models"):
+        load_model(str(exported), device="auto")

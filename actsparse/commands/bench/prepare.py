@@ -14,13 +14,13 @@ from typing import Any
 
 import openvino as ov
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from actsparse.commands.bench.decoder import find_unknown_inputs
 from actsparse.commands.bench.memory import require_memory
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.models import load_model
-from actsparse.models.explain import explain_errors
+from actsparse.models.folder import is_openvino_folder, load_tokenizer
 from actsparse.models.hub import fetch_from_hub
 from actsparse.models.identity import model_identity
 from actsparse.models.load import find_local
@@ -102,8 +102,7 @@ class DenseModel:
 
     def load_tokenizer(self) -> Any:
         """Load its tokenizer."""
-        with quiet_libraries(), explain_errors(str(self.folder)):
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        return load_tokenizer(self.folder, str(self.folder))
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Source:
     @property
     def is_openvino(self) -> bool:
         """Whether it is an OpenVINO model already."""
-        return self.path is not None and kind_of(self.path / MODEL_FILE) == "file"
+        return self.path is not None and is_openvino_folder(self.path)
 
     @property
     def has_text(self) -> bool:

@@ -75,7 +75,7 @@ class Study:
     @cached_property
     def _loaded(self) -> Any:
         self._say(f"loading {self._job.model}")
-        loaded = load_model(self._job.model, dtype=DTYPES[self._job.dtype])
+        loaded = load_model(self._job.model, dtype=DTYPES[self._job.dtype], torch_only=True)
         loaded.model.to(self._job.device)  # type: ignore[arg-type]
         return loaded
 

@@ -188,7 +188,7 @@ def _load_texts(job: InspectJob) -> tuple[Text, Text]:
 
 def _inspect(job: InspectJob, name: str, calibration: Text, text: Text, say: Say) -> tuple[Inspection, Any]:
     say(f"loading {name}")
-    loaded = load_model(name, dtype=DTYPES[job.dtype])
+    loaded = load_model(name, dtype=DTYPES[job.dtype], torch_only=True)
     batches = read_batches(loaded, calibration, job.num_batches)
     inspection = inspect_model(
         loaded.model,
