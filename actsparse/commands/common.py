@@ -116,7 +116,7 @@ def point_key(*dependencies: Any) -> str:
 
 def load_for_job(name: str, job: Any) -> LoadedModel:
     """
-    Load a model of the type and in the place that a job says.
+    Load a torch model of the type and in the place that a job says.
 
     :param name: The model.
     :param job: What to do; its `dtype`, `device` and `max_memory` count.
@@ -124,7 +124,7 @@ def load_for_job(name: str, job: Any) -> LoadedModel:
     :raises ActsparseError: If it cannot be loaded so.
     """
     max_memory = None if job.max_memory is None else parse_memory(job.max_memory)
-    return load_model(name, dtype=DTYPES[job.dtype], device=job.device, max_memory=max_memory)
+    return load_model(name, dtype=DTYPES[job.dtype], device=job.device, max_memory=max_memory, torch_only=True)
 
 
 def read_batches(loaded: LoadedModel, calibration: Text, num_batches: int) -> list[dict[str, torch.Tensor]]:

@@ -11,9 +11,8 @@ from actsparse.commands.common import THRESHOLDS_NAME, compress, load_for_job, n
 from actsparse.console.report import Report, Row, sparsity_table
 from actsparse.errors import ActsparseError, SourceError
 from actsparse.evaluation.cost import Cost, evaluate_cost
-from actsparse.models import LoadedModel
-from actsparse.models.explain import explain_errors
-from actsparse.openvino.folder import MODEL_FILE
+from actsparse.models import LoadedModel, load_model
+from actsparse.models.folder import is_openvino_folder
 from actsparse.runtime.progress import Say
 from actsparse.storage.files import kind_of
 from actsparse.texts import load_pages
@@ -77,7 +76,7 @@ def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | 
     :raises ActsparseError: If one of them cannot be used.
     """
     name, thresholds, int8 = job.model, job.thresholds, job.int8
-    if kind_of(Path(name) / MODEL_FILE) == "file":
+    if is_openvino_folder(Path(name)):
         return _load_openvino(job, say), None
     folder_file = Path(name) / THRESHOLDS_NAME
     if thresholds is None and kind_of(folder_file) == "file":
@@ -102,20 +101,13 @@ def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | 
 
 
 def _load_openvino(job: EvaluateJob, say: Say) -> LoadedModel:
-    from transformers import AutoTokenizer
-
-    from actsparse.openvino import load_causal_lm
-
     if job.thresholds is not None or job.int8 is not None:
         msg = (
             f"{job.model} holds an OpenVINO model, whose weights and masks are fixed: leave --thresholds and --int8 out"
         )
         raise ActsparseError(msg)
     say(f"loading {job.model}")
-    model = load_causal_lm(job.model, compile=False)
-    with explain_errors(job.model):
-        tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True, trust_remote_code=False)
-    return LoadedModel(model, tokenizer, job.model)
+    return load_model(job.model)
 
 
 def _row_name(model: Any, cost: Cost) -> str:

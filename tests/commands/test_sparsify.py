@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actsparse.backend import backend_of
 from actsparse.commands import sparsify
+from actsparse.commands.evaluate import EvaluateJob, load_for_evaluation
 from actsparse.commands.sparsify import NEVER_MEASURED_WITH, SparsifyJob, name_calibration, run_sparsify
+from actsparse.errors import SourceError
+from actsparse.openvino import export_model
 
 OPTIONS = [field.name for field in fields(SparsifyJob)]
 
@@ -46,3 +51,20 @@ def test_weights_are_read_to_name_a_calibration_only_where_it_measures(
     )
     run_sparsify(job, lambda _line: None)
     assert len(read) == times
+
+
+def test_an_openvino_model_is_no_model_to_sparsify_here(files: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(files / "model")
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    exported, calibration = export_model(model, tmp_path / "exported", tokenizer), str(files / "calibration.txt")
+    job = SparsifyJob(str(exported), tmp_path / "out", sparsity=0.5, calibration=calibration)
+    with pytest.raises(SourceError, match="holds an OpenVINO model, and this takes torch weights"):
+        run_sparsify(job, lambda _line: None)
+    assert not list((tmp_path / "out").iterdir())
+    # Beside torch weights, it does not stand in their way, and is what is evaluated.
+    model.save_pretrained(exported)
+    job = SparsifyJob(str(exported), tmp_path / "out", sparsity=0.5, num_batches=2, calibration=calibration)
+    run_sparsify(job, lambda _line: None)
+    assert (tmp_path / "out" / "thresholds.safetensors").is_file()
+    loaded, int8 = load_for_evaluation(EvaluateJob(str(exported)), lambda _line: None)
+    assert (backend_of(loaded.model).name, int8) == ("openvino", None)

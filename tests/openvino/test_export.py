@@ -98,7 +98,7 @@ def test_int8_weights_keep_their_masks(
         reference.get_input_embeddings().weight.copy_(torch.from_numpy(np.array(compiled([])[0])))
         sparsify_activations(reference, batches[:1], 0.5)
         for name, s in named_sparsifiers(reference):
-            s.threshold.copy_(torch.from_numpy(masks_of(exported)[name].threshold))
+            s.threshold.copy_(masks_of(exported)[name].threshold)
         expected = reference(**batches[0]).logits
     np.testing.assert_allclose(logits_of(exported, batches[0]), expected, atol=1e-3)
 

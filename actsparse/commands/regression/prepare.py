@@ -6,9 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from actsparse.backend import backend_of, language_model
 from actsparse.calibration import run_each
@@ -19,10 +17,7 @@ from actsparse.errors import DatasetError
 from actsparse.evaluation.comparison import measure_losses
 from actsparse.evaluation.windows import WindowedText, resolve_max_length
 from actsparse.models import load_model
-from actsparse.models.explain import explain_errors
-from actsparse.models.quiet import quiet_libraries
 from actsparse.openvino.build import extension_path
-from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.require import require_optimum
 from actsparse.openvino.runner import Runner
 from actsparse.runtime.progress import Say
@@ -162,10 +157,6 @@ def _require_match(case: Case, model: Any, example: Any) -> None:
 
 
 def _load(case: Case, files: ModelFiles) -> tuple[Any, Any, Any]:
-    if not files.is_openvino:
-        loaded = load_model(files.name, dtype=DTYPES[case.dtype])
-        return loaded.model, loaded.tokenizer, loaded.model.config
-    with quiet_libraries(), explain_errors(case.model):
-        tokenizer = AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
-        return ov.Core().read_model(files.path / MODEL_FILE), tokenizer, config
+    loaded = load_model(files.name, dtype=DTYPES[case.dtype])
+    model = loaded.model.model if files.is_openvino else loaded.model
+    return model, loaded.tokenizer, loaded.model.config
