@@ -194,11 +194,7 @@ class Point:
         return {size: times.median / sparse[size].median for size, times in self.dense.batches.items()}
 
     def to_dict(self, memory: MemorySpeed) -> dict[str, Any]:
-        """
-        Turn the point into what JSON can hold.
-
-        :param memory: How fast memory is.
-        """
+        """Turn the point into what JSON can hold; `memory` says how fast memory is."""
         return {
             "target": self.target,
             "measured_sparsity": round(self.reads.measured_sparsity, 4),
