@@ -36,7 +36,6 @@ class Settings:
     """
     How `sparsify_activations` was called.
 
-    :param algorithm: The algorithm.
     :param tokens: ``all`` or ``decode``.
     :param keep_existing: Whether masks stay on the layers that no scope matches.
     :param loss: What gradients are of; None for the model's own.
@@ -57,7 +56,6 @@ class Passes:
     """
     How often a model has run.
 
-    :param forwards: All runs.
     :param backwards: Those that keep what a backward pass needs.
     """
 
@@ -83,17 +81,12 @@ class Calibration:
         """
         Name the algorithm for a report.
 
-        :param name: What the caller said.
         :return: The same, with what was chosen where it chooses.
         """
         return f"{name}, which chose {self.selection.chosen}" if self.selection else name
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the calibration into what JSON can hold.
-
-        :return: Its fields.
-        """
+        """Turn the calibration into what JSON can hold."""
         selection = {"selection": self.selection.to_dict()} if self.selection else {}
         return {"forwards": round(self.forwards, 3), "backwards": round(self.backwards, 3), **selection}
 
@@ -121,7 +114,6 @@ class CalibrationBatches:
         Read a dataset, unless that has begun.
 
         :param dataset: A calibration dataset, or the batches of one.
-        :return: Its batches.
         """
         return dataset if isinstance(dataset, cls) else cls(dataset)
 
@@ -133,7 +125,6 @@ class CalibrationBatches:
         """
         Go through this process's share of the batches; through all of them where it works alone.
 
-        :return: The batches.
         :raises ProcessError: At the end, if the processes have different batches.
         """
         digest = distributed.Digest()
@@ -148,7 +139,6 @@ class CalibrationBatches:
         """
         Read all batches into memory, to go through them several times.
 
-        :return: The batches.
         :raises ProcessError: If the processes have different batches.
         """
         kept = list(self)
@@ -168,7 +158,6 @@ class SiteEstimates:
 
     :param targets: The target sparsities of each site's layers. Target 0 is the identity whatever the data, so there is
         nothing to estimate for it.
-    :param algorithm: What makes the estimators.
     :param importance: The importance of the channels of each site.
     :raises ActsparseError: If several processes are to estimate what depends on the order of the data.
     """
@@ -189,14 +178,7 @@ class SiteEstimates:
 
     @classmethod
     def of(cls, plan: Plan, sites: Sequence[Site], algorithm: Algorithm) -> "SiteEstimates":
-        """
-        Get ready to estimate what a plan needs.
-
-        :param plan: The plan.
-        :param sites: The sites to mask.
-        :param algorithm: What makes the estimators.
-        :return: Estimates that have seen nothing.
-        """
+        """Get ready to estimate what a plan needs."""
         zeros = {site.name: {plan.zeros[layer.name] for layer in site.layers} for site in sites}
         return cls(zeros, algorithm, plan.importance)
 
@@ -205,7 +187,6 @@ class SiteEstimates:
         Take in what a site's layers read from one batch.
 
         :param site: The site, which is named after its first layer.
-        :param x: Its input.
         :raises DatasetError: If an entry is NaN or infinite; names the layer.
         """
         if site not in self._estimators:
@@ -218,10 +199,7 @@ class SiteEstimates:
         """
         Mask what was just taken in.
 
-        :param site: The site.
-        :param x: Its input.
         :param target: The target sparsity of the layer that reads it.
-        :return: What the layer gets.
         """
         return self._estimators[site].mask_batch(x, target) if target > 0 else x
 
@@ -235,8 +213,6 @@ class SiteEstimates:
         """
         Give the threshold of some of a site's layers.
 
-        :param site: The site.
-        :param target: The layers' target sparsity.
         :return: The threshold, 0-d or [in_features]; minus infinity for target 0.
         """
         return self._estimators[site].threshold(target) if target > 0 else torch.tensor(-torch.inf)
@@ -258,10 +234,7 @@ class Decision:
     """
     What an algorithm has decided, and what its thresholds are to be calibrated with.
 
-    :param sites: What is masked.
-    :param plan: How sparse each layer becomes.
     :param data: This process's share of the batches.
-    :param estimates: Estimates that have seen none of it.
     :param selection: What was tried and chosen, by an algorithm that chooses.
     """
 
@@ -283,13 +256,8 @@ def decide(
     """
     Decide how sparse each layer becomes.
 
-    :param algorithm: The algorithm.
     :param layouts: The sites to mask, without masks of rows and with them, as far as the algorithm needs them.
-    :param targets: The target of each layer.
-    :param sizes: The size of each layer.
-    :param batches: The data.
     :param measure: Makes what measures sites on the data, for an algorithm that asks for it.
-    :return: What was decided.
     """
     if algorithm.is_one_pass and not algorithm.candidates:
         (sites,) = layouts.values()
@@ -322,7 +290,6 @@ def blame_layer(name: str) -> Iterator[None]:
     """
     Say which layer's input cannot be used.
 
-    :param name: The layer.
     :return: A context in which a ValueError becomes a DatasetError that names it.
     """
     try:
@@ -336,11 +303,7 @@ def run_each(run: Callable[[Any], object], batches: Iterable[Any], *, total: int
     """
     Run every batch, one after the other, with a progress bar.
 
-    :param run: Runs a model on one batch.
-    :param batches: Model inputs.
     :param total: How many, where it is known.
-    :param description: What the progress bar says.
-    :return: Number of batches run.
     :raises DatasetError: If the model cannot take a batch; names the batch.
     """
     count = 0
@@ -355,10 +318,7 @@ def run_one(run: Callable[[Any], object], batch: Any, number: int, advance: Call
     """
     Run one batch of several.
 
-    :param run: Runs a model on one batch.
-    :param batch: The model input.
     :param number: Its number, for an error message.
-    :param advance: Told that one is done.
     :raises DatasetError: If the model cannot take the batch.
     """
     try:
@@ -373,12 +333,7 @@ def run_one(run: Callable[[Any], object], batch: Any, number: int, advance: Call
 
 
 def describe_batch(batch: Any) -> str:
-    """
-    Say what a batch is, for an error message.
-
-    :param batch: A model input.
-    :return: Its type and shapes.
-    """
+    """Say what a batch is, for an error message."""
     if isinstance(batch, torch.Tensor | np.ndarray):
         return f"tensor of shape {tuple(batch.shape)}"
     if isinstance(batch, Mapping):

@@ -18,14 +18,10 @@ class LayerSparsity:
     """
     What one masked layer saw.
 
-    :param name: The layer.
-    :param site: The site whose input it reads.
-    :param roles: What it does in its block.
     :param target_sparsity: The share of zeros asked for; None where an OpenVINO model converted by others does not say.
     :param allocated_sparsity: The share that the allocation gave the layer; likewise.
     :param sparsity: The share of zeros measured, less what a low-rank compensation for them reads, as a share of the
         weights.
-    :param weight_bytes: Size of its weight as stored.
     """
 
     name: str
@@ -94,7 +90,6 @@ class ZeroCounter:
 
     :param model: What is to be run while it counts.
     :param masks: The masks at work, by layer.
-    :param sizes: The size of every Linear layer.
     """
 
     def __init__(self, model: Any, masks: Mapping[str, Mask], sizes: Mapping[str, LayerSize]) -> None:
@@ -114,22 +109,13 @@ class ZeroCounter:
         """
         Run every batch, and count.
 
-        :param batches: Model inputs.
         :param total: How many, where it is known.
-        :param description: What the progress bar says.
-        :return: Number of batches run.
         :raises DatasetError: If the model cannot take a batch; names the batch.
         """
         raise NotImplementedError
 
     def add(self, layer: str, zeros: int, entries: int) -> None:
-        """
-        Take in what a layer has read, unless the counter is paused.
-
-        :param layer: The layer.
-        :param zeros: How many entries were zero.
-        :param entries: How many there were.
-        """
+        """Take in what a layer has read, unless the counter is paused."""
         if not self._is_paused:
             self._zeros[layer] += zeros
             self._entries[layer] += entries
@@ -151,7 +137,6 @@ class ZeroCounter:
         """
         Sum up what was counted, in all processes.
 
-        :return: The measured sparsity.
         :raises ActsparseError: If a masked layer was never run.
         """
         counts = torch.tensor([[counted[name] for name in self._masks] for counted in (self._zeros, self._entries)])

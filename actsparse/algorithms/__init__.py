@@ -66,7 +66,6 @@ def get_algorithm(name: str | Algorithm) -> Algorithm:
     Look up an algorithm.
 
     :param name: Its name or SCORE+ALLOCATION, and behind that +rows, +shift, +low-rank; an algorithm is what it is.
-    :return: The algorithm.
     :raises ActsparseError: If there is none of that name, or its parts do not go together.
     """
     if isinstance(name, Algorithm):

@@ -30,7 +30,6 @@ class Plan:
     """
     What an algorithm decides before thresholds are calibrated.
 
-    :param sparsity: The sparsity of each layer.
     :param importance: Importance of each site, 0-d or [in_features]; 1 where there is none.
     :param zeros: How many entries each layer's mask leaves out; its sparsity, where a low-rank part needs no reads.
     :param compensations: What compensates for what is left out, by site.
@@ -110,13 +109,7 @@ class Algorithm:
         return PooledQuantile(targets, importance) if own is None else own(targets)
 
     def plan(self, scopes: Scopes, model: Measurements) -> Plan:
-        """
-        Decide how sparse each layer becomes, and how important its channels are.
-
-        :param scopes: Target sparsity and groups of each scope.
-        :param model: The model to measure.
-        :return: The plan.
-        """
+        """Decide how sparse each layer becomes, and how important its channels are."""
         shared = [(target, groups) for target, groups in scopes if 0 < target < 1]
         sites = dict.fromkeys(group.site for _, groups in shared for group in groups)
         importance = {site: SCORES[self.score](model, site) for site in sites}

@@ -28,10 +28,7 @@ def attribution(scopes: Scopes, model: Measurements, importance: Mapping[str, to
     """
     Give most to the groups whose masks do least, by the gradient, in a model that is masked everywhere.
 
-    :param scopes: Target sparsity and groups of each scope.
-    :param model: The model.
     :param importance: The importance a of each site; only its ratios within a site matter.
-    :return: The sparsity of each layer.
     """
     return share_budget(scopes, model.sketches(importance), weigh_groups(scopes, model, importance))
 
@@ -53,9 +50,6 @@ def weigh_groups(
     each sequence is left out of them. The rest is taken as what it is, a mean over batches with a standard error, and
     what cannot be told of a group is told by those of its role and depth.
 
-    :param scopes: Target sparsity and groups of each scope.
-    :param model: The model.
-    :param importance: The importance a of each site.
     :return: The importance of each group: √(increase of the divergence / energy left out), of any unit within a scope.
     """
     sketches = model.sketches(importance)
@@ -78,8 +72,6 @@ def find_threshold(sketch: MagnitudeSketch, share: float) -> float:
     """
     Find the size of the entries that a mask would leave out next.
 
-    :param sketch: The scores of a site.
-    :param share: How many it leaves out.
     :return: The quantile; where that is zero, as behind a ReLU, a small one of what is not.
     """
     size = sketch.quantile(share)

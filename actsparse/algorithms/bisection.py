@@ -16,8 +16,6 @@ def next_guess(low: float, high: float, below: Tried | None, above: Tried | None
     :param high: Nor above this one.
     :param below: The highest place tried whose loss is within the limit.
     :param above: The lowest one whose loss is not.
-    :param limit: The limit of the loss.
-    :return: A place well inside the interval.
     """
     middle = (low + high) / 2
     if below is None or above is None or below[1] <= 0:

@@ -31,8 +31,6 @@ class MeasurementCache:
         """
         Measure what is not known yet.
 
-        :param what: Its name.
-        :param measure: Measures it.
         :return: What was measured, now or earlier.
         """
         if what not in self._found:
@@ -59,7 +57,6 @@ def name_measurement(kind: str, *depends_on: Any) -> str:
     """
     Name what is measured, for `MeasurementCache`.
 
-    :param kind: What it is.
     :param depends_on: What it depends on beside model, sites and data: tensors, numbers and texts, and what holds them.
     :return: A short name that what depends on anything else does not have.
     """

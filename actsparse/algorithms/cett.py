@@ -18,11 +18,6 @@ def cett(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.Ten
     Find the one error c that all layers of a scope may make, and how sparse each gets with it.
 
     A layer's error is the mean over tokens of ‖Σ x_j w_j over what is left out‖ / ‖Σ x_j w_j over all‖.
-
-    :param scopes: Target sparsity and groups of each scope.
-    :param model: The model.
-    :param importance: The importance a of each site.
-    :return: The sparsity of each layer.
     """
     errors = {site: np.maximum.accumulate(curve) for site, curve in model.output_errors(importance, GRID).items()}
     sparsity: dict[str, float] = {}

@@ -50,11 +50,6 @@ def choose_compensations(
     Choose for each site what compensates for what is left out.
 
     :param kind: A name of `COMPENSATIONS`.
-    :param scopes: Target sparsity and groups of each scope.
-    :param sparsity: The sparsity of each layer.
-    :param model: The model.
-    :param importance: The importance a of each site.
-    :return: The best of what was tried.
     """
     sites: dict[str, list[LayerGroup]] = {}
     for _, groups in scopes:

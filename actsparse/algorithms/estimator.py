@@ -29,7 +29,6 @@ class ThresholdEstimator(Protocol):
 
         :param x: The site's input, [..., tokens, in_features].
         :param target: The target sparsity of the layer that reads it.
-        :return: What the layer gets.
         """
         ...
 
@@ -45,7 +44,6 @@ class ThresholdEstimator(Protocol):
         """
         Give the estimate.
 
-        :param target: One of the targets.
         :return: The threshold, 0-d or [in_features].
         """
         ...

@@ -22,9 +22,6 @@ def greedy(scopes: Scopes, model: Measurements, importance: Mapping[str, torch.T
     tensor are raised apart, as in TEAL. The way to one target is part of the way to a higher one, and is remembered.
 
     :param scopes: Target sparsity and groups of each scope; what each block is to reach by weight bytes.
-    :param model: The model.
-    :param importance: The importance a of each site.
-    :return: The sparsity of each layer.
     """
     sparsity: dict[str, float] = {}
     for target, groups in scopes:

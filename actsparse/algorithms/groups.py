@@ -12,14 +12,9 @@ class LayerGroup:
     """
     The layers of one site under one scope: they are given one sparsity.
 
-    :param site: The site.
-    :param layers: Their names.
-    :param channels: Input channels.
-    :param layer_bytes: The size of each one's weights.
     :param is_of_rows: Whether rows of the weights are masked, and not input channels; `channels` then counts rows.
     :param behind: The site whose masked tensor makes zeros in what these layers read, by a product; empty if none does.
     :param outputs: Output channels, of all layers together.
-    :param role: What the layers do in their block.
     """
 
     site: str
@@ -52,9 +47,6 @@ def gather_groups(
     """
     Gather the groups of each scope.
 
-    :param sites: The sites.
-    :param targets: The target of each layer.
-    :param sizes: The size of each layer.
     :return: The target sparsity and the groups of each scope.
     """
     rows = _rows_before(sites)

@@ -25,18 +25,13 @@ class Block(Protocol):
         """
         Run the block with masks.
 
-        :param sparsity: The sparsity of each layer.
         :return: The norm of what its output moves by, beside the norm of the dense output.
         """
         ...
 
 
 class GradientSums:
-    """
-    Sums over tokens of a site's input x and the loss's gradient g there; six vectors however many tokens there are.
-
-    :param channels: Input channels.
-    """
+    """Sums over tokens of a site's input x and the loss's gradient g there, six vectors for any number of tokens."""
 
     def __init__(self, channels: int) -> None:
         self.tokens = 0
@@ -106,7 +101,6 @@ class Trial:
     """
     One way to mask what the layers of a site read.
 
-    :param site: The site.
     :param compensation: What compensates for what is left out.
     :param zeros: How much is left out of each layer's input.
     """
@@ -141,8 +135,6 @@ class Measurements:
         """
         Find out what was not found out before of this model, its sites and its data.
 
-        :param what: Its name.
-        :param measure: Finds it out.
         :return: What it gave, now or earlier.
         """
         return self._cache.get_or_measure(what, measure)
@@ -151,7 +143,6 @@ class Measurements:
         """
         Measure what a masked tensor is multiplied by before anything else reads it.
 
-        :param site: The site.
         :return: Where rows are masked, the root mean square of each of the layer's outputs, [channels]; 1 for a site
             whose layers read the masked tensor.
         """
@@ -163,10 +154,7 @@ class Measurements:
         """
         Run the masked model forwards and backwards, each sequence masked at its own quantiles.
 
-        :param sparsity: The sparsity of each layer.
-        :param importance: The importance a of each site.
         :param part: Which part of the data, and how many parts there are.
-        :return: What each layer's mask does.
         """
         self._refuse("attributions")
 
@@ -177,7 +165,6 @@ class Measurements:
         Run the model forwards, masked in several ways, each sequence at its own quantiles; and once without masks.
 
         :param trials: For each batch the ways to mask it, by the sparsity of each layer.
-        :param importance: The importance a of each site.
         :param part: Which part of the data, and how many parts there are.
         :return: For each batch and way how far the predictions move from the dense model's.
         """
@@ -196,7 +183,6 @@ class Measurements:
         """
         Measure the columns of a site's weights.
 
-        :param site: The site.
         :return: The Euclidean norm of each input channel's weights, over all the site's layers, [in_features]; of each
             row's where rows are masked, [out_features].
         """
@@ -224,8 +210,6 @@ class Measurements:
         """
         Leave out more and more of each site's input, all others dense.
 
-        :param importance: The importance a of each site.
-        :param sparsities: How much to leave out.
         :return: For each site the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
         self._refuse("output errors")
@@ -251,20 +235,12 @@ class Measurements:
         """
         Mask one site in several ways, all others dense.
 
-        :param trials: What to try.
-        :param importance: The importance a of each site.
         :return: For each trial the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.
         """
         self._refuse("output errors")
 
     def blocks(self, layers: Collection[str], importance: Mapping[str, torch.Tensor]) -> Iterator[Block]:
-        """
-        Take the model apart.
-
-        :param layers: The layers to mask.
-        :param importance: The importance a of each site.
-        :return: The blocks that have any of them.
-        """
+        """Take the model apart."""
         self._refuse("blocks")
 
     def sketches(self, importance: Mapping[str, torch.Tensor]) -> Mapping[str, MagnitudeSketch]:
@@ -285,7 +261,6 @@ def take_part(batches: list[Any], part: tuple[int, int]) -> list[Any]:
     """
     Take some of the data.
 
-    :param batches: All of it.
     :param part: Which part, and how many parts there are.
     :return: Every n-th batch; all of them where so few leave none.
     """

@@ -13,8 +13,6 @@ class NncfMovingAverage:
 
     Each batch's quantile of |x| enters a debiased exponential moving average. The result depends on the order of the
     batches and on their size.
-
-    :param targets: The target sparsities of the site's layers.
     """
 
     def __init__(self, targets: tuple[float, ...]) -> None:
@@ -44,13 +42,7 @@ class NncfMovingAverage:
         self._num_batches += 1
 
     def mask_batch(self, x: torch.Tensor, target: float) -> torch.Tensor:
-        """
-        Mask the batch at the average so far.
-
-        :param x: The site's input.
-        :param target: The target sparsity.
-        :return: The masked input.
-        """
+        """Mask the batch at the average so far."""
         return mask_small(x, self._thresholds[target])
 
     def sums(self) -> list[torch.Tensor]:
@@ -65,20 +57,13 @@ class NncfMovingAverage:
         """
         Give the present average.
 
-        :param target: The target sparsity.
         :return: The threshold, 0-d.
         """
         return self._thresholds[target]
 
 
 def _quantile(values: torch.Tensor, q: float) -> torch.Tensor:
-    """
-    Compute the linearly interpolated quantile that `torch.quantile` gives for float64, without sorting.
-
-    :param values: Non-negative numbers, 1-d.
-    :param q: The share, in [0, 1].
-    :return: The quantile, 0-d float64.
-    """
+    """Compute the linearly interpolated quantile that `torch.quantile` gives for float64, without sorting."""
     rank = q * (values.numel() - 1)
     low = int(rank)
     lower = values.kthvalue(low + 1).values.to(torch.float64)

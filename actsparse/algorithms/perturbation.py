@@ -34,11 +34,6 @@ def perturbation(scopes: Scopes, model: Measurements, importance: Mapping[str, t
 
     This is evolution strategies' gradient estimate with antithetic trials (arXiv 1703.03864) in as many dimensions as
     the model has groups, with a prior in the place of a step size.
-
-    :param scopes: Target sparsity and groups of each scope.
-    :param model: The model.
-    :param importance: The importance a of each site.
-    :return: The sparsity of each layer.
     """
     sketches = model.sketches(importance)
     weights = weigh_groups(scopes, model, importance)

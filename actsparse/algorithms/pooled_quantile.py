@@ -17,7 +17,6 @@ class PooledQuantile:
     the masked model, where inputs are smaller than in the dense one (at 50% up to 13 points of sparsity lie between the
     two), and yet no sequence's share of the result depends on what came before it or stands beside it.
 
-    :param targets: The target sparsities of the site's layers.
     :param importance: a, 0-d or [in_features]; positive somewhere, nowhere negative. None is 1 everywhere.
     :param stride: Of a large sequence every `stride`-th entry is counted: for trials, which need no better quantile.
     """
@@ -43,13 +42,7 @@ class PooledQuantile:
         self._sequence_quantiles = {t: [s.quantile(t) for s in sketches] for t in self._targets}
 
     def mask_batch(self, x: torch.Tensor, target: float) -> torch.Tensor:
-        """
-        Mask each sequence of the batch just counted at its own quantile.
-
-        :param x: The site's input.
-        :param target: The target sparsity.
-        :return: The masked input.
-        """
+        """Mask each sequence of the batch just counted at its own quantile."""
         thresholds = [self._as_threshold(q).to(x.device) for q in self._sequence_quantiles[target]]
         if len(thresholds) == 1:
             return mask_small(x, thresholds[0])
@@ -57,18 +50,13 @@ class PooledQuantile:
         return torch.stack(masked).reshape(x.shape)
 
     def sums(self) -> list[torch.Tensor]:
-        """
-        Give what is added up over processes.
-
-        :return: The counts.
-        """
+        """Give what is added up over processes."""
         return [self._pooled.counts]
 
     def threshold(self, target: float) -> torch.Tensor:
         """
         Give the pooled quantile, as a threshold for |x|.
 
-        :param target: The target sparsity.
         :return: The threshold, 0-d, or [in_features] where channels differ in importance.
         """
         return self._as_threshold(self._pooled.quantile(target))

@@ -17,7 +17,6 @@ def low_ranks(model: Measurements, sites: Mapping[str, list[LayerGroup]]) -> dic
     The larger one is, the more entries have to be left out for the same number of reads. Where R-Sparse searches by
     evolution how to split each layer's budget, the size with the least output error is taken.
 
-    :param model: The model.
     :param sites: The layers that read each tensor.
     :return: The compensations to try for each site.
     """

@@ -15,7 +15,6 @@ def shifts(model: Measurements, sites: Mapping[str, list[LayerGroup]]) -> dict[s
 
     W x = W (x - m) + W m, of which the last is a constant: with a shift there is no more to read.
 
-    :param model: The model.
     :param sites: The layers that read each tensor.
     :return: The compensations to try for each site.
     """

@@ -90,12 +90,7 @@ def _per_magnitude(model: Measurements, site: str, *names: str) -> torch.Tensor:
 
 
 def geometric_mean(*weighted: tuple[Importance, float]) -> Importance:
-    """
-    Blend scores: shrinkage of a noisy one towards a steady one.
-
-    :param weighted: Scores and their exponents.
-    :return: The product of their powers.
-    """
+    """Blend scores: shrinkage of a noisy one towards a steady one."""
 
     def importance(model: Measurements, site: str) -> torch.Tensor:
         product = torch.ones(())

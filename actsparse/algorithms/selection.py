@@ -21,7 +21,6 @@ class Way:
     One algorithm, and what it is to be tried on.
 
     :param algorithm: The algorithm, without a compensation.
-    :param scopes: Target sparsity and groups of each scope.
     :param model: The model, with the masks that the algorithm needs.
     """
 
@@ -35,12 +34,10 @@ class Selection:
     """
     What was tried and what was chosen.
 
-    :param chosen: The algorithm that was taken.
     :param divergences: For each algorithm that was tried the divergence from the dense model's predictions on batches
         held out, KL(dense ‖ masked) in nats, a mean over tokens.
     :param losses: For each of them how much more a token of the text costs there, in nats; none where that is not
         known.
-    :param held_out: How many batches those are.
     """
 
     chosen: str
@@ -49,11 +46,7 @@ class Selection:
     held_out: int
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the selection into what JSON can hold.
-
-        :return: Its fields.
-        """
+        """Turn the selection into what JSON can hold."""
         return asdict(self)
 
     def __str__(self) -> str:

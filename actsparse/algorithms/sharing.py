@@ -18,8 +18,6 @@ def share_budget(
     If leaving x_j out costs ½ (a_j x_j)² and saves as many bytes as the channel's weights have, the cheapest way to
     save bytes is one threshold for a_j |x_j| / √cost.
 
-    :param scopes: Target sparsity and groups of each scope.
-    :param sketches: The scores of each site.
     :param weights: What the scores of a group are to be multiplied by to compare with those of others; 1 if left out.
     :return: The sparsity of each layer; each scope meets its target by weight bytes.
     """
@@ -41,11 +39,8 @@ def bisect_shares(
     """
     Find the one number from which the shares of all groups follow.
 
-    :param groups: The groups of one scope.
     :param target: What they are to reach by weight bytes.
     :param shares: The sparsity of each group, growing with the number.
-    :param highest: A number at which nothing is kept.
-    :return: The sparsity of each layer.
     """
     low, high = 0.0, highest
     sizes = [group.weight_bytes for group in groups]

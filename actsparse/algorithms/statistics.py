@@ -35,8 +35,6 @@ class MagnitudeSketch:
         """
         Count the entries of a tensor.
 
-        :param x: Activations of any shape and float type.
-        :return: Their sketch.
         :raises ValueError: If an entry is NaN or infinite.
         """
         bits = x.detach().reshape(-1).abs().to(torch.float32).view(torch.int32)
@@ -49,11 +47,7 @@ class MagnitudeSketch:
         return cls(counts)
 
     def merge(self, other: "MagnitudeSketch") -> None:
-        """
-        Add what another sketch has counted.
-
-        :param other: A sketch of other data.
-        """
+        """Add what another sketch has counted."""
         self.counts += other.counts
 
     def quantile(self, q: float) -> float:

@@ -30,9 +30,6 @@ def require_choice(option: str, value: Any, choices: Iterable[str]) -> None:
     """
     Check what an option says.
 
-    :param option: Its name.
-    :param value: What it says.
-    :param choices: What it may say.
     :raises ActsparseError: If that is not among them.
     """
     if value not in choices:
@@ -68,8 +65,6 @@ def parse_targets(targets: tuple[str, ...], roles: tuple[str, ...], sparsity: fl
     """
     Turn the command line's targets into what `sparsify_activations` takes.
 
-    :param targets: Texts of the form PATTERN=S.
-    :param roles: Texts of the form ROLE=S.
     :param sparsity: One sparsity for all block layers.
     :return: Scopes with their targets, or the one sparsity.
     :raises ScopeError: If none or both forms are given, or a text has another form.
@@ -108,7 +103,6 @@ def point_key(*dependencies: Any) -> str:
     Name what was measured after all that it depends on, so that it is reused for nothing else.
 
     :param dependencies: What can be written as JSON; the version of actsparse is added.
-    :return: Twelve hexadecimal digits.
     """
     described = json.dumps([version("actsparse"), *dependencies], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:12]
@@ -118,9 +112,7 @@ def load_for_job(name: str, job: Any) -> LoadedModel:
     """
     Load a torch model of the type and in the place that a job says.
 
-    :param name: The model.
     :param job: What to do; its `dtype`, `device` and `max_memory` count.
-    :return: The model.
     :raises ActsparseError: If it cannot be loaded so.
     """
     max_memory = None if job.max_memory is None else parse_memory(job.max_memory)
@@ -131,8 +123,6 @@ def read_batches(loaded: LoadedModel, calibration: Text, num_batches: int) -> li
     """
     Make a model's calibration batches.
 
-    :param loaded: The model.
-    :param calibration: The text.
     :param num_batches: How many batches of `CALIBRATION_LENGTH` tokens.
     :return: The batches, where the model takes them.
     :raises ActsparseError: If the text is too short.
@@ -142,13 +132,7 @@ def read_batches(loaded: LoadedModel, calibration: Text, num_batches: int) -> li
 
 
 def move_batches(batches: list[dict[str, torch.Tensor]], model: Any) -> list[dict[str, torch.Tensor]]:
-    """
-    Move model inputs to a model that is as a whole on an accelerator; hooks move them for any other.
-
-    :param batches: Model inputs.
-    :param model: The model.
-    :return: The inputs there.
-    """
+    """Move model inputs to a model that is as a whole on an accelerator; hooks move them for any other."""
     device = next(model.parameters()).device
     if device.type in ("cpu", "meta"):
         return batches
@@ -159,11 +143,7 @@ def compress(model: Any, int8: str | None, example: Any, say: Say) -> Any:
     """
     Compress a model's weights, where that is asked for.
 
-    :param model: The model.
     :param int8: What `--int8` says.
-    :param example: What the model can run on.
-    :param say: Told what happens next.
-    :return: The model.
     """
     if int8 is None:
         return model
@@ -175,10 +155,7 @@ def write_report(report: Report, out: Path, contents: dict[str, Any], more: str 
     """
     Write a report's JSON, Markdown and plot.
 
-    :param report: The report.
-    :param out: An existing folder.
     :param contents: What the JSON shall hold: the report's own figures, with more where there is more.
-    :param more: Markdown below the report's own.
     :raises OutputError: If one of the files cannot be written.
     """
     write_json(out / "report.json", contents)

@@ -35,7 +35,6 @@ class Demo:
     """
     What the demo found.
 
-    :param report: What each kind of sparsity costs.
     :param decoding: How fast it decodes with OpenVINO; or why that was not timed.
     """
 
@@ -87,8 +86,6 @@ def run_demo(job: DemoJob, say: Say) -> Demo:
     Sparsify a model four ways, measure each, time its decoding where there is a compiler, and write the report.
 
     :param job: What to do; its folder gets report.json, report.md, thresholds.safetensors and sparsity_by_layer.png.
-    :param say: Told what happens next.
-    :return: What was found.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """
     prepare_folder(job.out)

@@ -41,8 +41,6 @@ def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table
     """
     Measure word perplexity and sparsity.
 
-    :param job: What to do.
-    :param say: Told what happens next.
     :return: Every figure, and tables to print.
     :raises ActsparseError: If an input cannot be used.
     """
@@ -71,7 +69,6 @@ def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | 
     Load a model with the masks of a thresholds file, or of the folder that it is in.
 
     :param job: Which model, thresholds file and weights.
-    :param say: Told what happens next.
     :return: The model, and how its weights are compressed to INT8.
     :raises ActsparseError: If one of them cannot be used.
     """

@@ -88,10 +88,8 @@ class Attempt:
     """
     An algorithm at one target.
 
-    :param target: The target sparsity that calibration was given.
     :param seconds: How long it takes alone: what earlier attempts measured for it counts too.
     :param calibration: How often the model ran for what no attempt before had measured, and what was chosen.
-    :param comparison: The masked model beside the dense one.
     """
 
     target: float
@@ -105,7 +103,6 @@ class Sweep:
     """
     The points of a sweep.
 
-    :param settings: What all points have in common.
     :param points: One for each algorithm and sparsity, in the order asked for.
     """
 
@@ -117,7 +114,6 @@ class Sweep:
         Find the best algorithm at one sparsity.
 
         :param sparsity: One of those asked for.
-        :return: The point with the least loss.
         """
         return min(self.at(sparsity), key=lambda point: point["loss_increase"])
 
@@ -126,7 +122,6 @@ class Sweep:
         Select points.
 
         :param sparsity: One of those asked for.
-        :return: Its points.
         """
         return [point for point in self.points if point["sparsity"] == sparsity]
 
@@ -139,7 +134,6 @@ class Sweep:
         """
         Compare a point with the winner at its sparsity.
 
-        :param point: The point.
         :return: `best`, `tie` where the 95% interval of the difference over windows holds 0, or how much more it loses.
         """
         best = self.winner(point["sparsity"])
@@ -153,11 +147,7 @@ class Sweep:
         return f"{point['loss_increase'] / best['loss_increase']:.2f} x" if best["loss_increase"] > 0 else "worse"
 
     def to_table(self) -> Table:
-        """
-        Draw the sweep for a terminal.
-
-        :return: A rich table.
-        """
+        """Draw the sweep for a terminal."""
         caption = make_caption(self.settings)
         table = Table(title="Algorithms at equal measured sparsity", caption=caption, caption_justify="left")
         for name in ("sparsity", "algorithm", "measured", "word ppl", "token ppl", "Δ loss", "KL", "top-1", "minutes"):
@@ -184,8 +174,6 @@ def parse_sparsities(text: str) -> tuple[float, ...]:
     """
     Read a list of sparsities.
 
-    :param text: Numbers between commas.
-    :return: The numbers.
     :raises ActsparseError: If one is not a number.
     """
     try:
@@ -199,8 +187,6 @@ def run_sweep(job: SweepJob, say: Say) -> Sweep:
     """
     Measure every point that has not been measured before.
 
-    :param job: What to do.
-    :param say: Told what happens next.
     :return: The sweep; also written to the folder as sweep.json and frontier.png.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """

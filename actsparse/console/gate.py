@@ -15,7 +15,6 @@ class Verdict:
 
     :param limit: The largest share that token perplexity may grow by.
     :param increase: The share that it grew by; NaN or infinite where a model is broken.
-    :param text: What it was measured on.
     """
 
     limit: float
@@ -46,10 +45,6 @@ def judge(limit: float, dense: Row, sparse: Row, text: str) -> Verdict:
     Compare token perplexities.
 
     :param limit: The largest share that it may grow by.
-    :param dense: The model without masks.
-    :param sparse: The model with them.
-    :param text: What both were measured on.
-    :return: The verdict.
     """
     before, after = dense.cost.perplexity.token_perplexity, sparse.cost.perplexity.token_perplexity
     return Verdict(limit, after / before - 1, text)
@@ -59,7 +54,6 @@ def require_limit(option: str, limit: float) -> None:
     """
     Check the limit that a gate is given.
 
-    :param option: What the user gave it with.
     :param limit: The largest share that token perplexity may grow by.
     :raises ActsparseError: If it is not a number, 0 or more.
     """

@@ -71,7 +71,6 @@ def job_options(context: typer.Context, **parsed: Any) -> dict[str, Any]:
     """
     Return the options of a command, whose names are those of its job's fields.
 
-    :param context: The command's context.
     :param parsed: What has been read from the texts of some of them.
     :return: The options, lists as tuples, but those of its output.
     """
@@ -80,10 +79,5 @@ def job_options(context: typer.Context, **parsed: Any) -> dict[str, Any]:
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """
-    Read names between commas.
-
-    :param text: What the user wrote.
-    :return: The names.
-    """
+    """Read names between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -51,11 +51,7 @@ class Output:
         self._working.close()
 
     def say(self, message: str) -> None:
-        """
-        Tell what happens.
-
-        :param message: A line.
-        """
+        """Tell what happens."""
         if not self.is_quiet:
             tell(message)
 
@@ -101,11 +97,7 @@ class Output:
 
 
 def tell(message: str) -> None:
-    """
-    Print a line on standard error.
-
-    :param message: The line.
-    """
+    """Print a line on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 

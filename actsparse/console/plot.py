@@ -27,7 +27,6 @@ def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) ->
     Draw measured sparsity against depth, a line for each kind of site, beside what was allocated and asked for.
 
     :param reports: Measured sparsity by title; one panel each.
-    :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
     figure = make_figure(path, (5.5 * len(reports), 4))
@@ -63,10 +62,7 @@ def plot_speedup(points: Sequence[tuple[float, float]], accelerated_share: float
     """
     Draw decode speed-up against measured sparsity, below the most that fewer weight bytes could give.
 
-    :param points: Measured sparsity and speed-up.
     :param accelerated_share: Share of all weight bytes in layers that can skip reads.
-    :param title: What was measured.
-    :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
     figure = make_figure(path, (6, 4))
@@ -91,7 +87,6 @@ def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     Draw the loss that sparsity costs, a line for each algorithm.
 
     :param points: `algorithm`, `measured_sparsity`, `loss_increase` and its interval.
-    :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
     figure = make_figure(path, (7, 5))
@@ -115,8 +110,6 @@ def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     Draw a regression case's figures over commits, with their intervals.
 
     :param points: In the order of commits: `commit`, and `figures`, by name a value and its interval's ends or None.
-    :param title: What is shown.
-    :param path: The PNG file to write.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
     panels: dict[str, dict[str, list[Any]]] = {
@@ -152,8 +145,6 @@ def make_figure(path: Path, size: tuple[float, float]) -> Any:
     Make an empty figure.
 
     :param path: The file that it is for.
-    :param size: Width and height in inches.
-    :return: A figure of matplotlib.
     :raises OutputError: If matplotlib is missing.
     """
     try:

@@ -35,8 +35,6 @@ class Row:
     """
     One line of a report.
 
-    :param name: What was evaluated.
-    :param cost: What it cost.
     :param calibration_seconds: How long its call of `sparsify_activations` took; None without one.
     """
 
@@ -67,8 +65,6 @@ class Report:
     """
     Rows measured on one text.
 
-    :param title: What the report is about.
-    :param rows: The rows.
     :param settings: How they were measured: model, texts, context length, tokens masked.
     """
 
@@ -90,11 +86,7 @@ class Report:
         return table
 
     def to_markdown(self) -> str:
-        """
-        Write the report as Markdown.
-
-        :return: A table and its settings.
-        """
+        """Write the report as Markdown."""
         return f"# {self.title}\n\n" + table_markdown(COLUMNS, [row.cells() for row in self.rows], self.settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,13 +102,7 @@ class Report:
 
 
 def sparsity_table(sparsity: SparsityReport, title: str) -> Table:
-    """
-    Draw measured sparsity by role.
-
-    :param sparsity: What was measured.
-    :param title: Where it was measured.
-    :return: A rich table.
-    """
+    """Draw measured sparsity by role."""
     table = Table(title=title)
     for column in ("role", "layers", "target", "allocated", "measured"):
         table.add_column(column, justify="left" if column == "role" else "right")
@@ -136,12 +122,7 @@ def _span(shares: Iterable[float | None]) -> str:
 
 
 def selection_table(selection: Selection) -> Table:
-    """
-    Draw what an algorithm that chooses has tried.
-
-    :param selection: What was tried and chosen.
-    :return: A rich table.
-    """
+    """Draw what an algorithm that chooses has tried."""
     table = Table(title=f"Tried on {selection.held_out} calibration batches held out")
     table.add_column("algorithm")
     table.add_column("divergence from dense, nats a token", justify="right")
@@ -160,7 +141,6 @@ def acceleration_table(acceleration: Any) -> Table:
     Draw which layers the kernel runs.
 
     :param acceleration: What `actsparse.openvino.accelerate` did.
-    :return: A rich table.
     """
     table = Table(title="Accelerated OpenVINO model")
     table.add_column("operation")
@@ -180,8 +160,6 @@ def table_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], settin
     """
     Write a table as Markdown, its first column on the left, the others on the right, and its settings below.
 
-    :param columns: Their headings.
-    :param rows: The cells of each row.
     :param settings: What they are, by name.
     :return: A line for each row and each setting.
     """
@@ -204,7 +182,6 @@ def read_json(path: Path) -> Any:
     """
     Read a JSON file that an earlier run may have written.
 
-    :param path: The file.
     :return: What it holds; None where it is missing or damaged.
     """
     try:
@@ -217,9 +194,7 @@ def to_json(contents: Mapping[str, Any], *, is_ascii: bool = False) -> str:
     """
     Write as JSON, which has no NaN and no infinity: they become null.
 
-    :param contents: What it shall hold.
     :param is_ascii: Whether to escape all other characters, for an output that may not take them.
-    :return: Lines.
     """
     return json.dumps(_finite(contents), indent=2, ensure_ascii=is_ascii, allow_nan=False) + "\n"
 
@@ -228,7 +203,6 @@ def write_json(path: Path, contents: Mapping[str, Any]) -> None:
     """
     Write a JSON file, whole or not at all.
 
-    :param path: The file.
     :param contents: What it shall hold; NaN and infinity become null.
     :raises OutputError: If it cannot be written.
     """

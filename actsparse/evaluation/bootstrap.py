@@ -13,7 +13,6 @@ def bootstrap_interval(values: np.ndarray, weights: np.ndarray, *, seed: int = 0
 
     :param values: One value for each window.
     :param weights: Its weight, such as how many tokens it has.
-    :param seed: Of the draws.
     :return: The ends of the 95% interval.
     :raises ValueError: If there is no window.
     """
@@ -26,7 +25,6 @@ def bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray, *, seed: i
 
     :param numerators: One value for each window.
     :param denominators: The same windows' values of what is compared with.
-    :param seed: Of the draws.
     :return: The ends of the 95% interval.
     :raises ValueError: If there is no window.
     """

@@ -35,7 +35,6 @@ class WindowedText:
     """
     Pages as a model reads them.
 
-    :param pages: The pages.
     :param page_ids: Their tokens, each behind the token from which its first one is predicted, [tokens + 1].
     :param windows: The page of each window, from 0 on, and the window.
     :param max_length: The longest window, in tokens.
@@ -52,10 +51,7 @@ class WindowedText:
         Detokenise, tokenise and cut pages.
 
         :param model: The model; its `config`, if it has one, limits the windows.
-        :param tokenizer: Its tokenizer.
-        :param pages: The original pages.
         :param max_length: The longest window, in tokens; None takes 2048 or, if that is less, the model's own limit.
-        :return: The windows.
         :raises SourceError: If the tokenizer does not fit the task, or a page is no text.
         :raises ActsparseError: If `max_length` is not possible for this model.
         """
@@ -71,12 +67,7 @@ class WindowedText:
         return np.array([window.num_scored for _, window in self.windows], np.float64)
 
     def name_page(self, number: int) -> str:
-        """
-        Name the page of a window, for an error message.
-
-        :param number: The window.
-        :return: Its page's number and first words.
-        """
+        """Name the page of a window, for an error message."""
         page = self.windows[number][0]
         return f"page {page + 1} of {len(self.pages)}, {_first_words(self.pages[page])!r}"
 
@@ -88,7 +79,6 @@ def rolling_windows(num_tokens: int, max_length: int) -> Iterator[Window]:
     Positions count from the prefix token: token i of the page stands at i + 1, and is scored by the output at i.
 
     :param num_tokens: How many tokens the page has, without the prefix token.
-    :param max_length: The longest input.
     :return: The windows in order; all but a short page's only one are `max_length` long.
     """
     for scored in range(0, num_tokens, max_length):
@@ -111,11 +101,7 @@ def score_windows(
     Score every window, each process its share; an offloaded model's blocks are loaded once for many windows.
 
     :param model: The model; it is in evaluation mode meanwhile, and gives no gradients.
-    :param text: The windows.
     :param score: Runs the model on a page's tokens and a window, and gives numbers.
-    :param width: How many numbers that are.
-    :param description: What the progress bar says.
-    :param progress: Whether to show one.
     :param is_finite: Whether infinity is refused too: a perplexity may be infinite, a difference of losses not.
     :param is_blockwise: Whether runs may be interleaved: not where `score` changes the model for a while.
     :return: The numbers, [windows, numbers].
@@ -158,7 +144,6 @@ def score_window(model: Any, ids: torch.Tensor, window: Window) -> tuple[torch.T
 
     :param model: The model, in eval mode.
     :param ids: The page's tokens after the prefix token, `[tokens + 1]`.
-    :param window: What to read and what to score.
     :return: Logits, `[scored, vocabulary]`, and the tokens that they should predict, `[scored]`.
     :raises ActsparseError: If the model gives no such logits.
     """
@@ -181,8 +166,6 @@ def resolve_max_length(model: Any, tokenizer: Any, max_length: int | None) -> in
 
     :param model: The model; its `config`, if it has one, names the limit.
     :param tokenizer: Asked for its `model_max_length` where the config has none.
-    :param max_length: What the caller gave.
-    :return: The window to use.
     :raises ActsparseError: If the window is not a positive whole number, or more than the config allows.
     """
     config = text_config(model)
@@ -203,7 +186,6 @@ def text_config(model: Any) -> Any:
     """
     Find the part of a model's configuration that is about text.
 
-    :param model: The model.
     :return: The configuration; None where there is none.
     """
     config = getattr(model, "config", None)
@@ -214,7 +196,6 @@ def prefix_token(tokenizer: Any) -> int:
     """
     Choose the token from which a page's first token is predicted.
 
-    :param tokenizer: The tokenizer.
     :return: Its BOS token, or else its EOS token.
     :raises SourceError: If it has neither.
     """
@@ -229,9 +210,6 @@ def encode_page(tokenizer: Any, text: str, prefix: int) -> list[int]:
     """
     Tokenise a page as the harness does: with the tokenizer's own special tokens, unless the text brings its BOS.
 
-    :param tokenizer: The tokenizer.
-    :param text: The detokenised page.
-    :param prefix: The token a page starts with.
     :return: The page's tokens, all of which are scored.
     :raises SourceError: If the text is not valid Unicode.
     """

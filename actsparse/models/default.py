@@ -27,9 +27,7 @@ def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel,
     """
     Load the default model from its converted copy in the cache, made on first use: seconds instead of half a minute.
 
-    :param dtype: The type of the weights.
     :param placement: Where weights go, as ``from_pretrained`` takes it; all to the CPU by default.
-    :return: The model and its tokenizer.
     :raises SourceError: If the model cannot be had, or weights have to be placed and the cache cannot be written.
     """
     source = assets.fetch_model()
@@ -62,15 +60,7 @@ def load_default(dtype: torch.dtype, **placement: Any) -> tuple[PreTrainedModel,
 def _keep_conversion(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, damaged: int | None = None
 ) -> None:
-    """
-    Save a model and its tokenizer as a folder that appears complete or not at all.
-
-    :param model: The model.
-    :param tokenizer: Its tokenizer.
-    :param folder: Where it shall appear, inside the cache.
-    :param damaged: The inode of a folder there that is of no use; any other stays, as it is as good.
-    :raises SourceError: If the cache cannot be written.
-    """
+    """Save a model and its tokenizer as a folder that appears complete or not at all."""
     with assets.partial_folder() as partial, quiet_libraries():
         unfinished = partial / "model"
         model.save_pretrained(unfinished)

@@ -25,11 +25,7 @@ def load_folder(
     """
     Load a folder in the hub's layout.
 
-    :param folder: The folder.
-    :param name: What to call it in messages.
-    :param dtype: The type of the weights.
     :param placement: Where weights go, as ``from_pretrained`` takes it; all to the CPU by default.
-    :return: The model and its tokenizer.
     :raises SourceError: If a file is absent or unreadable, or the model is no causal language model.
     """
     _check_folder(folder, name)
@@ -44,12 +40,7 @@ def load_folder(
 
 
 def is_openvino_folder(folder: Path) -> bool:
-    """
-    Tell whether a folder holds an OpenVINO model.
-
-    :param folder: The folder.
-    :return: Whether it does.
-    """
+    """Tell whether a folder holds an OpenVINO model."""
     return kind_of(folder / MODEL_FILE) == "file"
 
 
@@ -57,8 +48,6 @@ def load_openvino_folder(folder: Path, name: str) -> tuple[Any, PreTrainedTokeni
     """
     Load a folder with an OpenVINO model, whose weights and masks stay as they are.
 
-    :param folder: The folder.
-    :param name: What to call it in messages.
     :return: An `OVModelForCausalLM`, which is compiled when it first runs, and its tokenizer.
     :raises ActsparseError: If a file is absent or unreadable, or optimum-intel or the extension is missing.
     """
@@ -69,9 +58,6 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     """
     Load the tokenizer of a model's folder.
 
-    :param folder: The folder.
-    :param name: What to call it in messages.
-    :return: The tokenizer.
     :raises SourceError: If there is none, or it is unreadable.
     """
     if not any(kind_of(folder / file) == "file" for file in _TOKENIZER_FILES):

@@ -19,10 +19,6 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedMode
     """
     Load a GGUF file, dequantising its weights.
 
-    :param path: The file.
-    :param name: What to call it in messages.
-    :param dtype: The type of the weights.
-    :return: The model and its tokenizer.
     :raises SourceError: If the file is not a complete GGUF file of a supported causal language model.
     """
     options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}

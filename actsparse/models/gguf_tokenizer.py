@@ -29,7 +29,6 @@ def build_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     transformers 5.5 converts such a tokenizer as if it were Llama's: it puts a BOS token in front although the file
     says not to, takes BOS for EOS, does not split digits, and saves to files that load as a different tokenizer.
 
-    :param path: The GGUF file.
     :return: The tokenizer, or ``None`` where the file has one of another kind.
     """
     from gguf import GGUFReader  # only installed with the `hub` extra

@@ -25,9 +25,7 @@ def fetch_from_hub(name: str, *, revision: str | None = None) -> Path:
     """
     Download a model from the hub, or find its earlier download where the hub cannot be reached.
 
-    :param name: The hub id.
     :param revision: A branch, tag or commit; None takes the main branch.
-    :return: The folder that it lies in.
     :raises SourceError: If the hub cannot be reached, or has no such model for this user.
     """
     patterns: dict[str, Any] = {"allow_patterns": _FILES, "ignore_patterns": ["*/*", "consolidated*"]}

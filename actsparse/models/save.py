@@ -25,8 +25,6 @@ def save_folder(
     """
     Save a model and its tokenizer; the folder holds the old model, the new one or, for a moment, none.
 
-    :param model: A transformers model.
-    :param tokenizer: Its tokenizer.
     :param folder: An existing folder; files of the same names and an earlier model's weights are replaced.
     :param weights: What to save in place of the model's own state.
     :param outdated: Names of files that belong to the model that is replaced, and go with it.

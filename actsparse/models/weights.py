@@ -16,10 +16,7 @@ def load_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
     """
     Load a model, and refuse it where its files do not hold all of its weights: the rest would be random numbers.
 
-    :param folder: The model's folder.
-    :param name: What to call the model in messages.
     :param options: What ``from_pretrained`` takes besides.
-    :return: The model.
     :raises SourceError: If a weight is missing or has another shape than the configuration says.
     :raises MemoryLimitError: If none fits into the memory that is allowed.
     """

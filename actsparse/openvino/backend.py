@@ -26,7 +26,6 @@ class OpenVinoBackend:
     """
     An OpenVINO model; see `actsparse.backend.Backend` for its methods.
 
-    :param model: The model.
     :param owner: What wraps it, as optimum-intel's models do; else the model again.
     """
 
@@ -115,7 +114,6 @@ class OpenVinoCalibrationRun:
     A copy of an OpenVINO model to be calibrated; see `actsparse.backend.CalibrationRun`.
 
     :param model: The copy; spoilt by this.
-    :param settings: How the call was made.
     """
 
     def __init__(self, model: ov.Model, settings: Settings) -> None:

@@ -38,14 +38,13 @@ _is_explained = threading.Event()
 
 @dataclass(frozen=True)
 class BuildState:
-    """Where the extension stands; nothing is built to find out.
+    """
+    Where the extension stands; nothing is built to find out.
 
     :param openvino: OpenVINO's full build string, or None if its headers or libraries are missing.
     :param compiler: The compiler's version and target, or None.
     :param obstacle: What stands in the way of building, or None.
     :param library: The library built from these sources, or None if there is none yet.
-    :param root: The cache that it is in.
-    :param age: Seconds since it was built.
     :param state: ready, absent, or what is wrong with it.
     """
 
@@ -132,10 +131,7 @@ def describe_build() -> BuildState:
 
 
 def explain_portable(error: Exception) -> None:
-    """Warn once in this process that a model runs without the extension.
-
-    :param error: Why it does.
-    """
+    """Warn once in this process that a model runs without the extension."""
     if not _is_explained.is_set():
         _is_explained.set()
         _logger.warning("the masked model stays correct but is not faster: %s", error)
@@ -264,15 +260,7 @@ def _publish(finished: Path, target: Path, trash: Path) -> None:
 
 
 def _compile(plan: _Plan, compiler: Compiler, folder: Path, library: Path, log: Path) -> None:
-    """Compile the sources, one process for each, and link them.
-
-    :param plan: What to compile: copies of it, so that the library is what its key says.
-    :param compiler: What to compile with.
-    :param folder: For copies and objects.
-    :param library: What to make.
-    :param log: Where all that a failing compiler says is kept.
-    :raises BuildError: If the compiler fails.
-    """
+    """Compile the sources, one process for each, and link them."""
     for name, data in plan.sources.items():
         (folder / name).write_bytes(data)
     names = [name for name in plan.sources if name.endswith(".cc")]

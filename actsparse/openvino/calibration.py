@@ -33,14 +33,9 @@ def run_intercepted(
     Run every batch, as far as any of the sites depends on it.
 
     :param model: A copy of the model; spoilt by this.
-    :param batches: Model inputs.
-    :param sites: The sites to intercept.
-    :param targets: Target sparsity by layer.
     :param intercept: Called with a site, what it reads, and the targets of its layers; gives what the layers of each
         target get.
     :param total: How many batches, where it is known.
-    :param description: What the progress bar says.
-    :return: Number of batches run.
     :raises DatasetError: If the model cannot take a batch.
     """
     calls = named_calls(model)

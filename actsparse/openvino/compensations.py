@@ -18,10 +18,8 @@ def shift_source(source: ov.Output, compensation: Compensation, name: str) -> ov
     """
     Subtract the shift before the mask.
 
-    :param source: What is to be masked.
     :param compensation: What compensates for what is left out.
     :param name: The first of the layers that read it.
-    :return: What the mask reads.
     """
     if compensation.shift is None:
         return source
@@ -37,8 +35,6 @@ def fill_outputs(linears: list[Linear], select: ov.Node, source: ov.Output, comp
     W (kept + V Vᵀ left out + m) = W kept + (W V) Vᵀ left out + W m, of which the layers themselves compute the first.
 
     :param linears: The layers, which read the mask already.
-    :param select: The mask.
-    :param source: What the mask reads.
     :param compensation: What compensates for what is left out.
     """
     if compensation == NO_COMPENSATION:
@@ -71,20 +67,13 @@ def unshifted(source: ov.Output) -> ov.Output:
     """
     Find out what a mask would read without a shift.
 
-    :param source: What it reads.
     :return: What the shift is subtracted from; the same where there is none.
     """
     return source.get_node().input_value(0) if _is_shifted(source) else source
 
 
 def read_compensation(select: ov.Node, source: ov.Output) -> Compensation:
-    """
-    Find out what compensates for what a mask leaves out.
-
-    :param select: The mask.
-    :param source: What it reads.
-    :return: The compensation.
-    """
+    """Find out what compensates for what a mask leaves out."""
     shift = basis = None
     if _is_shifted(source):
         shift = torch.tensor(float(_read_constant(source.get_node().input_value(1))))
@@ -108,11 +97,7 @@ def _read_constant(output: ov.Output) -> np.ndarray:
 
 
 def remove_fillings(linear: Linear) -> None:
-    """
-    Take off what was added behind a layer.
-
-    :param linear: The layer.
-    """
+    """Take off what was added behind a layer."""
     filled = output = linear.node.output(0)
     while (after := _next_addition(filled, linear.name)) is not None:
         filled = after

@@ -21,7 +21,6 @@ class OpenVinoZeroCounter(ZeroCounter):
     """
     Count zeros behind a model's masks while a copy of it runs.
 
-    :param model: The masked model.
     :param config: Its transformers configuration, if there is one.
     """
 
@@ -42,12 +41,7 @@ class OpenVinoZeroCounter(ZeroCounter):
         return run_each(self.run, batches, total=total, description=description)
 
     def run(self, batch: Any) -> dict[str, np.ndarray]:
-        """
-        Run one batch and count.
-
-        :param batch: A model input.
-        :return: The model's outputs by name.
-        """
+        """Run one batch and count."""
         outputs = self._runner.run(batch)
         for i, (mask, layers) in enumerate(zip(self._graph_masks, self._layers, strict=True)):
             counts = outputs.pop(f"{_COUNT}{i}")

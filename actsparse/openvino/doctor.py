@@ -44,12 +44,10 @@ MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: ""}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """
+    One thing that was looked at.
 
-    :param name: What it is.
-    :param value: What was found.
     :param is_fine: Whether it is as it should be; None if it is neither good nor bad.
-    :param advice: What to do about it.
     """
 
     name: str
@@ -60,11 +58,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
-
-    :param is_accelerated: Whether the extension loads and multiplies correctly.
-    :param findings: All that was looked at.
-    """
+    """What `diagnose` found."""
 
     is_accelerated: bool
     findings: tuple[Finding, ...]
@@ -109,10 +103,7 @@ def diagnose() -> Diagnosis:
 
 
 def try_extension(library: Path) -> Finding:
-    """Multiply with a small SparseLinear in OpenVINO and compare with numpy.
-
-    :param library: The extension.
-    """
+    """Multiply with a small SparseLinear in OpenVINO and compare with numpy."""
     generator = np.random.default_rng(0)
     weights = Weights(
         "u8",

@@ -23,11 +23,10 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Gated:
-    """A feed-forward network whose gate tells which rows of up matter: down(mask(f(gate(x))) * up(x)).
+    """
+    A feed-forward network whose gate tells which rows of up matter: down(mask(f(gate(x))) * up(x)).
 
-    :param gate: The layer f reads.
     :param activation: The name of f, as the extension knows it.
-    :param up: The layer whose rows are masked.
     :param hidden: The product, which down reads, masked or not.
     """
 

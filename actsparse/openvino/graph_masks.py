@@ -16,10 +16,9 @@ from actsparse.openvino.linear import Linear, find_constant, find_linears
 
 @dataclass(frozen=True)
 class GraphMask:
-    """One mask, and the layers whose weights it makes useless.
+    """
+    One mask, and the layers whose weights it makes useless.
 
-    :param select: The Select node.
-    :param source: What is masked.
     :param threshold: |x| <= threshold becomes 0; shape [] or [channels].
     :param linears: The Linear layers behind it; for a mask of rows the one whose output it meets in a product.
     :param tokens: `all`, or `decode` for a mask that lets everything pass but the runs of one token.
@@ -143,11 +142,7 @@ def _multiplied_layer(node: ov.Node, by_node: dict[str, Linear]) -> Linear | Non
 
 
 def remove_masks(model: ov.Model) -> int:
-    """Remove every mask in place.
-
-    :param model: An OpenVINO model.
-    :return: How many there were.
-    """
+    """Remove every mask in place."""
     masks = find_masks(model)
     for mask in masks:
         source = unshifted(mask.source)

@@ -43,7 +43,6 @@ def named_calls(model: ov.Model) -> dict[str, tuple[Linear, ...]]:
     """
     Name the Linear layers of a model.
 
-    :param model: Any OpenVINO model.
     :return: The calls of each layer, by module name, or by node name where no module is known or several layers would
         have the name of one; in topological order.
     :raises ActsparseError: If two of the nodes have one name.
@@ -68,7 +67,6 @@ def find_openvino_layers(model: ov.Model) -> Layers:
     """
     Find the Linear layers of a model, with their nodes, inputs and roles.
 
-    :param model: An OpenVINO model without masks.
     :return: The layers in topological order, and the model's NNCF graph, whose node names are the model's.
     """
     graph = GraphConverter.create_nncf_graph(model)
@@ -94,7 +92,6 @@ def measure_sizes(model: ov.Model) -> dict[str, LayerSize]:
     """
     Measure every Linear layer of a model.
 
-    :param model: Any OpenVINO model.
     :return: The sizes by name, in topological order.
     """
     return {

@@ -109,10 +109,7 @@ def module_of_node(name: str) -> str | None:
 
 
 def find_weight_constant(output: ov.Output) -> ov.Node | None:
-    """Return the constant that `output` is computed from by decompression alone, or None.
-
-    :param output: An input of a MatMul.
-    """
+    """Return the constant that `output` is computed from by decompression alone, or None."""
     node = output.get_node()
     while node.get_type_name() in DECOMPRESSION:
         if any(find_constant(node.input_value(i)) is None for i in range(1, node.get_input_size())):
@@ -146,10 +143,7 @@ def find_linears(model: ov.Model) -> Iterator[Linear]:
 
 
 def find_head(model: ov.Model) -> Linear | None:
-    """Return the layer that a result is computed from element by element, if there is one, and only one.
-
-    :param model: Any OpenVINO model.
-    """
+    """Return the layer that a result is computed from element by element, if there is one, and only one."""
     linears = {linear.node.get_name(): linear for linear in find_linears(model)}
     heads = {}
     for result in model.get_results():

@@ -29,7 +29,6 @@ def masks_of(model: ov.Model) -> dict[str, Mask]:
     """
     List the masks of a model by layer.
 
-    :param model: An OpenVINO model.
     :return: The masks by layer name, in topological order.
     """
     masks = {linear.name: mask for mask in find_masks(model) for linear in mask.linears}

@@ -21,10 +21,7 @@ class OpenVinoMeasurements(Measurements):
     Measure an OpenVINO model on calibration data.
 
     :param model: The model without the masks that are to be found.
-    :param batches: The data.
-    :param sites: What its layers read.
     :param cache: What was measured before of the same model, sites and data; filled in here.
-    :param passes: Counts runs.
     """
 
     subject = "an OpenVINO model"

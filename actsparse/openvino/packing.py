@@ -22,13 +22,12 @@ LINE_ORDER = np.array([16 * v + 4 * lane + d for lane in range(4) for v in range
 
 @dataclass(frozen=True)
 class PackedSite:
-    """The weights of all layers of a site, as the extension's operations take them.
+    """
+    The weights of all layers of a site, as the extension's operations take them.
 
     :param type: u8, u4, f16 or bf16.
     :param scale_type: f32 or f16.
-    :param in_features: Of all layers.
     :param group_size: Input channels that share a scale (u4), else 0.
-    :param out_features: Of each layer.
     :param data: uint8 [bytes]: thresholds, weights, and for u8 and u4 weights scales and zero points.
     :param layout: LAYOUT, or PLAIN_LAYOUT for data without weights.
     """
@@ -143,10 +142,7 @@ def _padded_bytes(part: np.ndarray) -> np.ndarray:
 
 
 def _pack_rows(values: np.ndarray, type_name: str) -> np.ndarray:
-    """Return one panel as bytes [in_features, bytes].
-
-    :param values: [outputs of the panel, in_features].
-    """
+    """Return one panel as bytes [in_features, bytes]."""
     rows = np.ascontiguousarray(values.T)
     if type_name in {"f16", "bf16"}:
         return rows.view(np.uint8)

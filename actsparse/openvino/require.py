@@ -9,7 +9,6 @@ def missing_optimum(purpose: str) -> ActsparseError:
     """
     Make the error of a missing optimum-intel.
 
-    :param purpose: What takes it.
     :return: The error to raise.
     """
     return ActsparseError(f"{purpose} takes optimum-intel: pip install 'actsparse[openvino]'")

@@ -18,7 +18,6 @@ class Runner:
     """
     Run a model, each batch as a new sequence.
 
-    :param model: An OpenVINO model.
     :param config: The plugin's properties; what is not named there is as the plugin chooses. By default all is fp32.
     """
 
@@ -54,7 +53,6 @@ class OpenVinoLanguageModel:
     """
     Look like a transformers model that gives logits.
 
-    :param runner: What runs the model.
     :param config: The model's transformers configuration, if there is one.
     """
 

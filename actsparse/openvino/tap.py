@@ -19,8 +19,6 @@ class Tap(ov.Op):
 
     :param inputs: The one output to read, fp32.
     :param intercept: Called with the tensor; returns one tensor of the same shape for each output of the tap.
-    :param num_outputs: Number of outputs.
-    :param failures: Where exceptions go.
     """
 
     def __init__(
@@ -35,12 +33,7 @@ class Tap(ov.Op):
             self.set_output_type(index, self.get_input_element_type(0), self.get_input_partial_shape(0))
 
     def clone_with_new_inputs(self, new_inputs: list[Any]) -> "Tap":
-        """
-        Copy the node.
-
-        :param new_inputs: What the copy reads.
-        :return: The copy.
-        """
+        """Copy the node."""
         return Tap(new_inputs, *self._settings)
 
     # What OpenVINO calls has no third parameter.
@@ -48,7 +41,6 @@ class Tap(ov.Op):
         """
         Run the function.
 
-        :param outputs: Where the results go.
         :param inputs: The tensor.
         :return: True: done.
         """
@@ -65,11 +57,7 @@ class Tap(ov.Op):
         return True
 
     def has_evaluate(self) -> bool:
-        """
-        Say that the node runs itself.
-
-        :return: True.
-        """
+        """Say that the node runs itself."""
         return True
 
 
@@ -79,10 +67,7 @@ def insert_tap(
     """
     Put a tap behind an output; nothing reads it yet.
 
-    :param source: The output.
     :param intercept: Called with its tensor in fp32.
-    :param num_outputs: How many tensors that gives back.
-    :param failures: Where exceptions go.
     :return: The tap's outputs, in the type of the source.
     """
     kind = source.get_element_type()

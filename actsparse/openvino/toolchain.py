@@ -34,12 +34,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """What the installed openvino package has for extensions.
-
-    :param version: Its full build string.
-    :param include: The folder of its headers.
-    :param libraries: The libraries to link with.
-    """
+    """What the installed openvino package has for extensions."""
 
     version: str
     include: Path

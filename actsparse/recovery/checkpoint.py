@@ -20,7 +20,6 @@ class Checkpoint:
     """
     Where a recovery stands.
 
-    :param step: Steps done.
     :param looks: What was seen of the held-out data, as JSON holds it.
     :param tensors: By kind and parameter, such as ``trained/model.layers.0.mlp.up_proj.weight``.
     """
@@ -30,12 +29,7 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> dict[str, torch.Tensor]:
-        """
-        Select tensors.
-
-        :param kind: What stands before the slash.
-        :return: Those of that kind by parameter.
-        """
+        """Select tensors."""
         return {name.removeprefix(f"{kind}/"): t for name, t in self.tensors.items() if name.startswith(f"{kind}/")}
 
 
@@ -43,8 +37,6 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, run: str) -> None:
     """
     Write a checkpoint.
 
-    :param path: The file.
-    :param checkpoint: What it shall hold.
     :param run: What identifies the run: settings, model and data.
     :raises OutputError: If it cannot be written; an earlier one is then still there.
     """
@@ -58,8 +50,6 @@ def read_checkpoint(path: Path, run: str) -> Checkpoint:
     Read a checkpoint.
 
     :param path: The file; where there is none, the run starts at step 0.
-    :param run: What identifies the run.
-    :return: The checkpoint.
     :raises SourceError: If the file is not one, or belongs to another run.
     """
     if kind_of(path) is None:

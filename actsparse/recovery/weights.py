@@ -20,11 +20,7 @@ class TrainedWeights(Protocol):
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """
-        Let the model compute with the weights it had.
-
-        :return: A context in which it does.
-        """
+        """Let the model compute with the weights it had."""
         ...
 
     def keep(self) -> None:
@@ -37,11 +33,7 @@ class TrainedWeights(Protocol):
 
 
 class WholeWeights:
-    """
-    Train the weights themselves; costs a copy of them, and of course their gradients.
-
-    :param layers: The layers by name.
-    """
+    """Train the weights themselves; costs a copy of them, and of course their gradients."""
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
@@ -53,11 +45,7 @@ class WholeWeights:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """
-        Let the model compute with the weights it had.
-
-        :return: A context in which it does.
-        """
+        """Let the model compute with the weights it had."""
         trained = {name: weight.data for name, weight in self.parameters.items()}
         try:
             for name, weight in self.parameters.items():
@@ -78,13 +66,7 @@ class WholeWeights:
 
 
 class LowRankWeights:
-    """
-    Train an addition B A to each weight (LoRA, arXiv 2106.09685); B starts at zero, so the model starts as it was.
-
-    :param layers: The layers by name.
-    :param rank: Rows of A and columns of B.
-    :param seed: Of A.
-    """
+    """Train an addition B A to each weight (LoRA, arXiv 2106.09685); B starts at zero, and the model as it was."""
 
     def __init__(self, layers: dict[str, nn.Module], rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -99,11 +81,7 @@ class LowRankWeights:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """
-        Let the model compute with the weights it had.
-
-        :return: A context in which it does.
-        """
+        """Let the model compute with the weights it had."""
         try:
             for _, addition in self._added:
                 addition.is_active = False

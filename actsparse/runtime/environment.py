@@ -13,11 +13,7 @@ _LIBRARIES = ("actsparse", "torch", "transformers", "nncf", "openvino")
 
 
 def library_versions() -> dict[str, str]:
-    """
-    List the versions of the libraries that results depend on.
-
-    :return: Versions by distribution name.
-    """
+    """List the versions of the libraries that results depend on."""
     return {name: version(name) for name in _LIBRARIES}
 
 
@@ -61,20 +57,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def count_cores() -> int:
-    """
-    Count the cores that this process may use.
-
-    :return: How many.
-    """
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory() -> int:
-    """
-    Read the peak of this process's resident memory.
-
-    :return: Bytes.
-    """
+    """Read the peak of this process's resident memory."""
     try:
         # On Linux ru_maxrss starts with the peak of the process that started this one.
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -92,7 +80,6 @@ def read_git_state(folder: Path, excluded: Sequence[Path] = ()) -> dict[str, Any
 
     Files that git does not know are no changes: results and caches often lie in a checkout.
 
-    :param folder: The folder.
     :param excluded: Files and folders whose changes do not count.
     :return: The commit, when it was made, and whether the working tree differs from it; all None outside a checkout.
     """

@@ -30,11 +30,7 @@ EXIT_CODES_HELP = (
 
 
 def is_launched() -> bool:
-    """
-    Tell whether a launcher has started this process as one of several.
-
-    :return: Whether the environment says so.
-    """
+    """Tell whether a launcher has started this process as one of several."""
     return _number("WORLD_SIZE", 1) > 1
 
 
@@ -80,7 +76,6 @@ def require_encodable(arguments: Iterable[str]) -> None:
     """
     Check that file names mean the same to Python and to the libraries, which take all of them for UTF-8.
 
-    :param arguments: The command line.
     :raises ActsparseError: If one has characters beyond ASCII where Python does not use UTF-8.
     """
     encoding = sys.getfilesystemencoding()

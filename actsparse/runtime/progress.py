@@ -71,7 +71,6 @@ def progress_bar(
     """
     Show on stderr how far something has come; the bar is gone afterwards.
 
-    :param description: What is being done.
     :param total: How many steps there are, where it is known.
     :param unit: What a step is, in the plural.
     :param is_wanted: Whether to show it; it is never shown where stderr is not a terminal.

@@ -25,7 +25,6 @@ class Flow:
     What depends on constants alone (weights, their decompression, rotary tables) is not part of it, nor is what depends
     on the shapes of tensors alone.
 
-    :param graph: The graph of the model.
     :param operations: For a graph that is not of a torch model: what torch calls its operations.
     """
 
@@ -42,7 +41,6 @@ class Flow:
         """
         Name the operation of a node.
 
-        :param node: The node's id.
         :return: The operation's name, such as ``linear`` or ``silu``.
         """
         kind = self.nodes[node].node_type
@@ -54,7 +52,6 @@ class Flow:
 
         :param starts: Nodes to start from; they are part of the result.
         :param stop: Nodes for which it is true are visited but not walked past.
-        :return: The ids of all nodes visited.
         """
         seen: set[int] = set()
         todo = list(starts)
@@ -68,21 +65,12 @@ class Flow:
         return seen
 
     def last_nodes(self) -> list[int]:
-        """
-        List the nodes that no other reads: the model's outputs.
-
-        :return: Their ids.
-        """
+        """List the nodes that no other reads: the model's outputs."""
         read = {tensor.node for tensors in self.inputs.values() for tensor in tensors}
         return [node for node in self.dynamic if node not in read]
 
     def constants_of(self, node: int) -> list[str]:
-        """
-        List the parameters and buffers that a node's constant inputs are computed from.
-
-        :param node: The node's id.
-        :return: Their full names in the model.
-        """
+        """List the parameters and buffers that a node's constant inputs are computed from."""
         names: list[str] = []
         todo = [t.node for t in self.constant_inputs[node]]
         while todo:

@@ -31,7 +31,6 @@ class Layers:
     """
     The Linear layers of a model, with the graph that they were found on.
 
-    :param graph: The model's NNCF graph.
     :param all: Every Linear layer that the model calls, in call order.
     :param of_blocks: Those of the model's repeated blocks: what a single target sparsity applies to.
     """
@@ -46,8 +45,6 @@ class LayerSize(NamedTuple):
     How large a layer is.
 
     :param channels: Input channels; rows, where rows are masked.
-    :param outputs: Output channels.
-    :param weight_bytes: The size of its weights as stored.
     """
 
     channels: int

@@ -61,7 +61,6 @@ def match_targets(
 
     :param targets: Target sparsity for each scope, or one number for every layer of the model's blocks.
     :param ignored_scope: Layers to leave out, or None.
-    :param found: The model's Linear layers.
     :return: Target by layer name, in call order.
     :raises ScopeError: If a rule matches nothing, a scope matches no Linear layer, a layer is matched by two scopes, or
         no layer is left.
@@ -93,7 +92,6 @@ def describe_scope(scope: nncf.IgnoredScope) -> str:
     """
     Say in one line what a scope asks for.
 
-    :param scope: The scope.
     :return: Its rules, without those that are empty.
     """
     rules = [(kind, list(getattr(scope, kind, ()))) for kind in ("names", "patterns", "types", "roles", "subgraphs")]

@@ -29,12 +29,6 @@ def find_roles(
     - with two Linear layers, ``ffn.gate`` is the one behind the activation function and ``ffn.up`` the other;
     - with one as wide as the down projection's input, that is ``ffn.in``; twice as wide, it is both gate and up;
     - ``head``: a layer without another role that one of the model's outputs is computed from, and from nothing else.
-
-    :param flow: The model's data flow.
-    :param linears: Layer name of each Linear node.
-    :param sizes: Input and output channels of each layer.
-    :param inputs: The tensors that each layer reads.
-    :return: Roles of each layer that has any.
     """
     products = {n for n in flow.nodes if n not in linears and _is_attention_product(flow, n)}
     roles: dict[str, dict[str, None]] = {}

@@ -12,8 +12,6 @@ class Site:
     """
     Layers that one masked tensor serves: their input, or what their outputs are multiplied by.
 
-    :param name: Name of the first layer called.
-    :param layers: The layers in call order.
     :param gate_function: For a layer of which rows are masked, the activation function whose output is masked; empty
         for layers whose input is masked.
     """
@@ -27,7 +25,6 @@ def group_sites(layers: Iterable[Layer], gate_functions: Mapping[str, str] | Non
     """
     Group layers by the tensor that is masked.
 
-    :param layers: Layers in call order.
     :param gate_functions: The activation functions of the layers of which rows are masked: each is a site of its own.
     :return: The sites in call order of their first layers.
     """

@@ -59,8 +59,6 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """
     Compile a caller's regular expression.
 
-    :param pattern: The expression.
-    :return: The compiled expression.
     :raises ScopeError: If it is not one.
     """
     try:
@@ -77,7 +75,6 @@ def quote(text: str) -> str:
     """
     Quote a pattern or a name for a message.
 
-    :param text: What the caller wrote.
     :return: It, or its start, in quotes.
     """
     return repr(text if len(text) <= 200 else text[:200] + "…")

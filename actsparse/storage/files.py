@@ -29,8 +29,6 @@ def kind_of(path: Path, error: type[ActsparseError] = SourceError) -> Literal["f
     Where the system refuses to look, `Path.is_file` and its like raise before Python 3.14, and say that nothing is
     there since.
 
-    :param path: The path.
-    :param error: What to raise.
     :return: What is there, links followed; `other` for a device or a pipe, None for nothing.
     :raises ActsparseError: If that cannot be told, such as in another user's folder or for a name that is too long.
     """
@@ -48,7 +46,6 @@ def written_since(folder: Path, moment: float) -> list[str]:
     """
     List what has been written into a folder, which may hold the user's own files too.
 
-    :param folder: The folder.
     :param moment: Since when, as `time.time` says it.
     :return: The names, sorted; without unfinished files and those that have gone meanwhile.
     """
@@ -65,7 +62,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     Write a file so that nobody ever sees it half-written; of several processes that work together, the first does.
 
     :param path: The file; replaced if it exists.
-    :param data: What it shall hold.
     :raises OutputError: If it cannot be written; what was there before is then still there.
     """
     if not is_first():
@@ -90,7 +86,6 @@ def unfinished_folder(parent: Path) -> Iterator[Path]:
     that writes into the parent folder removes it.
 
     :param parent: The folder, on whose file system the new one shall be.
-    :return: The new folder.
     """
     with _unfinished(lambda: Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))) as folder:
         yield folder
@@ -104,7 +99,6 @@ def publish(files: Iterable[Path], folder: Path, *, last: str) -> None:
     the folder has no file `last`, so that nobody takes new and old ones for one whole.
 
     :param files: The files, on the folder's file system.
-    :param folder: Where they shall be.
     :param last: The name of the one without which the others mean nothing.
     """
     files = list(files)
@@ -142,7 +136,6 @@ def prepare_folder(path: Path) -> Path:
     Make an output folder and make sure that it can be written, before any work is spent on its contents.
 
     :param path: The folder; its parents are made too.
-    :return: The folder.
     :raises OutputError: If it is a file or cannot be written.
     """
     try:

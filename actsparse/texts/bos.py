@@ -15,7 +15,6 @@ def warn_of_missing_bos(tokenizer: Any, batch: Any) -> None:
 
     Models hang much on that token: activations, and so thresholds, are others without it.
 
-    :param tokenizer: The model's tokenizer.
     :param batch: A model input; one without `input_ids` says nothing.
     """
     start = leading_tokens(tokenizer)
@@ -42,7 +41,6 @@ def leading_tokens(tokenizer: Any) -> list[int]:
     """
     Tell what a tokenizer begins every text with.
 
-    :param tokenizer: A transformers tokenizer.
     :return: The BOS token, or nothing.
     """
     tokens = tokenizer.encode("a")

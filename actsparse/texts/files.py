@@ -19,7 +19,6 @@ def load_file(source: str) -> Text:
     Load a file.
 
     :param source: Its path, as the user wrote it.
-    :return: Its pages.
     :raises SourceError: If there is no such file, or it cannot be read.
     """
     path = Path(source)
@@ -39,8 +38,6 @@ def read_text(path: Path) -> str:
     """
     Read a UTF-8 file.
 
-    :param path: The file.
-    :return: Its contents with Unix line ends.
     :raises SourceError: If it cannot be read or is no text.
     """
     try:
@@ -62,8 +59,6 @@ def names_beside(path: Path, suffixes: Collection[str]) -> list[str]:
     """
     List files that may have been meant, for an error message.
 
-    :param path: What the user wrote.
-    :param suffixes: How their names end.
     :return: Those in its folder, or in the working folder where it has none; none where that cannot be listed.
     """
     try:
@@ -74,13 +69,7 @@ def names_beside(path: Path, suffixes: Collection[str]) -> list[str]:
 
 
 def _validate_path(source: str, path: Path) -> None:
-    """
-    Check that a source is a file of a kind that can be read.
-
-    :param source: What the user wrote.
-    :param path: The same as a path.
-    :raises SourceError: If it is not.
-    """
+    """Check that a source is a file of a kind that can be read."""
     suffixes = TEXT_SUFFIXES + ROW_SUFFIXES
     kind = kind_of(path)
     if kind == "folder":

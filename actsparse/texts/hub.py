@@ -19,7 +19,6 @@ def load_hub_wikitext(split: str) -> Text:
     Load WikiText-2 from the hub, or from what its library has cached.
 
     :param split: Which part, `train`, `validation` or `test`.
-    :return: The text.
     :raises SourceError: If it cannot be had, soon and in one line where there is no network.
     """
     name = "wikitext-2-raw-v1"
@@ -36,10 +35,7 @@ def load_hub_rows(name: str, split: str, *repositories: str) -> list[dict[str, A
     """
     Load a dataset from the hub, or from what its library has cached.
 
-    :param name: Which of the dataset's configurations.
-    :param split: Which part.
     :param repositories: Where it may be; the first that has it is taken.
-    :return: Its rows.
     :raises SourceError: If it cannot be had, soon and in one line where there is no network.
     """
     try:
@@ -65,9 +61,6 @@ def _quiet_hub(repository: str) -> Iterator[bool]:
     Silence the hub libraries' warnings, and keep them to their cache where the hub does not answer.
 
     They would otherwise retry for half a minute, and print every attempt.
-
-    :param repository: A dataset to ask it for.
-    :return: A context manager that gives whether the hub answers.
     """
     from datasets import config
     from datasets.utils import logging as datasets_logging

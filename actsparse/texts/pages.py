@@ -12,7 +12,6 @@ def split_text(text: str) -> tuple[list[str], bool]:
     """
     Split a text file into pages.
 
-    :param text: The file's contents.
     :return: The pages, and whether they were found by WikiText titles.
     """
     articles = _split_articles(text)
@@ -27,7 +26,6 @@ def split_rows(rows: list[str]) -> tuple[list[str], bool]:
     """
     Make pages of rows: each is one, unless they are the lines of a WikiText file, as in Salesforce/wikitext.
 
-    :param rows: The rows' texts.
     :return: The pages, and whether they are WikiText.
     """
     lines = [row.removesuffix("\n") for row in rows]
@@ -38,12 +36,7 @@ def split_rows(rows: list[str]) -> tuple[list[str], bool]:
 
 
 def _split_articles(text: str) -> list[str] | None:
-    """
-    Split text made of `<doc …>…</doc>` articles.
-
-    :param text: The file's contents.
-    :return: The articles, or None if the text is not made of them alone.
-    """
+    """Split text made of `<doc …>…</doc>` articles."""
     *parts, rest = text.split(_ARTICLE_END)
     starts = [_ARTICLE_START.match(part) for part in parts]
     if not parts or rest.strip():

@@ -22,7 +22,6 @@ def load_questions(source: str | Path, *, number: int | None = None) -> tuple[st
 
     :param source: A .csv or .jsonl file with a field `question` (in capitals or not), or `truthfulqa` from the hub.
     :param number: How many to take, from the first on; None takes all.
-    :return: The questions.
     :raises SourceError: If there is no such source, it cannot be read, or has fewer questions.
     """
     if number is not None and number < 1:

@@ -15,9 +15,7 @@ def read_jsonl(content: str, name: str) -> list[str]:
     """
     Read the rows of a JSON Lines file.
 
-    :param content: The file's contents.
     :param name: The file's name, for messages.
-    :return: The text of each row.
     :raises SourceError: If a line is no JSON object with a text column.
     """
     rows: list[str] = []
@@ -31,7 +29,6 @@ def read_objects(content: str, name: str, fields: Sequence[str]) -> Iterator[tup
     """
     Read the objects of a JSON Lines file.
 
-    :param content: The file's contents.
     :param name: The file's name, for messages.
     :param fields: What an object should have one of, for messages.
     :return: Where each stands, and the object.
@@ -56,8 +53,6 @@ def read_parquet(path: Path) -> list[str]:
     """
     Read the rows of a Parquet file.
 
-    :param path: The file.
-    :return: The text of each row.
     :raises SourceError: If it is no Parquet file with a text column, or pyarrow is not installed.
     """
     try:
@@ -82,9 +77,7 @@ def find_column(names: list[str], where: str) -> str:
     """
     Find the column that holds the text.
 
-    :param names: The columns that there are.
     :param where: What has them, for the message.
-    :return: The column's name.
     :raises SourceError: If none of the columns is known to hold text.
     """
     for column in COLUMNS:

@@ -35,7 +35,6 @@ def is_heading(line: str) -> bool:
     """
     Tell whether a line is the title of an article (` = Title = `), not of a section (` = = Title = = `).
 
-    :param line: One line of a WikiText file.
     :return: True for an article's title.
     """
     line = line.replace("= = =", "===").replace("= =", "==").strip()
@@ -63,7 +62,6 @@ def detokenize(page: str) -> str:
     Undo WikiText's tokenisation, byte for byte as lm-evaluation-harness (task `wikitext`, version 2) does.
 
     :param page: An article as the file has it: spaces around punctuation, ` @-@ ` for hyphens.
-    :return: The article as ordinary text.
     """
     page = _replace_all(page, _CONTRACTIONS)
     page = _SLASHED_DIGIT.sub(_SLASHED_DIGIT_REPLACEMENT, page)

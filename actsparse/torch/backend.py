@@ -30,11 +30,7 @@ from actsparse.torch.sparsifier import ActivationSparsifier
 
 
 class TorchBackend:
-    """
-    A torch model; see `actsparse.backend.Backend` for its methods.
-
-    :param model: The model.
-    """
+    """A torch model; see `actsparse.backend.Backend` for its methods."""
 
     name = "torch"
 
@@ -139,12 +135,7 @@ class TorchBackend:
 
 
 class TorchCalibrationRun:
-    """
-    A torch model with masks that pass everything; see `actsparse.backend.CalibrationRun`.
-
-    :param model: The model.
-    :param settings: How the masks are to be.
-    """
+    """A torch model with masks that pass everything; see `actsparse.backend.CalibrationRun`."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.passes = Passes()
@@ -157,7 +148,6 @@ class TorchCalibrationRun:
         """
         Make the masks of sites, or take those that were made before.
 
-        :param sites: The sites.
         :return: The masks by the module that they sit on.
         """
         places = {}

@@ -29,7 +29,6 @@ def run_blockwise(model: nn.Module, jobs: Sequence[Callable[[], T]]) -> list[T]:
 
     :param model: The model, which the jobs run forwards.
     :param jobs: What to run, each independent of the others.
-    :return: What each job gave.
     :raises ActsparseError: If the package that switches between runs is missing.
     """
     blocks = _blocks(model) if is_offloaded(model) else []

@@ -39,7 +39,6 @@ def compress_int8(model: nn.Module, mode: str, example_input: Any) -> nn.Module:
     :param model: The model, masked or not; changed in place.
     :param mode: ``asym`` or ``sym``.
     :param example_input: One model input, for NNCF to trace the model with.
-    :return: The compressed model.
     :raises ActsparseError: If there is no such mode, weights are offloaded, or NNCF cannot compress them.
     """
     if mode not in INT8_MODES:
@@ -56,7 +55,6 @@ def compress_weights(model: Model, weights: str, example_input: Any = None, *, g
     :param weights: A name of `WEIGHT_MODES`.
     :param example_input: One model input, for NNCF to trace a torch model with.
     :param group_size: Input channels in a group of INT4 weights; layers that it does not divide get smaller groups.
-    :return: The compressed model.
     :raises ActsparseError: If weights are offloaded, or NNCF cannot compress them.
     """
     require_weights(model, "compressing weights")

@@ -33,11 +33,7 @@ class TorchZeroCounter(ZeroCounter):
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """
-        Count while the model runs.
-
-        :return: A context in which that happens.
-        """
+        """Count while the model runs."""
         with ExitStack() as stack:
             for name, sparsifier in self._sparsifiers.items():
                 stack.enter_context(record_calls(sparsifier, partial(self._count, name, sparsifier)))

@@ -16,9 +16,7 @@ class Expert(nn.Module):
     One expert: down(f(gate(x)) * up(x)).
 
     :param gate: Its weight, [intermediate, hidden].
-    :param up: The same.
     :param down: [hidden, intermediate].
-    :param act_fn: f.
     """
 
     def __init__(self, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, act_fn: nn.Module) -> None:
@@ -94,7 +92,6 @@ def split_experts(model: nn.Module) -> list[str]:
     Only gated experts without biases, whose activation is a module, are taken; all others are left alone. Saving such a
     model's weights saves them under other names than transformers': save its thresholds instead.
 
-    :param model: Any model.
     :return: The names of the modules that were replaced.
     :raises ActsparseError: If weights are offloaded.
     """
@@ -107,11 +104,7 @@ def split_experts(model: nn.Module) -> list[str]:
 
 
 def join_experts(model: nn.Module) -> None:
-    """
-    Put back what `split_experts` replaced, where the experts' weights are still the same memory.
-
-    :param model: Any model.
-    """
+    """Put back what `split_experts` replaced, where the experts' weights are still the same memory."""
     for name, module in list(_split_modules(model)):
         if module.shares_memory:
             _replace(model, name, module.__dict__["original"])
@@ -135,12 +128,7 @@ def with_split_experts(model: Any) -> Iterator[None]:
 
 
 def has_split_experts(model: nn.Module) -> bool:
-    """
-    Tell whether a model has experts that were split.
-
-    :param model: Any model.
-    :return: Whether it has.
-    """
+    """Tell whether a model has experts that were split."""
     return next(_split_modules(model), None) is not None
 
 

@@ -24,10 +24,8 @@ def find_gate_functions(
     Where f(gate(x)) is zero, a row of up is useless. Networks whose gate and up are one layer, or that have no gate,
     are left out.
 
-    :param model: The model.
     :param example: A model input; run once.
     :param matched: The layers among which up is looked for.
-    :param layers: All Linear layers.
     :return: The name of f by the name of up.
     :raises ScopeError: If f is no module of its own.
     """

@@ -22,9 +22,7 @@ def mask_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     It finds the mask through its argument instead of closing over it, so that copies and pickles of the model use
     their own masks.
 
-    :param module: The layer.
     :param args: Its positional arguments, the activations first.
-    :return: The arguments with masked activations.
     :raises TypeError: If the activations were passed by keyword.
     """
     if not args:
@@ -34,13 +32,7 @@ def mask_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def mask_output(module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-    """
-    Run a mask after an activation function: the forward hook of every function whose output is masked.
-
-    :param module: The activation function.
-    :param output: Its output.
-    :return: The masked output.
-    """
+    """Run a mask after an activation function: the forward hook of every function whose output is masked."""
     return getattr(module, CHILD)(output)
 
 
@@ -48,7 +40,6 @@ def insert_sparsifier(model: nn.Module, name: str, sparsifier: ActivationSparsif
     """
     Mask a layer's input, or an activation function's output, replacing the mask that is there.
 
-    :param model: The model.
     :param name: The Linear layer, or for a mask of rows the activation function.
     :param sparsifier: The mask; moved to the device of the layer and put in the mode of the module.
     """
@@ -103,12 +94,7 @@ def placed_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsi
 
 @contextmanager
 def suspend_sparsifiers(sparsifiers: Iterable[ActivationSparsifier]) -> Iterator[None]:
-    """
-    Let masks pass everything for a while.
-
-    :param sparsifiers: The masks.
-    :return: A context in which they do nothing.
-    """
+    """Let masks pass everything for a while."""
     states = [(sparsifier, sparsifier.is_active) for sparsifier in sparsifiers]
     try:
         for sparsifier, _ in states:
@@ -126,9 +112,7 @@ def intercept_outputs(
     """
     See, and replace, what masks hand on to their layers.
 
-    :param sparsifiers: The masks by layer name.
     :param intercept: Called with the layer name and the mask's output; what it returns goes to the layer.
-    :return: A context in which that happens.
     """
     handles: list[Any] = []
     try:
@@ -148,10 +132,7 @@ def intercept_inputs(
     """
     See, and replace, what layers read.
 
-    :param model: The model.
-    :param layers: Names of its Linear layers.
     :param intercept: Called with the layer name and its input; what it returns the layer gets.
-    :return: A context in which that happens.
     """
     handles: list[Any] = []
     try:
@@ -169,9 +150,7 @@ def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str,
     """
     See what a module is called with and what it gives.
 
-    :param module: The module.
     :param record: Called with its positional arguments, its keyword arguments and its output.
-    :return: A context in which that happens.
     """
 
     def see(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -186,13 +165,7 @@ def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str,
 
 @contextmanager
 def count_passes(model: nn.Module, passes: Passes) -> Iterator[None]:
-    """
-    Count how often a model runs.
-
-    :param model: The model.
-    :param passes: What is counted up.
-    :return: A context in which that happens.
-    """
+    """Count how often a model runs."""
 
     def see(_args: Any, _kwargs: Any, _output: Any) -> None:
         passes.forwards += 1
@@ -204,13 +177,7 @@ def count_passes(model: nn.Module, passes: Passes) -> Iterator[None]:
 
 @contextmanager
 def call_before(module: nn.Module, call: Callable[[nn.Module], None]) -> Iterator[None]:
-    """
-    Call something whenever a module is about to run.
-
-    :param module: The module.
-    :param call: Called with the module.
-    :return: A context in which that happens.
-    """
+    """Call something whenever a module is about to run."""
     handle = module.register_forward_pre_hook(lambda module, _args: call(module))
     try:
         yield

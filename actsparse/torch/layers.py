@@ -36,7 +36,6 @@ def in_features(module: nn.Module) -> int:
     Count the input channels of a Linear layer, whatever its weight is packed into.
 
     :param module: A `torch.nn.Linear` or `Conv1D`.
-    :return: The number of input channels.
     """
     return module.in_features if isinstance(module, nn.Linear) else int(module.nx)  # type: ignore[arg-type]
 
@@ -46,7 +45,6 @@ def out_features(module: nn.Module) -> int:
     Count the output channels of a Linear layer, whatever its weight is packed into.
 
     :param module: A `torch.nn.Linear` or `Conv1D`.
-    :return: The number of output channels.
     """
     return module.out_features if isinstance(module, nn.Linear) else int(module.nf)  # type: ignore[arg-type]
 
@@ -56,7 +54,6 @@ def weight_bytes(module: nn.Module) -> int:
     Measure the weight of a Linear layer as it is stored.
 
     :param module: A `torch.nn.Linear` or `Conv1D`.
-    :return: Bytes.
     """
     return module.weight.numel() * module.weight.element_size()  # type: ignore[operator, union-attr]
 
@@ -65,7 +62,6 @@ def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     Iterate over every Linear layer of a model.
 
-    :param model: Any torch module.
     :return: Module name and module, in the model's order.
     """
     for name, module in model.named_modules():
@@ -77,7 +73,6 @@ def measure_sizes(model: nn.Module) -> dict[str, LayerSize]:
     """
     Measure every Linear layer of a model.
 
-    :param model: Any torch module.
     :return: The sizes by name, in the model's order.
     """
     return {
@@ -87,13 +82,7 @@ def measure_sizes(model: nn.Module) -> dict[str, LayerSize]:
 
 
 def find_layers(model: nn.Module, graph: NNCFGraph) -> list[Layer]:
-    """
-    Find the Linear layers that a model calls, with their graph nodes, inputs and roles.
-
-    :param model: The model the graph was traced from.
-    :param graph: Its NNCF graph.
-    :return: The layers in call order.
-    """
+    """Find the Linear layers that a model calls, with their graph nodes, inputs and roles."""
     flow = Flow(graph)
     by_weight: dict[int, list[str]] = {}
     for name, module in named_linears(model):
@@ -119,10 +108,6 @@ def block_layers(model: nn.Module, layers: list[Layer]) -> list[Layer]:
 
     Blocks are the elements of an `nn.ModuleList`, where every transformer keeps them; embeddings and the language
     modelling head stand outside. A model without any such block gives all its Linear layers but its output embedding.
-
-    :param model: The model.
-    :param layers: Its Linear layers.
-    :return: Those that belong to blocks.
     """
     lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
     inside = [layer for layer in layers if any(layer.name.startswith(prefix) for prefix in lists)]
@@ -137,8 +122,6 @@ def name_blocks(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]
     """
     Name the blocks that layers belong to.
 
-    :param model: The model.
-    :param layers: Names of its Linear layers.
     :return: The layers by block; those that are in none under the empty name.
     """
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]

@@ -15,7 +15,6 @@ def is_offloaded(model: Any) -> bool:
     """
     Tell whether some of a model's weights are loaded only while their layer runs.
 
-    :param model: A model.
     :return: Whether accelerate's hooks do that for any of its layers.
     """
     return isinstance(model, nn.Module) and next(_offloading_hooks(model), None) is not None
@@ -25,7 +24,6 @@ def require_weights(model: Any, what: str) -> None:
     """
     Check that a model's weights are in memory.
 
-    :param model: A model.
     :param what: What needs them, for the message.
     :raises ActsparseError: If some are not.
     """
@@ -39,7 +37,6 @@ def computing_device(layer: nn.Module) -> torch.device:
     Tell where a layer computes.
 
     :param layer: A layer with a weight, loaded or not.
-    :return: The device.
     """
     device = layer.weight.device
     if device.type != "meta":
@@ -52,7 +49,6 @@ def every_weight(model: nn.Module) -> Iterator[torch.Tensor]:
     """
     Give a model's weights one by one, those that are not in memory from where they are kept.
 
-    :param model: The model.
     :return: Each weight: those in memory in the model's order, then the others; what is on disk is read when looked at.
     """
     yield from (parameter.detach() for parameter in model.parameters() if not parameter.is_meta)
@@ -87,7 +83,6 @@ def placeholder_weights(model: nn.Module) -> Iterator[None]:
 
     A graph is traced by running the model, and knows a weight by its identity, which loading it would change.
 
-    :param model: The model.
     :return: A context in which its forwards load nothing.
     """
     hooks = list(_offloading_hooks(model))
@@ -127,7 +122,6 @@ def parse_memory(text: str) -> int:
     Read an amount of memory.
 
     :param text: Such as ``6GB``, ``1.5 GiB`` or ``800MB``.
-    :return: Bytes.
     :raises ActsparseError: If it is none.
     """
     # Not by accelerate, which takes 6gb for bits and knows no TB.

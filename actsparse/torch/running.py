@@ -16,13 +16,7 @@ from actsparse.torch.offload import is_offloaded
 
 
 def run_model(model: nn.Module, batch: Any) -> Any:
-    """
-    Run one model input: a dict as keyword arguments, a tuple as positional ones, anything else as the only one.
-
-    :param model: The model.
-    :param batch: The model input.
-    :return: The model's output.
-    """
+    """Run one model input: a dict as keyword arguments, a tuple as positional ones, anything else as the only one."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)
@@ -35,12 +29,9 @@ def run_batches(
     Run every batch in evaluation mode and without gradients, with a progress bar.
 
     :param model: The model; its training flags are restored afterwards, whatever happens.
-    :param batches: Model inputs.
     :param total: How many, where it is known.
-    :param description: What the progress bar says.
     :param reads_logits: Whether anything depends on the logits. Where nothing does, a causal language model is asked
         for those of the last token only: the head of a small model is a fifth of its work.
-    :return: Number of batches run.
     :raises DatasetError: If the model cannot take a batch; names the batch.
     """
 

@@ -76,7 +76,6 @@ class ActivationSparsifier(nn.Module):
 
         :param x: Activations, [..., tokens, channels].
         :param mask: Puts zeros into the rest, from which a shift is subtracted before.
-        :return: What the layer gets.
         """
         if not self.skip_first or x.shape[-2] == 1:
             return self.compensation.apply(x, mask)
@@ -87,8 +86,6 @@ class ActivationSparsifier(nn.Module):
         """
         Count the entries of a layer's input that its weights need not be read for.
 
-        :param x: What the mask was given.
-        :param output: What it made of that.
         :return: The number of zeros, those included that are compensated for.
         """
         if self.compensation == NO_COMPENSATION:
@@ -120,11 +117,7 @@ class ActivationSparsifier(nn.Module):
         return Compensation(self.shift, self.basis)
 
     def set_compensation(self, compensation: Compensation) -> None:
-        """
-        Give the layer something else than zeros in the place of what is left out.
-
-        :param compensation: What it gets.
-        """
+        """Give the layer something else than zeros in the place of what is left out."""
         copied = compensation.to(self.threshold.device)
         self.shift, self.basis = copied.shift, copied.basis
 
@@ -138,13 +131,7 @@ class ActivationSparsifier(nn.Module):
 
     @classmethod
     def of(cls, mask: Mask, layer: str) -> "ActivationSparsifier":
-        """
-        Carry a mask.
-
-        :param mask: The mask.
-        :param layer: The layer that it is of.
-        :return: A module that masks so.
-        """
+        """Carry a mask."""
         sparsifier = cls(
             mask.target_sparsity or 0.0,
             tokens=mask.tokens,
@@ -164,7 +151,6 @@ class ActivationSparsifier(nn.Module):
         """
         Tell what is carried.
 
-        :param place: The module that this sits on.
         :return: The mask, on the CPU and in f32 whatever the model was cast to.
         """
         threshold = self.threshold.detach().to("cpu", torch.float32, copy=True).contiguous()
@@ -185,9 +171,5 @@ class ActivationSparsifier(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """
-        Describe the mask when its model is printed.
-
-        :return: The settings that matter.
-        """
+        """Describe the mask when its model is printed."""
         return f"target_sparsity={self.target_sparsity}, tokens={self.tokens!r}, algorithm={self.algorithm!r}"

@@ -20,12 +20,7 @@ INPUTS = {"input_ids", "attention_mask", "position_ids", "beam_idx"}
 
 
 def make_core(extension: Path | str) -> ov.Core:
-    """
-    Make an OpenVINO core that knows the extension's operations.
-
-    :param extension: The extension's library.
-    :return: The core.
-    """
+    """Make an OpenVINO core that knows the extension's operations."""
     core = ov.Core()
     core.add_extension(str(extension))
     return core
@@ -36,8 +31,6 @@ def make_settings(precision: str, threads: int) -> dict[str, Any]:
     Return how a model is compiled.
 
     :param precision: f32 or bf16.
-    :param threads: How many threads compute.
-    :return: OpenVINO's properties.
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -50,7 +43,6 @@ def list_precisions(core: ov.Core) -> tuple[str, ...]:
     """
     List the precision hints that the processor computes in.
 
-    :param core: An OpenVINO core.
     :return: The hints, f32 first.
     """
     capabilities: Any = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -58,12 +50,7 @@ def list_precisions(core: ov.Core) -> tuple[str, ...]:
 
 
 def name_processor(core: ov.Core) -> str:
-    """
-    Name the processor.
-
-    :param core: An OpenVINO core.
-    :return: As OpenVINO calls it.
-    """
+    """Name the processor."""
     return str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
 
 
@@ -71,9 +58,7 @@ class Decoder:
     """
     Sequences of one length that grow token by token.
 
-    :param core: An OpenVINO core.
     :param model: A stateful model, or its XML file.
-    :param settings: OpenVINO's properties.
     """
 
     def __init__(self, core: ov.Core, model: ov.Model | Path, settings: dict[str, Any]) -> None:
@@ -107,21 +92,13 @@ class Decoder:
         """
         Return an output of the last tokens.
 
-        :param index: Its number.
         :return: The output, valid until the next tokens.
         """
         return self._request.get_output_tensor(index).data
 
 
 def compile_decoders(core: ov.Core, models: Mapping[str, Path], threads: int) -> dict[tuple[str, str], Decoder]:
-    """
-    Compile each model once for each precision hint: which one is best is only known when both have run.
-
-    :param core: A core that knows the extension.
-    :param models: Their XML files by name.
-    :param threads: How many threads compute.
-    :return: The decoders by name and precision hint.
-    """
+    """Compile each model once for each precision hint: which one is best is only known when both have run."""
     return {
         (name, precision): Decoder(core, xml, make_settings(precision, threads))
         for name, xml in models.items()
@@ -133,7 +110,6 @@ def find_unknown_inputs(names: Iterable[str]) -> list[str]:
     """
     Find the inputs that a `Decoder` cannot make.
 
-    :param names: A model's inputs.
     :return: The unknown ones, sorted.
     """
     return sorted(set(names) - INPUTS)

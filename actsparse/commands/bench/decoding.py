@@ -31,7 +31,6 @@ class DecodingRow:
     """
     How fast one model decodes.
 
-    :param name: The model.
     :param precision: The precision hint that is best for it.
     :param times: Milliseconds for a token.
     """
@@ -105,9 +104,7 @@ def compare_decoding(
 
     :param model: The model, as for `load_model`.
     :param targets: What to mask, as for `make_sparse`, by name.
-    :param text: What is decoded.
     :param calibration: What is calibrated with, where a target is no thresholds file.
-    :param say: Told what happens next.
     :return: The times, each model with the precision hint that is best for it.
     :raises ActsparseError: If there is no compiler or no optimum-intel, or the model cannot be exported or masked.
     """

@@ -140,9 +140,6 @@ def run_bench(job: BenchJob, say: Say) -> BenchReport:
     """
     Measure a model dense and sparse, side by side.
 
-    :param job: What to do.
-    :param say: Told what happens next.
-    :return: Every figure.
     :raises ActsparseError: If an input cannot be used, a tool is missing, or there is too little memory.
     """
     _require_outputs(job)
@@ -170,7 +167,6 @@ def describe_report(job: BenchJob, report: BenchReport) -> dict[str, Any]:
     Turn what was measured into what JSON can hold.
 
     :param job: What was asked for.
-    :param report: What was measured.
     :return: Every figure, with the answer to `--target-speedup`.
     """
     contents = report.to_dict()
@@ -185,7 +181,6 @@ def draw_plot(job: BenchJob, report: BenchReport) -> None:
     Write the plot, where one was asked for.
 
     :param job: What was asked for.
-    :param report: What was measured.
     :raises OutputError: If it cannot be written.
     """
     if job.plot is None:
@@ -200,8 +195,6 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     """
     Read whole numbers.
 
-    :param option: The option that takes them.
-    :param text: Numbers with commas between.
     :return: The numbers in rising order, each once.
     :raises ActsparseError: If it is something else.
     """

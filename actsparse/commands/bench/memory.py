@@ -59,7 +59,6 @@ def require_memory(needed: float, purpose: str) -> None:
     """
     Check that there is enough memory for something.
 
-    :param needed: Bytes.
     :param purpose: What needs them, for the message.
     :raises ActsparseError: If there is less.
     """
@@ -74,9 +73,6 @@ def measure_memory(extension: Path, threads: int, num_bytes: int = _READ_BYTES) 
     Copy and read memory, and take the best of several times each.
 
     :param extension: The extension's library, which reads as its kernels do.
-    :param threads: How many threads compute.
-    :param num_bytes: How much memory is read.
-    :return: The speeds.
     :raises ActsparseError: If there is too little memory.
     """
     read_memory = ctypes.CDLL(str(extension)).actsparse_measure_reading
@@ -93,7 +89,6 @@ def measure_copy_bandwidth(threads: int) -> float:
     """
     Copy memory and take the best of several times.
 
-    :param threads: How many threads copy at once.
     :return: Bytes read and bytes written, per second.
     """
     source, target = np.ones(_COPY_BYTES, np.uint8), np.zeros(_COPY_BYTES, np.uint8)
@@ -113,13 +108,7 @@ def measure_peak_memory(
     """
     Load a model in a new process, read 512 tokens, decode 16 more, and take that process's peak.
 
-    :param xml: The model.
-    :param extension: The extension's library.
     :param precision: f32 or bf16.
-    :param threads: How many threads compute.
-    :param vocabulary: How many tokens there are.
-    :param max_length: How many tokens the model can read.
-    :return: Bytes of resident memory.
     :raises ActsparseError: If the process fails.
     """
     job = {

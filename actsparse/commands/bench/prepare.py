@@ -110,7 +110,6 @@ class Source:
     """
     What a model's name stands for.
 
-    :param name: The name.
     :param identity: What tells it from other models and other versions of itself; what can be written as JSON.
     :param config: The shape, where it is a built-in one.
     :param path: Where it lies, where it is local or was downloaded.
@@ -137,7 +136,6 @@ def find_source(name: str) -> Source:
     Find out what a name stands for, downloading a model of the hub.
 
     :param name: A built-in shape, ``default``, a folder (of an OpenVINO model too), a GGUF file or a hub id.
-    :return: The source.
     :raises SourceError: If there is nothing of that name.
     """
     if name in SHAPES:
@@ -155,10 +153,7 @@ def prepare_dense(source: Source, weights: str | None, say: Callable[[str], None
     """
     Return the dense OpenVINO model of a source, made on first use and kept in the cache.
 
-    :param source: The model.
     :param weights: A name of `WEIGHTS`, or None for int8, or for an OpenVINO model as it is.
-    :param say: Told what happens next.
-    :return: The dense model.
     :raises ActsparseError: If it cannot be loaded, exported or kept.
     """
     if source.is_openvino and source.path is not None:
@@ -188,8 +183,6 @@ def require_plain(model: ov.Model, name: str) -> None:
     """
     Check that a model is a language model that a `Decoder` runs, and has no masks.
 
-    :param model: The model.
-    :param name: What to call it in messages.
     :raises ActsparseError: If it is something else.
     """
     if count_masks(model) or is_accelerated(model):
@@ -202,12 +195,7 @@ def require_plain(model: ov.Model, name: str) -> None:
 
 
 def make_random_model(config: PretrainedConfig) -> PreTrainedModel:
-    """
-    Make a model in fp16 with random weights; equal configurations give equal models.
-
-    :param config: Its shape.
-    :return: The model in evaluation mode.
-    """
+    """Make a model in fp16 with random weights; equal configurations give equal models."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         # A copy, as transformers notes in the configuration what it was used for.
@@ -215,12 +203,7 @@ def make_random_model(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """
-    Count a model's parameters without making it.
-
-    :param config: Its shape.
-    :return: How many it has.
-    """
+    """Count a model's parameters without making it."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     return sum(parameter.numel() for parameter in model.parameters())

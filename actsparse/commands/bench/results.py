@@ -24,8 +24,6 @@ class Quantiles:
     Times of many tokens.
 
     :param median: Milliseconds.
-    :param p10: A tenth took less.
-    :param p90: A tenth took more.
     """
 
     median: float
@@ -38,7 +36,6 @@ class Quantiles:
         Sum up times.
 
         :param times: Milliseconds.
-        :return: Their quantiles.
         """
         p10, median, p90 = np.percentile(times, [10, 50, 90])
         return cls(float(median), float(p10), float(p90))
@@ -76,7 +73,6 @@ class Side:
     """
     The dense or the sparse model, each figure with the precision hint that is best for it.
 
-    :param timings: By precision hint.
     :param peak_bytes: Peak resident memory with the hint that decodes fastest, in a process of its own.
     :param bytes_per_token: Weight bytes that decoding a token reads.
     """
@@ -150,9 +146,6 @@ class Point:
     One target, dense and sparse measured side by side.
 
     :param target: A sparsity, sparsities by scope, or the name of a thresholds file.
-    :param reads: Measured sparsity.
-    :param dense: The dense model.
-    :param sparse: The sparse model.
     :param layers: How many layers the kernel runs, and how many masked ones it does not.
     """
 
@@ -214,11 +207,7 @@ class BenchReport:
     """
     What `run_bench` measured.
 
-    :param settings: How.
-    :param seeds: Of random weights and tokens.
     :param points: One for each target.
-    :param memory: How fast memory is.
-    :param environment: What it was measured with.
     """
 
     settings: dict[str, Any]
@@ -234,7 +223,6 @@ class BenchReport:
         A token's time is taken for linear in measured sparsity, as far as the points tell; relative to the dense
         model's in the same run, because absolute times drift.
 
-        :param speedup: What the decoding speed-up shall be.
         :return: The sparsity; None where the points do not tell (fewer than two, or no gain between them) or no
             sparsity below 1 reaches it.
         """
@@ -265,12 +253,7 @@ class BenchReport:
 
 
 def best_precision(timings: Mapping[str, Timing]) -> str:
-    """
-    Choose the precision hint that decodes fastest.
-
-    :param timings: By precision hint.
-    :return: The hint.
-    """
+    """Choose the precision hint that decodes fastest."""
     return min(timings, key=lambda hint: timings[hint].decode.median)
 
 
@@ -278,7 +261,6 @@ def make_tables(report: BenchReport) -> list[Table]:
     """
     Draw a report.
 
-    :param report: What was measured.
     :return: A table of decoding, one of batches where there were any, and one of times to first token.
     """
     tables = [_decode_table(report)]

@@ -20,13 +20,7 @@ from actsparse.thresholds import load_thresholds
 
 @dataclass(frozen=True)
 class SparseModel:
-    """
-    A masked model in two forms.
-
-    :param xml: The accelerated model.
-    :param portable: The same masks with standard operations.
-    :param acceleration: What the kernel runs.
-    """
+    """A masked model in two forms."""
 
     xml: Path
     portable: ov.Model
@@ -54,13 +48,8 @@ def make_sparse(
     """
     Sparsify a dense model, accelerate it, and save it.
 
-    :param core: A core that knows the extension.
-    :param dense: The dense model's XML file.
-    :param batches: Calibration batches.
     :param targets: As for `sparsify_activations`, or a thresholds file.
     :param is_exact: Whether the kernel keeps 24 bits of activations.
-    :param target: The XML file to write.
-    :return: The sparse model.
     :raises ActsparseError: If the targets do not fit the model, or the kernel runs none of its masks.
     """
     model = core.read_model(dense)
@@ -85,8 +74,6 @@ def count_linear_bytes(core: ov.Core, xml: Path) -> int:
     """
     Sum up the weights that decoding a token reads.
 
-    :param core: An OpenVINO core.
-    :param xml: The dense model.
     :return: Bytes of all Linear layers' weights, the head's included, without scales and zero points.
     """
     return sum(linear.weight_bytes for linear in find_linears(core.read_model(xml)))
@@ -98,11 +85,8 @@ def measure_reads(
     """
     Count zeros behind the masks of the portable model while it decodes.
 
-    :param core: An OpenVINO core.
-    :param sparse: The sparse model.
     :param tokens: [1, tokens].
     :param num_prompt_tokens: How many of them are read first, uncounted.
-    :param threads: How many threads compute.
     :return: The shares.
     """
     model = sparse.portable.clone()

@@ -37,14 +37,7 @@ def time_models(
     """
     Time decoding, decoding in batches, and reading prompts, each model in turn.
 
-    :param decoders: The models by name and precision hint.
     :param tokens: [1, tokens]; prompts are its beginnings.
-    :param num_tokens: How many tokens are decoded and counted.
-    :param batch_sizes: How many sequences are decoded at once.
-    :param prompt_lengths: How long the prompts are.
-    :param repetitions: How often each is read.
-    :param say: Told what happens next.
-    :return: Times by name and precision hint.
     """
     counts: dict[str, int] = {"num_prompt_tokens": CONTEXT_TOKENS, "num_discarded": DISCARDED_TOKENS}
     start = CONTEXT_TOKENS + DISCARDED_TOKENS
@@ -74,7 +67,6 @@ def time_decoding(
     """
     Decode the same tokens with each model, turn by turn.
 
-    :param decoders: The models.
     :param tokens: [sequences, tokens]; the sequences are decoded at once.
     :param num_prompt_tokens: How many of them are read first, untimed.
     :param num_discarded: How many decoded tokens are not counted: the first ones find nothing ready.
@@ -98,10 +90,7 @@ def time_first_token(
     """
     Read prompts of several lengths with each model, turn by turn.
 
-    :param decoders: The models.
     :param tokens: [1, tokens]; the prompts are its beginnings.
-    :param lengths: How long the prompts are.
-    :param repetitions: How often each is read.
     :return: Milliseconds until the first token's logits, by length and model.
     """
     times: dict[int, dict[Key, list[float]]] = {n: {key: [] for key in decoders} for n in lengths}
@@ -128,13 +117,7 @@ def _shuffle(keys: list[Key], turn: int) -> list[Key]:
 
 @contextmanager
 def _undisturbed(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """
-    Keep the garbage collector away, and show progress between measurements only: its own thread would take a core.
-
-    :param description: What is being timed.
-    :param total: How many steps there are.
-    :return: A context with the function to call after each step.
-    """
+    """Keep the garbage collector away, and show progress between measurements only: its thread would take a core."""
     progress = Progress(console=status_console(), transient=True, auto_refresh=False, disable=not shows_progress())
     task = progress.add_task(description, total=total)
 

@@ -17,7 +17,6 @@ class Tokens:
     """
     Tokens to calibrate with and to measure on.
 
-    :param calibration: Model inputs.
     :param measured: [1, tokens]; prompts are its beginnings, and it is decoded token by token.
     :param source: Where they come from, for the report.
     """
@@ -32,8 +31,6 @@ def make_sequences(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
     Make several sequences of one, for a batch: each begins elsewhere in it, and goes on at its beginning.
 
     :param tokens: [1, tokens].
-    :param count: How many sequences.
-    :param length: Tokens of each.
     :return: [count, length].
     """
     total = tokens.shape[1]
@@ -42,15 +39,7 @@ def make_sequences(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
 
 
 def make_random_tokens(vocabulary: int, *, num_batches: int, calibration_length: int, length: int) -> Tokens:
-    """
-    Make random tokens, for models that have no text; equal arguments give equal tokens.
-
-    :param vocabulary: How many tokens there are.
-    :param num_batches: Calibration batches.
-    :param calibration_length: Tokens of each.
-    :param length: Tokens to measure on.
-    :return: The tokens.
-    """
+    """Make random tokens, for models that have no text; equal arguments give equal tokens."""
     generator = np.random.default_rng(SEED)
     measured = generator.integers(0, vocabulary, (1, length))
     batches = torch.from_numpy(generator.integers(0, vocabulary, (num_batches, 1, calibration_length)))
@@ -64,13 +53,6 @@ def read_tokens(
     """
     Read tokens from texts.
 
-    :param dense: The model whose tokenizer is used.
-    :param text: What to measure on.
-    :param calibration: What to calibrate with.
-    :param num_batches: Calibration batches.
-    :param calibration_length: Tokens of each.
-    :param length: Tokens to measure on.
-    :return: The tokens.
     :raises ActsparseError: If a text is too short, or the tokenizer cannot be loaded.
     """
     tokenizer = dense.load_tokenizer()

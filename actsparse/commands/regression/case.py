@@ -59,19 +59,12 @@ class Case:
     :param weights: What `nncf.compress_weights` makes of them: a name of `WEIGHT_MODES`; None leaves them.
     :param group_size: Of INT4 weights.
     :param sparsity: One target for every Linear layer of the blocks; or else
-    :param targets: targets by layer.
-    :param ignored: Patterns of layers to leave out.
-    :param algorithm: How thresholds are found.
-    :param tokens: Which tokens are masked.
     :param skip_first: How many tokens at the start of each sequence pass unmasked.
     :param backend: ``torch``, or ``openvino`` for the accelerated model that `deploy_model` makes.
-    :param calibration: The calibration text.
-    :param evaluation: The evaluation text.
     :param seed: Which windows of the calibration text are taken: 0 the first ones, another number a random choice
         among all. Nothing else is random.
     :param decode: Whether to time decoding, dense beside sparse.
     :param nncf: Whether to measure NNCF's own masks too, on the same model, batches and windows.
-    :param name: The file's name without its suffix.
     :param folder: The file's folder, which relative paths start from.
     :raises SourceError: If a value is not possible.
     :raises ActsparseError: If there is no such algorithm, role or target.
@@ -154,7 +147,6 @@ class Case:
         """
         Find where a path of the case leads.
 
-        :param source: What the case says.
         :return: The path, from the case's folder if it is a relative one; whether there is anything is not known.
         :raises SourceError: If it can be no path.
         """
@@ -170,7 +162,6 @@ class Case:
         """
         Find a text that the case names.
 
-        :param source: What it says.
         :return: A named source as it is, a path as one that can be opened.
         :raises SourceError: If it can be neither.
         """
@@ -190,7 +181,6 @@ def read_case(path: str | Path) -> Case:
     Read a case's file.
 
     :param path: A YAML file; its name is the case's.
-    :return: The case.
     :raises ActsparseError: If it cannot be read or says something impossible; names the file.
     """
     path = Path(path)

@@ -20,9 +20,7 @@ class Difference:
     """
     One figure beside its reference.
 
-    :param name: The figure.
     :param reference: What it was; None where the reference has none.
-    :param now: What it is.
     :param change: By how much it is worse or better: of the figure itself, or with a tolerance by interval the ends of
         the 95% interval of the difference, in nats a token.
     :param tolerance: How much worse it may be; None where it is not judged.
@@ -43,7 +41,6 @@ def compare_case(accepted: ReferenceCase, before: CaseResult, now: CaseResult) -
 
     :param accepted: The figures, with their tolerances.
     :param before: What was measured then, window by window.
-    :param now: What was measured now.
     :return: A difference for each figure.
     :raises SourceError: If the windows of text differ, or a figure is missing.
     """
@@ -67,9 +64,7 @@ def judge(change: tuple[float, ...], slack: float, bad: str) -> str:
     Judge a change.
 
     :param change: The change, or the ends of its interval, all of which then have to lie beyond the slack.
-    :param slack: How far it may go.
     :param bad: Which direction is a regression: ``up``, ``down``, or ``both``.
-    :return: The verdict.
     """
     is_above, is_below = min(change) > slack, max(change) < -slack
     if not (is_above or is_below):
@@ -78,12 +73,7 @@ def judge(change: tuple[float, ...], slack: float, bad: str) -> str:
 
 
 def results_table(results: Mapping[str, CaseResult]) -> Table:
-    """
-    Draw what was measured.
-
-    :param results: By case.
-    :return: A rich table.
-    """
+    """Draw what was measured."""
     table = _make_table("Figures", "measured")
     for name, result in results.items():
         for figure, value in result.figures.items():
@@ -93,12 +83,7 @@ def results_table(results: Mapping[str, CaseResult]) -> Table:
 
 
 def differences_table(differences: Mapping[str, tuple[Difference, ...]]) -> Table:
-    """
-    Draw what was measured beside the reference.
-
-    :param differences: By case.
-    :return: A rich table.
-    """
+    """Draw what was measured beside the reference."""
     table = _make_table("Against the reference", "reference", "now", "change", "tolerance", "verdict")
     for name, rows in differences.items():
         for row in rows:

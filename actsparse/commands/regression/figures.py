@@ -16,7 +16,6 @@ class Kind:
     """
     What a figure is.
 
-    :param title: What tables call it.
     :param bad: The direction that is a regression: ``up``, ``down``, or ``both``.
     :param losses: For a figure of the loss, the windows' sums that it comes from: the second is subtracted.
     :param is_share: Whether it is a share, shown in percent.
@@ -31,7 +30,6 @@ class Kind:
         """
         Format a value.
 
-        :param value: The value.
         :return: Four digits, or a percentage.
         """
         return f"{100 * value:.2f}%" if self.is_share else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
@@ -60,13 +58,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """
-    A figure, with its 95% interval over windows of text where it has one.
-
-    :param value: The value.
-    :param low: The interval's lower end.
-    :param high: The interval's upper end.
-    """
+    """A figure, with its 95% interval over windows of text where it has one."""
 
     value: float
     low: float | None = None
@@ -78,7 +70,6 @@ class Windows:
     """
     The evaluation text's loss, window by window.
 
-    :param words: Words of the whole text.
     :param tokens: How many tokens of each window are scored.
     :param losses: Sums of their negative log-likelihoods in nats: of the dense model, the sparse one, and NNCF's.
     """
@@ -128,14 +119,9 @@ class CaseResult:
     """
     What was measured of a case.
 
-    :param name: The case's name.
     :param inputs: What has to be equal for another result to be comparable; see `Inputs.describe`.
     :param figures: By name, in the order of `KINDS`.
-    :param layers: Measured sparsity by layer.
-    :param windows: The evaluation text's losses.
     :param details: Seconds, texts, layers that the kernel runs: what helps to understand the figures.
-    :param git: The commit of the case's file.
-    :param environment: Versions and machine.
     :param measured_at: When, in UTC.
     """
 
@@ -150,11 +136,7 @@ class CaseResult:
     measured_at: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the result into what JSON can hold.
-
-        :return: All of it.
-        """
+        """Turn the result into what JSON can hold."""
         return make_mapping(self)
 
     @classmethod
@@ -162,9 +144,7 @@ class CaseResult:
         """
         Read what `to_dict` wrote.
 
-        :param contents: What JSON held.
         :param where: What error messages call it.
-        :return: The result.
         :raises SourceError: If it is something else.
         """
         result = make_record(cls, contents, where)
@@ -184,12 +164,7 @@ class CaseResult:
 
 
 def loss_figures(windows: Windows) -> dict[str, Figure]:
-    """
-    Work out all figures of the loss that there are losses for.
-
-    :param windows: The losses.
-    :return: Figures by name.
-    """
+    """Work out all figures of the loss that there are losses for."""
     names = [name for name, kind in KINDS.items() if kind.losses and {*kind.losses} <= windows.losses.keys()]
     return {name: windows.make_figure(name) for name in names}
 

@@ -37,14 +37,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Inputs:
-    """
-    What a case runs on.
-
-    :param model: Where the model lies.
-    :param model_sha256: Its checksum.
-    :param calibration: The calibration text.
-    :param evaluation: The evaluation text.
-    """
+    """What a case runs on."""
 
     model: ModelFiles
     model_sha256: str
@@ -55,7 +48,6 @@ class Inputs:
         """
         List what has to be equal for figures to be comparable.
 
-        :param case: The case.
         :return: Texts by name: the case's settings, and the checksums of model and texts.
         """
         return describe_settings(case) | {
@@ -69,8 +61,6 @@ def find_inputs(case: Case) -> Inputs:
     """
     Find a case's model and read its texts.
 
-    :param case: The case.
-    :return: What it runs on.
     :raises SourceError: If something is missing, or the model is not the one that the case's checksum names.
     """
     evaluation = load_pages(case.locate_text(case.evaluation.text), num_pages=case.evaluation.pages)
@@ -87,8 +77,6 @@ def find_model(case: Case) -> ModelFiles:
     """
     Find a case's model, downloading one of the hub.
 
-    :param case: The case.
-    :return: Where it lies.
     :raises SourceError: If there is none, or it does not go with the rest of the case.
     """
     path = case.locate(case.model)
@@ -115,7 +103,6 @@ def checksum_files(files: ModelFiles) -> str:
     """
     Hash a model: its weights, configuration and tokenizer.
 
-    :param files: Where it lies.
     :return: SHA-256 of the file, as sha256sum prints it; of a folder, that of what sha256sum prints of its parts, in
         the order of their names.
     :raises SourceError: If a file cannot be read.
@@ -135,7 +122,6 @@ def describe_settings(case: Case) -> dict[str, str]:
     """
     List a case's settings.
 
-    :param case: The case.
     :return: Those that are not as by default, as texts by name.
     """
     # The checksum that a case asks for is not another model than the one that it gets.
@@ -147,7 +133,6 @@ def find_change(before: Mapping[str, str], now: Mapping[str, str]) -> str | None
     Tell what makes two runs incomparable.
 
     :param before: What `Inputs.describe` said of the one.
-    :param now: What it says of the other.
     :return: The first difference in words; None where there is none.
     """
     for name in dict.fromkeys((*now, *before)):

@@ -41,9 +41,7 @@ class RegressJob:
     What `actsparse regress` is asked to do; see its help.
 
     :param cases: Files of cases, or names of the reference's; none for all that it has.
-    :param reference: The reference file.
     :param update: Why the figures are to be accepted; None compares.
-    :param history: The folder that keeps results.
     :raises SourceError: If that does not go together.
     """
 
@@ -112,9 +110,6 @@ def run_regress(job: RegressJob, say: Say) -> Outcome:
     """
     Measure cases, compare them with a reference or accept them as one, and keep them in a history.
 
-    :param job: What to do.
-    :param say: Told what happens next.
-    :return: What came of it.
     :raises ActsparseError: If something cannot be used, or a case is not the one that its reference was made of.
     """
     if job.only_draws:
@@ -149,9 +144,6 @@ def measure_apart(path: Path, git: dict[str, Any]) -> CaseResult:
     """
     Measure a case in a process of its own, which says what it does on standard error.
 
-    :param path: The case's file.
-    :param git: The commit that it is measured at.
-    :return: Its figures.
     :raises ActsparseError: If the case cannot be measured.
     :raises RuntimeError: If the process ended without an answer.
     """
@@ -177,9 +169,6 @@ def append_result(folder: Path, result: CaseResult) -> Path:
     """
     Keep a result; one of the same case and commit is replaced.
 
-    :param folder: The history's folder.
-    :param result: The result.
-    :return: Its file.
     :raises OutputError: If it cannot be written.
     """
     path = prepare_folder(folder / result.name) / f"{_name_commit(result)}.json"
@@ -191,7 +180,6 @@ def read_history(folder: Path) -> dict[str, list[CaseResult]]:
     """
     Read all results of a history.
 
-    :param folder: Its folder.
     :return: The results of each case, in the order of their commits.
     :raises SourceError: If a file is damaged.
     """
@@ -207,7 +195,6 @@ def draw_history(folder: Path) -> list[Path]:
     Draw each case's figures over commits.
 
     :param folder: The history's folder, which gets a PNG file for each case.
-    :return: The files.
     :raises SourceError: If there are no results, or a file is damaged.
     :raises OutputError: If matplotlib is missing or a file cannot be written.
     """

@@ -47,11 +47,8 @@ class Measured:
 
     :param tokens: How many tokens of each window are scored, [windows].
     :param losses: Sums of their negative log-likelihoods in nats: dense, sparse, and NNCF's; [windows].
-    :param sparsity: Measured on the text behind our masks.
     :param forward_seconds: The bare forward passes over the calibration windows.
-    :param calibration_seconds: Our call on them.
     :param others: Figures that have nothing to do with those.
-    :param details: What else is worth keeping.
     """
 
     tokens: np.ndarray
@@ -67,8 +64,6 @@ def measure_case(case: Case, say: Say) -> CaseResult:
     """
     Measure a case in this process, whose peak memory is one of the figures.
 
-    :param case: The case.
-    :param say: Told what happens next.
     :return: Its figures; whoever started this process says of which commit.
     :raises ActsparseError: If something that it names cannot be used.
     """
@@ -106,12 +101,7 @@ def measure_case(case: Case, say: Say) -> CaseResult:
 
 
 def sparsity_figures(report: SparsityReport) -> dict[str, Figure]:
-    """
-    Work out the figures of measured sparsity.
-
-    :param report: Measured on the evaluation text.
-    :return: Figures by name.
-    """
+    """Work out the figures of measured sparsity."""
     pairs = ((layer.sparsity, layer.allocated_sparsity) for layer in report.layers)
     farthest = max(abs(sparsity - allocated) for sparsity, allocated in pairs if allocated is not None)
     return {

@@ -22,13 +22,7 @@ from actsparse.torch.layers import find_layers, trace_graph
 
 
 def find_layer_names(model: nn.Module, example: Any) -> dict[str, str]:
-    """
-    Map NNCF's node names to ours.
-
-    :param model: A model without masks.
-    :param example: One model input.
-    :return: Layer name by node name.
-    """
+    """Map NNCF's node names to ours."""
     return {node: layer.name for layer in find_layers(model, trace_graph(model, example)) for node in layer.nodes}
 
 
@@ -38,11 +32,7 @@ def translate_targets(
     """
     Ask NNCF for the layers that our scopes select: it knows neither roles nor a single number.
 
-    :param model: A model without masks.
-    :param example: One model input.
     :param targets: Target sparsities as `actsparse.sparsify_activations` takes them.
-    :param ignored_scope: Layers to leave out.
-    :return: The same as NNCF takes them.
     """
     found = TorchBackend(model).layers(example)
     nodes: dict[float, list[str]] = {}
@@ -58,21 +48,14 @@ def sparsify_with_nncf(model: nn.Module, batches: Iterable[Any], targets: Mappin
     Call NNCF's `sparsify_activations`.
 
     :param model: The model; NNCF changes it and does not change it back.
-    :param batches: Model inputs.
     :param targets: Target sparsity for each of NNCF's scopes.
-    :return: The model with NNCF's masks.
     """
     with quiet_nncf():
         return sparsify_activations(model, nncf.Dataset(batches), dict(targets))
 
 
 def named_nncf_sparsifiers(model: nn.Module) -> dict[str, ActivationsSparsifier]:
-    """
-    Find NNCF's masks.
-
-    :param model: A model with NNCF's masks.
-    :return: The masks by node name.
-    """
+    """Find NNCF's masks."""
     hooks = get_hook_storage(model).named_hooks()
     return {decode_hook_name(name)[1]: hook for name, hook in hooks if isinstance(hook, ActivationsSparsifier)}
 
@@ -82,7 +65,6 @@ def count_nncf_zeros(model: nn.Module) -> Iterator[Callable[[], dict[str, float]
     """
     Count zeros behind NNCF's masks while the model runs.
 
-    :param model: A model with NNCF's masks.
     :return: A context with a function that tells the share of zeros so far by node name.
     """
     zeros: dict[str, int] = {}

@@ -33,13 +33,8 @@ class CaseModel:
     """
     The model of a case, and what is needed to mask and score it.
 
-    :param case: The case.
     :param model: The dense model, its weights compressed: a torch module or an `openvino.Model`.
-    :param tokenizer: Its tokenizer.
     :param batches: Its calibration windows, as model inputs.
-    :param pages: The evaluation text.
-    :param max_length: The evaluation window in tokens.
-    :param say: Told what happens next.
     """
 
     case: Case
@@ -51,11 +46,7 @@ class CaseModel:
     say: Say
 
     def time_forward(self) -> float:
-        """
-        Run the calibration windows through the dense model, after a warm-up.
-
-        :return: Seconds.
-        """
+        """Run the calibration windows through the dense model, after a warm-up."""
         self._run(self.batches[:1])
         start = time.perf_counter()
         self._run(self.batches)
@@ -65,7 +56,6 @@ class CaseModel:
         """
         Mask the model as the case says.
 
-        :return: Seconds.
         :raises ActsparseError: If that is not possible.
         """
         case = self.case
@@ -81,8 +71,6 @@ class CaseModel:
         """
         Score the evaluation text.
 
-        :param model: What gives logits.
-        :param description: What the progress bar says.
         :return: How many tokens of each window are scored, and the sum of their negative log-likelihoods in nats,
             [windows].
         """
@@ -102,9 +90,6 @@ def prepare_model(case: Case, inputs: Inputs, say: Say) -> CaseModel:
     """
     Load a case's model and cut its calibration text.
 
-    :param case: The case.
-    :param inputs: What it runs on.
-    :param say: Told what happens next.
     :return: The model, ready to be measured.
     :raises ActsparseError: If something does not fit, or a tool that the case takes is missing.
     """
@@ -127,11 +112,7 @@ def calibration_windows(tokenizer: Any, text: Text, size: Calibration, seed: int
     """
     Take windows of a text to calibrate with; equal arguments give equal windows.
 
-    :param tokenizer: The model's tokenizer.
-    :param text: The text.
-    :param size: How many windows of how many tokens.
     :param seed: 0 takes the first ones, as `token_batches`; another number chooses at random among all of the text.
-    :return: Model inputs.
     :raises DatasetError: If the text is too short.
     """
     num_batches, length = size.batches, size.length

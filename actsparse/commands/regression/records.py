@@ -33,10 +33,7 @@ def read_record(path: Path, kind: type[Record], where: str) -> Record:
     """
     Read a YAML file that holds a record.
 
-    :param path: The file.
-    :param kind: The record's dataclass.
     :param where: What error messages call it.
-    :return: The record.
     :raises SourceError: If the file cannot be read, or says something impossible; names the file.
     """
     contents = read_yaml(path)
@@ -54,9 +51,7 @@ def make_record(kind: type[Record], contents: Any, where: str) -> Record:
     Fields are text, numbers, booleans, tuples (lists in the file), dicts, other dataclasses, or one of those or None.
 
     :param kind: The dataclass; a field without a default has to be in the mapping.
-    :param contents: The mapping.
     :param where: What error messages call it.
-    :return: The record.
     :raises SourceError: If a key is unknown or missing, or a value has another type.
     """
     if not isinstance(contents, dict):
@@ -80,7 +75,6 @@ def make_mapping(record: Any) -> dict[str, Any]:
     """
     Make a mapping of a dataclass, for a file: the way back of `make_record`.
 
-    :param record: The record.
     :return: Its fields, those that are as by default left out; tuples as lists.
     """
     shown = {}
@@ -193,7 +187,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     Read a YAML file that holds one mapping.
 
-    :param path: The file.
     :return: What it holds: dicts, lists, text, numbers, booleans and None.
     :raises SourceError: If it cannot be read, is too large, or has anything else in it.
     """
@@ -224,9 +217,7 @@ def write_yaml(path: Path, contents: dict[str, Any], heading: str) -> None:
     """
     Write a YAML file, whole or not at all.
 
-    :param path: The file.
     :param contents: Dicts, lists, text, numbers, booleans and None.
-    :param heading: What its first line says.
     :raises OutputError: If it cannot be written.
     """
     text = yaml.dump(contents, Dumper=_SafeDumper, sort_keys=False, allow_unicode=True, width=110)

@@ -26,7 +26,6 @@ class Tolerance:
     """
     A tolerance: one of three.
 
-    :param absolute: The figure may be that much worse.
     :param relative: The figure may be worse by that share of the reference.
     :param interval: For figures of the loss: the 95% interval of the difference to the reference's windows, paired,
         must reach that many nats a token of worse. 0 asks that a difference be told from none.
@@ -115,10 +114,7 @@ class Update:
     One time that figures were accepted.
 
     :param date: When, in UTC.
-    :param reason: Why.
-    :param cases: Whose.
     :param commit: Of the reference's folder; None outside a checkout.
-    :param is_dirty: Whether files there differed from that commit.
     """
 
     date: str
@@ -133,10 +129,7 @@ class Reference:
     """
     A reference file.
 
-    :param format: The version of its form.
-    :param cases: The cases by name.
     :param updates: When and why figures were accepted, latest last.
-    :param path: The file.
     """
 
     format: int
@@ -157,8 +150,6 @@ class Reference:
         """
         Look a case up.
 
-        :param name: Its name.
-        :return: The case.
         :raises SourceError: If there is none.
         """
         if name not in self.cases:
@@ -167,20 +158,13 @@ class Reference:
         return self.cases[name]
 
     def case_path(self, name: str) -> Path:
-        """
-        Find a case's file.
-
-        :param name: The case.
-        :return: Its path.
-        """
+        """Find a case's file."""
         return self.path.parent / self.find(name).case
 
     def read_result(self, name: str) -> CaseResult:
         """
         Read what was measured when a case was accepted.
 
-        :param name: The case.
-        :return: The result.
         :raises SourceError: If its file is missing or damaged.
         """
         return read_result(results_folder(self.path) / self.find(name).result)
@@ -190,8 +174,6 @@ def read_reference(path: str | Path) -> Reference:
     """
     Read a reference file.
 
-    :param path: A YAML file.
-    :return: The reference.
     :raises SourceError: If it cannot be read or says something impossible; names the file.
     """
     path = Path(path)
@@ -208,11 +190,8 @@ def write_reference(
     """
     Accept results as the reference, whole or not at all; cases that are not among them stay as they are.
 
-    :param path: The YAML file.
     :param before: What it holds; None for a new one. Its tolerances are kept.
     :param results: A case's file and what was measured of it, by name.
-    :param reason: Why.
-    :param git: The commit of the reference's folder.
     :raises OutputError: If a file cannot be written.
     """
     folder = prepare_folder(results_folder(path))
@@ -236,8 +215,6 @@ def read_result(path: Path) -> CaseResult:
     """
     Read a result's JSON file.
 
-    :param path: The file.
-    :return: The result.
     :raises SourceError: If it is missing, damaged or something else.
     """
     try:
@@ -257,9 +234,7 @@ def accept_figures(
     """
     Make figures into what later ones are compared with.
 
-    :param figures: The figures.
     :param tolerances: How much worse each may become; figures that have none are not judged.
-    :return: The figures with their tolerances.
     """
     return {
         name: AcceptedFigure(_round(figure.value), _round(figure.low), _round(figure.high), tolerances.get(name))
@@ -268,12 +243,7 @@ def accept_figures(
 
 
 def results_folder(path: Path) -> Path:
-    """
-    Name the folder of all that was measured for a reference.
-
-    :param path: The reference's file.
-    :return: The folder beside it.
-    """
+    """Name the folder of all that was measured for a reference."""
     return path.with_suffix(".results")
 
 

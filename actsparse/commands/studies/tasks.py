@@ -75,11 +75,7 @@ class TaskScore:
     """
     One metric of one task.
 
-    :param task: The task.
-    :param metric: The metric.
     :param examples: How many examples it is a mean over.
-    :param dense: Without masks.
-    :param sparse: With masks.
     :param standard_error: Of the difference, example by example; None for a metric that is no mean over examples.
     """
 
@@ -98,24 +94,14 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """
-    The scores of all tasks.
-
-    :param scores: The scores.
-    :param sparsity: Measured on the tasks' own texts.
-    :param settings: How they were measured.
-    """
+    """The scores of all tasks."""
 
     scores: tuple[TaskScore, ...]
     sparsity: SparsityReport
     settings: dict[str, Any]
 
     def to_table(self) -> Table:
-        """
-        Draw the report for a terminal.
-
-        :return: A rich table.
-        """
+        """Draw the report for a terminal."""
         caption = make_caption(self.settings)
         caption += f"\nsparsity on these texts: {percent(self.sparsity.sparsity)}"
         table = Table(title="Tasks, dense and sparse", caption=caption, caption_justify="left")
@@ -146,9 +132,6 @@ def run_tasks(job: TasksJob, say: Say) -> TaskReport:
     """
     Run the harness twice.
 
-    :param job: What to do.
-    :param say: Told what happens next.
-    :return: Both sides' scores.
     :raises ActsparseError: If the harness is not installed or does not know a task, a task's data cannot be had, or the
         model has no masks.
     """

@@ -23,9 +23,7 @@ class UnitLayer:
     """
     The units of one layer: their outputs side by side are what one Linear layer reads.
 
-    :param name: The Linear layer that reads them.
     :param kind: `HEADS` or `NEURONS`.
-    :param count: How many units there are.
     :param width: How many entries each has: 1 for a neuron, the head dimension for a head.
     :param parameters: How many weights the layers of this attention or feed-forward network have.
     """
@@ -59,8 +57,6 @@ def find_units(model: nn.Module, example: Mapping[str, Any]) -> dict[str, UnitLa
     """
     Find the attention heads and the neurons of a causal language model.
 
-    :param model: The model.
-    :param example: A model input.
     :return: Their layers by name, in call order; every block's.
     :raises ActsparseError: If it has none, or they cannot be told apart.
     """

@@ -27,11 +27,7 @@ def measure_attributions(
     What gradients are of is the loss the caller gave; else the divergence from the dense model's predictions. The first
     `SINKS` tokens of a sequence are masked and not counted.
 
-    :param probe: The model.
     :param sparsity: The sparsity of each layer; those without one are left dense.
-    :param importance: The importance a of each site.
-    :param batches: The data.
-    :return: What each layer's mask does.
     :raises ActsparseError: If the model gives no logits, and there is no loss.
     """
     masks = SequenceMasks(probe, sparsity, importance)

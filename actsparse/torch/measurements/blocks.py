@@ -31,10 +31,6 @@ def take_apart(
     """
     Take the model apart into the elements of its module lists.
 
-    :param probe: The model.
-    :param layers: The layers to mask.
-    :param importance: The importance a of each site.
-    :param sketch: Gives the sketches of a_j |x_j|.
     :return: The blocks that have any of the layers, which see the first `PROBE_TOKENS` tokens.
     :raises ActsparseError: If a layer is in none, or the weights are compressed.
     """
@@ -59,9 +55,7 @@ class TorchBlock:
     """
     A block and what it read; see `actsparse.algorithms.Block`.
 
-    :param module: The block.
     :param record: Gives positional and keyword arguments and the dense output of each call; called when first needed.
-    :param sparsifiers: The masks of its layers.
     :param scores: For each layer the sketch of its scores, and a.
     """
 
@@ -90,7 +84,6 @@ class TorchBlock:
         """
         Run the block with masks.
 
-        :param sparsity: The sparsity of each layer.
         :return: The norm of what its output moves by, beside the norm of the dense output.
         """
         thresholds = {

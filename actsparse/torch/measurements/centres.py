@@ -17,7 +17,6 @@ def measure_centres(probe: Probe) -> dict[str, tuple[float, float]]:
     """
     Run forwards and look at some of the entries of what each site's layers read.
 
-    :param probe: The model.
     :return: Their median, and the mode of their density, on the first `PROBE_TOKENS` tokens.
     :raises DatasetError: If no data went through a site.
     """
@@ -42,7 +41,6 @@ def find_centres(entries: np.ndarray) -> tuple[float, float]:
     """
     Find what numbers crowd around.
 
-    :param entries: The numbers.
     :return: Their median, and the mode of a Gaussian kernel density estimate with Scott's width.
     """
     low, high = np.percentile(entries, PERCENTILES)

@@ -18,7 +18,6 @@ def is_large(batch: Any) -> bool:
     """
     Tell whether what a backward pass of a batch would keep is worth computing twice.
 
-    :param batch: A model input.
     :return: Whether it has more than `LARGE_BATCH` tokens.
     """
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None

@@ -32,10 +32,7 @@ def measure_divergences(
     """
     Run each batch without masks, and then masked in several ways, each sequence at its own quantiles.
 
-    :param probe: The model.
     :param trials: For each batch the ways to mask it: the sparsity of each layer.
-    :param importance: The importance a of each site.
-    :param batches: The data.
     :return: For each batch and way how far the predictions move. For a model without logits how far the caller's loss
         does.
     :raises ActsparseError: If the model gives no logits, and there is no loss.

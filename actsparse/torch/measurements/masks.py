@@ -16,9 +16,7 @@ class SequenceMasks:
     """
     Mask what each site reads at its own quantile, sequence by sequence.
 
-    :param probe: The model.
     :param sparsity: The sparsity of each layer; those without one are left dense.
-    :param importance: The importance a of each site.
     """
 
     def __init__(self, probe: Probe, sparsity: Mapping[str, float], importance: Mapping[str, torch.Tensor]) -> None:
@@ -32,13 +30,7 @@ class SequenceMasks:
         self._estimators: dict[str, PooledQuantile] = {}
 
     def mask(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """
-        Mask what a layer gets.
-
-        :param name: The layer.
-        :param x: What goes through its mask.
-        :return: The same with zeros.
-        """
+        """Mask what a layer gets."""
         sparsifier = self._probe.sparsifiers[name]
         site, target = sparsifier.site, self._sparsity.get(name, 0.0)
 

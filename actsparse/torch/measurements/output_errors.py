@@ -22,9 +22,6 @@ def measure_output_errors(
     """
     Leave out what does not exceed each of some quantiles of the scores, all other sites dense.
 
-    :param probe: The model.
-    :param importance: The importance a of each site.
-    :param quantiles: Of a_j |x_j| of each site.
     :param up_rms: What each site's masked tensor is multiplied by, where rows are masked.
     :param batches: The data; None for the first `PROBE_TOKENS` tokens of the probe's.
     :return: For each site and quantile the mean over tokens of ‖what the outputs move by‖ / ‖outputs‖, without biases.

@@ -38,7 +38,6 @@ class Probe:
     :param model: The model, with a mask on all that is to be measured; the masks pass everything.
     :param batches: The data, all of it in every process of a job; each runs its share.
     :param sites: What the layers read, by name.
-    :param sparsifiers: The masks by layer name.
     :param loss: What gradients are of: a function of the model's output and its input; None for the model's own.
     """
 
@@ -61,11 +60,7 @@ class Probe:
         return taken
 
     def suspend(self) -> AbstractContextManager[None]:
-        """
-        Let the masks pass everything.
-
-        :return: A context in which they do.
-        """
+        """Let the masks pass everything."""
         return suspend_sparsifiers(self.sparsifiers.values())
 
     def watch(self, intercept: Intercept) -> AbstractContextManager[None]:
@@ -73,27 +68,16 @@ class Probe:
         See, and replace, what the layers get; the masks themselves pass everything.
 
         :param intercept: Called with the layer name and what goes through its mask.
-        :return: A context in which that happens.
         """
         return watch(self.sparsifiers, intercept)
 
     def channels(self, site: str) -> int:
-        """
-        Tell how wide a masked tensor is.
-
-        :param site: The site.
-        :return: The entries of a token.
-        """
+        """Tell how wide a masked tensor is."""
         layer = self.model.get_submodule(self.sites[site].layers[0].name)
         return out_features(layer) if self.sites[site].gate_function else in_features(layer)
 
     def run(self, batches: list[Any], description: str) -> None:
-        """
-        Run forwards of which nobody reads the logits.
-
-        :param batches: Model inputs.
-        :param description: What the progress bar says.
-        """
+        """Run forwards of which nobody reads the logits."""
         run_batches(self.model, batches, total=len(batches), description=description, reads_logits=False)
 
     def run_backwards(self, run: Callable[[Any], object], batches: list[Any], description: str) -> None:
@@ -102,8 +86,6 @@ class Probe:
 
         :param run: Runs the model on one batch, forwards and backwards. What it watches counts only where gradients are
             enabled: with checkpoints, each block runs once without them and once with them.
-        :param batches: Model inputs.
-        :param description: What the progress bar says.
         """
         blocks = name_blocks(self.model, self.sparsifiers)
         modules = [self.model.get_submodule(name) for name in blocks if name]
@@ -128,7 +110,6 @@ class Probe:
         """
         Predict.
 
-        :param batch: A model input.
         :return: [sequences, tokens, vocabulary].
         :raises ActsparseError: If the model gives no logits.
         """
@@ -138,7 +119,6 @@ class Probe:
         """
         Take the predictions out of what the model gave.
 
-        :param output: Its output.
         :return: [sequences, tokens, vocabulary].
         :raises ActsparseError: If there are none.
         """
@@ -152,7 +132,6 @@ class Probe:
         """
         Run the model and compute what gradients are of.
 
-        :param batch: A model input.
         :return: The loss the caller gave; else the model's own of the batch's labels, or the summed next-token cross
             entropy of a causal language model.
         :raises ActsparseError: If there is none.
@@ -175,7 +154,6 @@ class Probe:
         """
         Read what a causal language model is to predict out of its input.
 
-        :param batch: A model input.
         :return: For each token the next one, -100 where there is none, [sequences, tokens]; None if the model predicts
             no next tokens, or the input has none.
         """
@@ -191,9 +169,7 @@ def watch(sparsifiers: Mapping[str, ActivationSparsifier], intercept: Intercept)
     """
     See, and replace, what masks hand on to their layers; the masks themselves pass everything.
 
-    :param sparsifiers: The masks by layer name.
     :param intercept: Called with the layer name and what goes through its mask.
-    :return: A context in which that happens.
     """
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, intercept):
         yield
@@ -203,8 +179,6 @@ def require_seen(sites: Iterable[str], seen: Iterable[str]) -> None:
     """
     Check that data went through every site.
 
-    :param sites: Their names.
-    :param seen: Those that data went through.
     :raises DatasetError: If one is missing; names it.
     """
     unseen = next(iter(set(sites) - set(seen)), None)
@@ -218,7 +192,6 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
     """
     Leave gradients of weights out: those of activations need none, and they would be as large as the model.
 
-    :param model: The model.
     :return: A context in which no parameter asks for a gradient.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -24,7 +24,6 @@ class ReconstructionErrors:
         """
         Take in the outputs of one of a site's layers on one batch.
 
-        :param site: The site.
         :param whole: The outputs without biases, [..., tokens, out_features].
         :param moves: What they move by, each time in the same way as for the site's other layers.
         """
@@ -43,7 +42,6 @@ class ReconstructionErrors:
         """
         Give what was found.
 
-        :param site: The site.
         :param ways: In how many ways its outputs were moved.
         :return: One mean for each; 0 for a site that no token reached, as an expert.
         """
@@ -56,9 +54,6 @@ def measure_reconstruction_errors(
     """
     Mask one site in several ways, each sequence at its own quantile, all other sites dense.
 
-    :param probe: The model.
-    :param trials: What to try.
-    :param importance: The importance a of each site.
     :return: For each trial the mean over the first `PROBE_TOKENS` tokens of ‖what the outputs move by‖ / ‖outputs‖,
         over all the site's layers and without biases.
     """

@@ -18,8 +18,6 @@ def measure_sensitivities(probe: Probe, sketches: Mapping[str, MagnitudeSketch])
     """
     Sparsify one site after the other.
 
-    :param probe: The model.
-    :param sketches: Of the magnitudes of each site.
     :return: For each site √(2 KL / energy): KL from the dense model's predictions, energy Σ x² left out, both over the
         first `PROBE_TOKENS` tokens.
     :raises ActsparseError: If the model gives no logits.

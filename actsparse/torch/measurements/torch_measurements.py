@@ -41,8 +41,6 @@ class TorchMeasurements(Measurements):
 
     :param model: The model, with a mask on all that is to be measured; the masks pass everything.
     :param batches: The data; run once for each kind of measurement.
-    :param sites: What the layers read.
-    :param sparsifiers: The masks by layer name.
     :param loss: What gradients are of: a function of the model's output and its input. None takes the loss that the
         model computes from the batch's labels, or the next-token cross entropy of a causal language model.
     :param cache: What was measured before of the same model, sites and data; filled in here.

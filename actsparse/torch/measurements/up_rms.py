@@ -15,7 +15,6 @@ def measure_up_rms(probe: Probe) -> dict[str, torch.Tensor]:
     """
     Run forwards and see the outputs of the layers whose rows are masked.
 
-    :param probe: The model.
     :return: For each of their sites the root mean square of each output, [out_features].
     :raises DatasetError: If no data went through one.
     """

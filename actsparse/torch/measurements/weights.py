@@ -22,7 +22,6 @@ def measure_weight_squares(probe: Probe) -> dict[str, torch.Tensor]:
     """
     Run the model and see the weights as they are multiplied.
 
-    :param probe: The model.
     :return: By layer the sum of squares of each input channel's weights, [in_features]; of each row's where rows are
         masked, [out_features].
     :raises DatasetError: If a layer never runs.
@@ -41,7 +40,6 @@ def measure_right_vectors(probe: Probe, ranks: Mapping[str, int]) -> dict[str, t
     """
     Run the model, and decompose the weights of sites, the layers of each stacked.
 
-    :param probe: The model.
     :param ranks: How many singular vectors are wanted of each site.
     :return: The leading right ones, [in_features, rank].
     :raises DatasetError: If a layer never runs.
@@ -85,12 +83,7 @@ def _read_weights(probe: Probe, take: Callable[[str, torch.Tensor], None]) -> No
 
 
 class _WeightReader(TorchFunctionMode):
-    """
-    See each layer's weight as it is multiplied: decompressed, whatever it is stored as.
-
-    :param take: Called with the layer's name and its weight.
-    :param missing: The layers whose weights are wanted; those that have run are taken out.
-    """
+    """See each layer's weight as it is multiplied: decompressed, whatever it is stored as."""
 
     def __init__(self, take: Callable[[str, torch.Tensor], None], missing: set[str]) -> None:
         super().__init__()

@@ -73,12 +73,8 @@ def drop_units(
     """
     Switch off units one at a time and compare the loss of the token about to be generated.
 
-    :param model: The causal language model.
-    :param layers: Its units.
     :param prompts: Token ids, two or more each.
-    :param tokens: How many tokens to generate.
     :param sample: How many units of each layer to try, at each token.
-    :param seed: Of the choice.
     :return: What was found, by kind of unit.
     """
     generator = torch.Generator().manual_seed(seed)

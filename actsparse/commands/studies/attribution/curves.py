@@ -25,7 +25,6 @@ class CurvePoint:
     A metric at one ratio, over all questions.
 
     :param mode: How units were chosen: ``oracle`` or ``static``.
-    :param metric: The metric.
     :param where: What was masked: ``heads``, ``neurons`` or ``both``.
     :param ratio: The share of units asked for, in each masked layer.
     :param sparsity: The measured share of weights, of all attention and feed-forward networks, that were useless.
@@ -33,7 +32,6 @@ class CurvePoint:
     :param exact_match: The share of texts that are the dense model's.
     :param kl_divergence: KL(dense ‖ masked) on the dense model's texts, nats a token.
     :param kl_low: Where its 95% interval over questions begins.
-    :param kl_high: Where it ends.
     :param agreement: The share of their tokens that the masked model predicts too.
     """
 
@@ -55,8 +53,6 @@ class Curves:
     """
     The curves of a study.
 
-    :param points: Every metric at every ratio.
-    :param settings: How they were measured.
     :param environments: With what; more than one where a study was gone on with elsewhere.
     """
 
@@ -72,9 +68,6 @@ class Curves:
         Sum up.
 
         :param lines: For each mode, metric and kind of units, what was measured of each chunk of the questions.
-        :param ratios: The ratios wanted.
-        :param settings: How it was measured.
-        :return: The curves.
         """
         points = []
         for line, chunks in lines.items():
@@ -101,7 +94,6 @@ class Curves:
         """
         Write attribution.json, .csv, .png and .pdf.
 
-        :param folder: The folder.
         :raises OutputError: If a file cannot be written.
         """
         write_json(folder / "attribution.json", self.to_dict())

@@ -39,7 +39,6 @@ class Decoding:
         """
         Read prompts, all but the last token of each.
 
-        :param model: The causal language model.
         :param layers: Names of the layers whose inputs can be replaced.
         :param prompts: Token ids, two or more each; padded on the left.
         :return: The model about to read the last tokens: what these make it predict is generated.
@@ -89,7 +88,6 @@ class Decoding:
         Choose the next tokens.
 
         :param tokens: One for each text, [prompts].
-        :return: The texts with them.
         """
         return replace(self, tokens=tokens)
 

@@ -87,7 +87,6 @@ class AttributionJob:
         """
         Say how a curve is measured.
 
-        :param line: The curve.
         :return: All that its figures depend on, but the questions and the ratios.
         """
         settings = {
@@ -108,7 +107,6 @@ def parse_ratios(text: str) -> tuple[float, ...]:
     Read ratios.
 
     :param text: FIRST:LAST:STEP, both ends included, or numbers between commas.
-    :return: The ratios.
     :raises ActsparseError: If it is neither.
     """
     try:

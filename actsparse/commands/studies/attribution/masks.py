@@ -39,12 +39,9 @@ def oracle_masks(recording: Recording, layers: Mapping[str, UnitLayer], metric: 
     """
     Switch off the least units of each layer, for each token by its own score.
 
-    :param recording: What the dense model put out.
-    :param layers: The units.
     :param metric: A name of `METRICS`.
     :param where: A name of `WHERE`.
     :param ratio: The share of units to switch off.
-    :return: The masks.
     """
     keep: dict[str, torch.Tensor] = {}
     for name, layer in layers.items():
@@ -73,13 +70,11 @@ def calibrate_static(
     Entries are left out, not whole heads: that is what a thresholds file can say, and what deployed models skip.
 
     :param model: The dense model; it is dense again afterwards.
-    :param batches: The calibration data.
     :param metric: A name of `METRICS` with a static form.
     :param where: A name of `WHERE`.
     :param ratio: The share of entries to leave out.
     :param cache: What was measured before with the same model, data and `where`.
     :param path: The thresholds file; if it is there already, nothing is calibrated.
-    :return: Thresholds by layer.
     """
     if path.is_file():
         return read_thresholds(path).thresholds
@@ -98,7 +93,6 @@ def static_masks(thresholds: Mapping[str, torch.Tensor]) -> Masks:
     Leave out entries that do not exceed thresholds.
 
     :param thresholds: By layer, 0-d or [channels].
-    :return: The masks.
     """
 
     def mask(thresholds: Mapping[str, torch.Tensor], _step: int, name: str, x: torch.Tensor) -> torch.Tensor | None:

@@ -10,10 +10,7 @@ def encode_questions(tokenizer: Any, questions: Sequence[str], prompt: str | Non
     """
     Turn questions into prompts.
 
-    :param tokenizer: The model's tokenizer.
-    :param questions: The questions.
     :param prompt: A text with {question} in it; None takes the tokenizer's chat template, or a plain form without one.
-    :return: Token ids.
     :raises ActsparseError: If a prompt has fewer than two tokens: the last one is where generation begins.
     """
     prompts = []

@@ -40,7 +40,6 @@ class Recording:
         Compute a metric.
 
         :param metric: A name of `METRICS`.
-        :param layer: The layer.
         :return: What each unit is worth, [tokens, texts, units].
         """
         gradients = self.integrated if metric == INTEGRATED else self.gradients
@@ -54,11 +53,8 @@ def record(
     Generate greedily, and take the gradient of each token's loss by what the units put out at that token.
 
     :param decoding: The model at the ends of its prompts; not changed.
-    :param ends: Tokens that end a text.
-    :param most: How many tokens to generate at most.
     :param ig_steps: In how many steps to integrate gradients; None leaves that out.
     :param advance: Told of each token, and of each layer integrated.
-    :return: What was generated and seen.
     """
     decoding = decoding.repeat(1)
     is_going = torch.ones_like(decoding.tokens, dtype=torch.bool)

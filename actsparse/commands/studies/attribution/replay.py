@@ -38,11 +38,6 @@ def replay(
     Each text runs twice, next to itself: once free, once fed the dense model's tokens.
 
     :param decoding: The model at the ends of its prompts; not changed.
-    :param recording: What the dense model generated from there.
-    :param layers: The units.
-    :param masks: Which units stay on.
-    :param advance: Told of each token.
-    :return: What came of it.
     """
     decoding = decoding.repeat(2)
     off = total = 0.0

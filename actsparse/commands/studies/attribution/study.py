@@ -41,8 +41,6 @@ def run_attribution(job: AttributionJob, say: Say) -> Curves:
     """
     Measure what has not been measured before.
 
-    :param job: What to do.
-    :param say: Told what happens next.
     :return: The curves; also written to the folder as attribution.json, .csv, .png and .pdf.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """
@@ -60,12 +58,7 @@ def run_attribution(job: AttributionJob, say: Say) -> Curves:
 
 
 class Study:
-    """
-    A job with its model, which is loaded when it is first needed.
-
-    :param job: The job.
-    :param say: Told what happens next.
-    """
+    """A job with its model, which is loaded when it is first needed."""
 
     def __init__(self, job: AttributionJob, say: Say) -> None:
         self._job = job
@@ -102,20 +95,13 @@ class Study:
         return read_batches(self._loaded, self._text, self._job.num_batches)
 
     def path(self, questions: Sequence[str], line: Line) -> Path:
-        """
-        Name the file of a curve's figures for some questions.
-
-        :param questions: The questions.
-        :param line: The curve.
-        :return: The file.
-        """
+        """Name the file of a curve's figures for some questions."""
         return self._job.out / "points" / f"{line}-{self._key(line, list(questions))}.json"
 
     def measure(self, chunks: Sequence[Sequence[str]]) -> dict[Line, list[Figures]]:
         """
         Measure what has not been measured before, questions by questions, each curve written as soon as it is known.
 
-        :param chunks: The questions.
         :return: The figures of each curve, by chunk.
         """
         missing = [(chunk, todo) for chunk in chunks if (todo := self._find_missing(chunk))]
@@ -207,7 +193,6 @@ def read_figures(path: Path) -> Figures:
     """
     Read what was measured before.
 
-    :param path: The file.
     :return: Its contents; no rows where it is missing or damaged.
     """
     nothing: Figures = {"rows": [], "environment": {}}

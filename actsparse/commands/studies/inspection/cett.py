@@ -33,8 +33,6 @@ class TailErrors:
     ‖Σ a_i w_i‖. All networks are measured in the same passes over the data, which are three, whatever the error sought.
 
     :param model: The dense model; dense again afterwards.
-    :param networks: Its networks.
-    :param batches: Model inputs.
     """
 
     def __init__(self, model: nn.Module, networks: list[Network], batches: list[Any]) -> None:
@@ -77,7 +75,6 @@ class TailErrors:
         Find the largest threshold of each layer that keeps to an error.
 
         :param error: The error, relative to the output, in (0, 1].
-        :return: τ by layer.
         """
         found = {}
         for name, errors in self.errors.items():

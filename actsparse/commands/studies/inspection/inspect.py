@@ -55,16 +55,11 @@ def inspect_model(
     Mask the feed-forward networks of a model and see how sparse they are and what that costs.
 
     :param model: The causal language model; masked afterwards.
-    :param tokenizer: Its tokenizer.
     :param batches: The calibration data: windows of tokens, on which thresholds are found.
     :param pages: The evaluation text, which they are not found on.
     :param method: One of `METHODS`.
-    :param value: What it is given.
     :param line: Thresholds to take instead of a method and a value.
-    :param max_length: The evaluation window in tokens.
     :param heat_tokens: How many tokens of the evaluation text the heat map shows.
-    :param say: Told what happens next.
-    :return: What was found.
     :raises ActsparseError: If the model has no such networks, or they do not fit the line.
     """
     run = _Run(model, batches, say)
@@ -120,13 +115,7 @@ def inspect_model(
 
 
 class _Run:
-    """
-    A model with its calibration data and a clock.
-
-    :param model: The model.
-    :param batches: The data.
-    :param say: Told what happens next.
-    """
+    """A model with its calibration data and a clock."""
 
     def __init__(self, model: nn.Module, batches: list[Any], say: Say) -> None:
         self.model = model

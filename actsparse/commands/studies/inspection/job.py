@@ -87,7 +87,6 @@ def run_inspect(job: InspectJob, say: Say) -> tuple[Inspection, dict[str, Any]]:
     Inspect one model.
 
     :param job: What to do; it names a model.
-    :param say: Told what happens next.
     :return: The inspection and how it was made; the folder gets inspection.json, heat_map.png and, where the method has
         thresholds, thresholds.safetensors.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
@@ -111,7 +110,6 @@ def run_series(job: InspectJob, say: Say) -> Series:
     Inspect the checkpoints of one or more trainings; those that the folder has figures of are not inspected again.
 
     :param job: What to do; it names checkpoints.
-    :param say: Told what happens next.
     :return: The series; the folder gets series.json, series.png and points/.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """
@@ -143,8 +141,6 @@ def find_checkpoints(pattern: str) -> list[Path]:
     """
     Find the checkpoints of a training, in the order of what they have seen.
 
-    :param pattern: A pattern of folders.
-    :return: The folders that hold a model.
     :raises SourceError: If there are none.
     """
     try:
@@ -164,14 +160,7 @@ def find_checkpoints(pattern: str) -> list[Path]:
 
 
 def settings_of(job: InspectJob, calibration: Text, text: Text) -> dict[str, Any]:
-    """
-    Say how a job inspects.
-
-    :param job: The job.
-    :param calibration: The text that thresholds are found on.
-    :param text: The evaluation text.
-    :return: Everything but the model.
-    """
+    """Say how a job inspects."""
     method = f"thresholds {job.thresholds}" if job.thresholds else f"{job.method} {job.chosen_value:g}"
     return {
         "method": method,

@@ -30,12 +30,7 @@ class Law:
         return self.parameters["A0"]
 
     def predict(self, tokens: Sequence[float]) -> np.ndarray:
-        """
-        Evaluate the law.
-
-        :param tokens: How many tokens a model has seen.
-        :return: Activation ratios.
-        """
+        """Evaluate the law."""
         function = _rising if self.form == RISING else _falling
         return function(np.asarray(tokens) / 1e6, *self.parameters.values())
 
@@ -53,7 +48,6 @@ def fit_law(tokens: Sequence[float], ratios: Sequence[float]) -> Law | None:
     Fit both of the paper's laws and take the better one.
 
     :param tokens: How many tokens each checkpoint has seen, all positive.
-    :param ratios: Its activation ratio.
     :return: The law; None where there are too few points (a law needs one more than it has parameters), or neither can
         be fitted.
     """

@@ -25,7 +25,6 @@ class Network:
     """
     A feed-forward network.
 
-    :param down: The layer that reads a.
     :param up: In a gated network the layer that gives the other factor of a; else empty.
     :param gate_function: The module that computes f(gate(x)); empty where nothing is gated: there a is f itself.
     """
@@ -52,7 +51,6 @@ class TopKSparsifier(ActivationSparsifier):
         Mask.
 
         :param x: Activations, [..., channels].
-        :return: The same with zeros.
         """
         if not self.is_active:
             return x
@@ -65,10 +63,7 @@ def find_networks(model: nn.Module, example: Mapping[str, Any], *, needs_gates: 
     """
     Find the feed-forward networks of every block.
 
-    :param model: The model.
-    :param example: A model input.
     :param needs_gates: Whether f(gate(x)) has to be found where a network is gated.
-    :return: The networks in call order.
     :raises ActsparseError: If there are none, or a gate cannot be found.
     """
     with evaluation_mode(model):
@@ -97,7 +92,6 @@ def mask_outputs(model: nn.Module, thresholds: Mapping[str, torch.Tensor]) -> No
     """
     Mask what down projections read.
 
-    :param model: The model.
     :param thresholds: By layer, [in_features].
     """
     remove_sparsifiers(model)
@@ -111,8 +105,6 @@ def mask_gates(model: nn.Module, networks: list[Network], method: str, values: S
     """
     Mask f(gate(x)): what it is multiplied by and the weights that read the product become useless with it.
 
-    :param model: The model.
-    :param networks: Its networks.
     :param method: `TOPK` or `FAT`.
     :param values: The share to keep, or the threshold, of each network.
     """

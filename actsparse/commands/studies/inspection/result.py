@@ -30,7 +30,6 @@ class Line(NamedTuple):
         Read a line.
 
         :param text: ``cett:`` or ``fat:`` and numbers between commas.
-        :return: The thresholds.
         :raises ActsparseError: If it is no such line.
         """
         kind, _, numbers = text.partition(":")
@@ -54,14 +53,11 @@ class Inspection:
     :param layers: The down projections, in order.
     :param line: Thresholds that a later run accepts; None for a method that has none.
     :param activation: The share of entries that stay active on the evaluation text, by layer.
-    :param calibration_activation: The same on the calibration text.
     :param errors: CETT on the calibration text by layer; empty for methods that do not look at it.
     :param calibration_ratio: Perplexity with masks over without, on the calibration text: in sample.
     :param ratio: The same on the evaluation text: held out.
     :param ratio_interval: Its 95% interval over windows.
     :param error: The error allowed to every layer, where the method finds one.
-    :param evaluations: How many errors the search tried.
-    :param seconds: How long each part took.
     :param peak_memory: Of the process so far, bytes.
     :param heat: The share of active entries, [layers, tokens], and the tokens, for a window of the evaluation text.
     :param largest_fall: By how much an error ever falls when a threshold rises: 0 where CETT is monotone.
@@ -90,12 +86,7 @@ class Inspection:
         return float(np.mean(self.activation))
 
     def to_table(self, settings: Mapping[str, Any]) -> Table:
-        """
-        Draw the inspection for a terminal.
-
-        :param settings: How it was made.
-        :return: A rich table.
-        """
+        """Draw the inspection for a terminal."""
         caption = make_caption(settings)
         table = Table(title="Active entries of feed-forward networks", caption=caption, caption_justify="left")
         for column in ("layer", "threshold", "CETT", "active, calibration", "active, evaluation"):
@@ -116,8 +107,6 @@ class Inspection:
         """
         Draw the share of active entries of every layer at every token.
 
-        :param title: What is shown.
-        :param path: The PNG file to write.
         :raises OutputError: If matplotlib is missing or the file cannot be written.
         """
         rows, tokens = self.heat
@@ -131,11 +120,7 @@ class Inspection:
         save_figure(figure, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the inspection into what JSON can hold.
-
-        :return: All of it but the heat map.
-        """
+        """Turn the inspection into what JSON can hold."""
         return {
             "method": self.method,
             "value": self.value,

@@ -20,9 +20,6 @@ class Checkpoint:
     """
     A checkpoint and what was found of it.
 
-    :param series: The training it belongs to.
-    :param folder: Where it lies.
-    :param seen: How far it has been trained.
     :param unit: What `seen` counts: `TOKENS`, `STEPS`, or only its `ORDER`.
     :param figures: What `Inspection.to_dict` said.
     """
@@ -40,7 +37,6 @@ class Series:
     The checkpoints of one or more trainings.
 
     :param checkpoints: The checkpoints, training by training.
-    :param settings: How they were inspected.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -66,11 +62,7 @@ class Series:
         return found
 
     def to_table(self) -> Table:
-        """
-        Draw the series for a terminal.
-
-        :return: A rich table.
-        """
+        """Draw the series for a terminal."""
         caption = make_caption(self.settings)
         for name in self.by_name:
             law = self.laws.get(name)
@@ -100,8 +92,6 @@ class Series:
         """
         Draw the share of active entries against how far checkpoints have been trained, with the laws.
 
-        :param title: What is shown.
-        :param path: The PNG file to write.
         :raises OutputError: If matplotlib is missing or the file cannot be written.
         """
         figure = make_figure(path, (7, 4.5))
@@ -138,7 +128,6 @@ def read_tokens(folder: Path, number: int) -> tuple[float, str]:
     """
     Tell how far a checkpoint has been trained.
 
-    :param folder: The checkpoint.
     :param number: Its place in the order, where nothing else is known.
     :return: A count and what it counts: tokens as trainer_state.json has them, steps as that or the folder's name has
         them, or the place.
