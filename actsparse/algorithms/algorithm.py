@@ -103,7 +103,6 @@ class Algorithm:
 
         :param targets: The sparsities of the site's layers, each in (0, 1].
         :param importance: The importance a of the site, or None.
-        :return: The estimator.
         """
         own = ESTIMATORS.get(self.allocation)
         return PooledQuantile(targets, importance) if own is None else own(targets)

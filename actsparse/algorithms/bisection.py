@@ -13,9 +13,7 @@ def next_guess(low: float, high: float, below: Tried | None, above: Tried | None
     The loss hardly changes at first and then grows ever faster.
 
     :param low: No place below this one has to be tried.
-    :param high: Nor above this one.
     :param below: The highest place tried whose loss is within the limit.
-    :param above: The lowest one whose loss is not.
     """
     middle = (low + high) / 2
     if below is None or above is None or below[1] <= 0:

@@ -28,11 +28,7 @@ class MeasurementCache:
         return sum(self._seconds[what] for what in self._asked & self._reusable)
 
     def get_or_measure(self, what: str, measure: Callable[[], Any]) -> Any:
-        """
-        Measure what is not known yet.
-
-        :return: What was measured, now or earlier.
-        """
+        """Measure what is not known yet."""
         if what not in self._found:
             self._measure(what, measure)
         self._asked |= self._parts[what]

@@ -30,7 +30,6 @@ class Chosen:
     """
     What was chosen for the sites of some scopes.
 
-    :param compensations: By site; nothing where zeros do best.
     :param zeros: How many entries are left out of each layer's input, so that what is read, for the compensation too,
         meets the layer's sparsity.
     """

@@ -20,7 +20,6 @@ class Way:
     """
     One algorithm, and what it is to be tried on.
 
-    :param algorithm: The algorithm, without a compensation.
     :param model: The model, with the masks that the algorithm needs.
     """
 

@@ -22,7 +22,6 @@ def make_covariance(groups: Sequence[LayerGroup]) -> torch.Tensor:
     """
     Say how much figures of groups have in common before anything is measured.
 
-    :param groups: The groups, in call order.
     :return: Correlations, [groups, groups].
     """
     names = {role: number for number, role in enumerate(dict.fromkeys(group.role for group in groups))}
@@ -38,7 +37,6 @@ def smooth(groups: Sequence[LayerGroup], values: torch.Tensor, errors: torch.Ten
     """
     Estimate figures from noisy measurements: the mean of a Gaussian process behind them.
 
-    :param groups: The groups, in call order.
     :param values: What was measured of each, in any unit, [groups].
     :param errors: Its standard error, in the same unit; infinite for what could not be measured.
     :return: The figures beside the usual one, which is 1, [groups]. They may be negative.
@@ -66,7 +64,6 @@ def regress(
     """
     Estimate from trials that move all groups at once what moving each of them does.
 
-    :param groups: The groups, in call order.
     :param moved: How far each trial moves each group, [trials, groups].
     :param found: What came out, [trials].
     :param trial_groups: Trials that may be compared with each other, by number, [trials].

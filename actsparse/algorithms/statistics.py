@@ -75,7 +75,6 @@ class MagnitudeSketch:
         """
         Find the share of the magnitudes that does not exceed a threshold: the inverse of `quantile`.
 
-        :param threshold: The threshold, not negative.
         :return: The share, in [0, 1].
         :raises ValueError: If nothing was counted.
         """

@@ -56,7 +56,6 @@ def name_weights(int8: str | None, dtype: str) -> str:
 
     :param int8: What `--int8` says.
     :param dtype: What `--dtype` says.
-    :return: A name for settings.
     """
     return f"INT8_{int8.upper()}" if int8 else dtype
 
@@ -65,8 +64,6 @@ def parse_targets(targets: tuple[str, ...], roles: tuple[str, ...], sparsity: fl
     """
     Turn the command line's targets into what `sparsify_activations` takes.
 
-    :param sparsity: One sparsity for all block layers.
-    :return: Scopes with their targets, or the one sparsity.
     :raises ScopeError: If none or both forms are given, or a text has another form.
     """
     if (sparsity is None) == (not targets and not roles):
@@ -124,7 +121,6 @@ def read_batches(loaded: LoadedModel, calibration: Text, num_batches: int) -> li
     Make a model's calibration batches.
 
     :param num_batches: How many batches of `CALIBRATION_LENGTH` tokens.
-    :return: The batches, where the model takes them.
     :raises ActsparseError: If the text is too short.
     """
     batches = token_batches(loaded.tokenizer, calibration, num_batches=num_batches, length=CALIBRATION_LENGTH)

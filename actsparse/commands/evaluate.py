@@ -41,7 +41,6 @@ def run_evaluate(job: EvaluateJob, say: Say) -> tuple[dict[str, Any], list[Table
     """
     Measure word perplexity and sparsity.
 
-    :return: Every figure, and tables to print.
     :raises ActsparseError: If an input cannot be used.
     """
     text = load_pages(job.text, num_pages=job.num_pages)
@@ -68,7 +67,6 @@ def load_for_evaluation(job: EvaluateJob, say: Say) -> tuple[LoadedModel, str | 
     """
     Load a model with the masks of a thresholds file, or of the folder that it is in.
 
-    :param job: Which model, thresholds file and weights.
     :return: The model, and how its weights are compressed to INT8.
     :raises ActsparseError: If one of them cannot be used.
     """

@@ -144,7 +144,6 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     Where masks cost more than `fail_above` allows, the report is all that is written, and an earlier run's thresholds
     and OpenVINO model are removed from the folder.
 
-    :return: Every figure, and tables to print.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """
     run = _Run(job, say)
@@ -352,7 +351,6 @@ def name_calibration(job: SparsifyJob, model: Any, batches: list[Any]) -> str:
     """
     Identify a calibration, so that what was measured for another one is not taken for this one's.
 
-    :param model: The model, all of whose weights are read.
     :return: A hexadecimal digest of model, data, versions, and all settings but those in `NEVER_MEASURED_WITH`.
     """
     wanted = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in NEVER_MEASURED_WITH}

@@ -110,19 +110,11 @@ class Sweep:
     points: tuple[Point, ...]
 
     def winner(self, sparsity: float) -> Point:
-        """
-        Find the best algorithm at one sparsity.
-
-        :param sparsity: One of those asked for.
-        """
+        """Find the best algorithm at one sparsity."""
         return min(self.at(sparsity), key=lambda point: point["loss_increase"])
 
     def at(self, sparsity: float) -> list[Point]:
-        """
-        Select points.
-
-        :param sparsity: One of those asked for.
-        """
+        """Select points."""
         return [point for point in self.points if point["sparsity"] == sparsity]
 
     @property
@@ -160,11 +152,7 @@ class Sweep:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the sweep into what JSON can hold.
-
-        :return: Settings, points and winners.
-        """
+        """Turn the sweep into what JSON can hold."""
         winners = {str(sparsity): self.winner(sparsity)["algorithm"] for sparsity in self.sparsities}
         points = [{**point, "verdict": self.verdict(point)} for point in self.points]
         return {"settings": self.settings, "winners": winners, "points": points, "environment": describe_environment()}

@@ -41,11 +41,7 @@ class Verdict:
 
 
 def judge(limit: float, dense: Row, sparse: Row, text: str) -> Verdict:
-    """
-    Compare token perplexities.
-
-    :param limit: The largest share that it may grow by.
-    """
+    """Compare token perplexities."""
     before, after = dense.cost.perplexity.token_perplexity, sparse.cost.perplexity.token_perplexity
     return Verdict(limit, after / before - 1, text)
 

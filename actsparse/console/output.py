@@ -59,7 +59,6 @@ class Output:
         """
         Give out what the command has found.
 
-        :param results: Tables, and lines of text.
         :param figures: The same and more as JSON can hold it.
         :raises OutputError: If it cannot be written.
         """

@@ -26,7 +26,6 @@ def plot_sparsity_by_layer(reports: Mapping[str, SparsityReport], path: Path) ->
     """
     Draw measured sparsity against depth, a line for each kind of site, beside what was allocated and asked for.
 
-    :param reports: Measured sparsity by title; one panel each.
     :raises OutputError: If matplotlib is missing or the file cannot be written.
     """
     figure = make_figure(path, (5.5 * len(reports), 4))
@@ -144,7 +143,6 @@ def make_figure(path: Path, size: tuple[float, float]) -> Any:
     """
     Make an empty figure.
 
-    :param path: The file that it is for.
     :raises OutputError: If matplotlib is missing.
     """
     try:
@@ -160,7 +158,6 @@ def save_figure(figure: Any, path: Path) -> None:
     Write a figure, whole or not at all.
 
     :param figure: The figure, of `make_figure`.
-    :param path: The file, whose name says the format.
     :raises OutputError: If it cannot be written.
     """
     from matplotlib.text import Text

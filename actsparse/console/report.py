@@ -73,11 +73,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_table(self) -> Table:
-        """
-        Draw the report for a terminal.
-
-        :return: A rich table, its settings below.
-        """
+        """Draw the report for a terminal."""
         table = Table(title=escape(self.title), caption=make_caption(self.settings), caption_justify="left")
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "model" else "right")
@@ -90,11 +86,7 @@ class Report:
         return f"# {self.title}\n\n" + table_markdown(COLUMNS, [row.cells() for row in self.rows], self.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the report into what JSON can hold.
-
-        :return: Rows, settings, versions and machine.
-        """
+        """Turn the report into what JSON can hold."""
         rows = [
             {"name": r.name, "calibration_seconds": r.calibration_seconds, **r.cost.to_dict()} for r in self.rows
         ]  # fmt: skip
@@ -157,12 +149,7 @@ def acceleration_table(acceleration: Any) -> Table:
 
 
 def table_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], settings: Mapping[str, Any]) -> str:
-    """
-    Write a table as Markdown, its first column on the left, the others on the right, and its settings below.
-
-    :param settings: What they are, by name.
-    :return: A line for each row and each setting.
-    """
+    """Write a table as Markdown, its first column on the left, the others on the right, and its settings below."""
     table = [columns, ("---", *("---:",) * (len(columns) - 1)), *rows]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in settings.items())]) + "\n"
@@ -172,7 +159,6 @@ def make_caption(settings: Mapping[str, Any]) -> str:
     """
     Write settings below a table.
 
-    :param settings: What they are, by name.
     :return: A line for each, as rich takes it: square brackets are brackets.
     """
     return escape("\n".join(f"{name}: {value}" for name, value in settings.items()))
@@ -210,12 +196,7 @@ def write_json(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def print_result(result: Table | str, file: TextIO | None = None) -> None:
-    """
-    Print a table, as wide as it needs to be where it does not go to a terminal, or a line.
-
-    :param result: The table or line.
-    :param file: Where to; standard output by default.
-    """
+    """Print a table, as wide as it needs to be where it does not go to a terminal, or a line."""
     stream: TextIO = sys.stdout if file is None else file
     with explain_output_errors():
         if isinstance(result, str):

@@ -45,7 +45,6 @@ class BuildState:
     :param compiler: The compiler's version and target, or None.
     :param obstacle: What stands in the way of building, or None.
     :param library: The library built from these sources, or None if there is none yet.
-    :param state: ready, absent, or what is wrong with it.
     """
 
     openvino: str | None

@@ -32,10 +32,8 @@ def run_intercepted(
     """
     Run every batch, as far as any of the sites depends on it.
 
-    :param model: A copy of the model; spoilt by this.
     :param intercept: Called with a site, what it reads, and the targets of its layers; gives what the layers of each
         target get.
-    :param total: How many batches, where it is known.
     :raises DatasetError: If the model cannot take a batch.
     """
     calls = named_calls(model)

@@ -15,12 +15,7 @@ FILLED = "/filled"
 
 
 def shift_source(source: ov.Output, compensation: Compensation, name: str) -> ov.Output:
-    """
-    Subtract the shift before the mask.
-
-    :param compensation: What compensates for what is left out.
-    :param name: The first of the layers that read it.
-    """
+    """Subtract the shift before the mask."""
     if compensation.shift is None:
         return source
     node = ops.subtract(source, ops.constant(compensation.shift.numpy(), dtype=source.get_element_type()))
@@ -33,9 +28,6 @@ def fill_outputs(linears: list[Linear], select: ov.Node, source: ov.Output, comp
     Add to the outputs of layers what their weights make of the compensation.
 
     W (kept + V Vᵀ left out + m) = W kept + (W V) Vᵀ left out + W m, of which the layers themselves compute the first.
-
-    :param linears: The layers, which read the mask already.
-    :param compensation: What compensates for what is left out.
     """
     if compensation == NO_COMPENSATION:
         return

@@ -18,11 +18,7 @@ _COUNT = "actsparse.nonzero."
 
 
 class OpenVinoZeroCounter(ZeroCounter):
-    """
-    Count zeros behind a model's masks while a copy of it runs.
-
-    :param config: Its transformers configuration, if there is one.
-    """
+    """Count zeros behind a model's masks while a copy of it runs."""
 
     def __init__(self, model: ov.Model, config: Any = None) -> None:
         names = {call.name: name for name, calls in named_calls(model).items() for call in calls}

@@ -27,7 +27,6 @@ class Gated:
     A feed-forward network whose gate tells which rows of up matter: down(mask(f(gate(x))) * up(x)).
 
     :param activation: The name of f, as the extension knows it.
-    :param hidden: The product, which down reads, masked or not.
     """
 
     gate: Linear
@@ -59,10 +58,9 @@ def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear]) -> FeedForw
 
 
 def find_gated(mask: GraphMask, linears: dict[str, Linear]) -> Gated | None:
-    """Return the feed-forward network that a mask of rows is part of.
+    """
+    Return the feed-forward network that a mask of rows is part of.
 
-    :param mask: The mask.
-    :param linears: The Linear layers of the model by name.
     :return: None where the pattern does not hold, or where another node needs what lies between.
     """
     behind = _behind_activation(mask.source, linears)

@@ -79,13 +79,10 @@ def insert_mask(
     tokens: str = "all",
     compensation: Compensation = NO_COMPENSATION,
 ) -> GraphMask:
-    """Mask the input of layers that read the same output.
+    """
+    Mask the input of layers that read the same output.
 
-    :param linears: Layers of one site, not masked yet.
-    :param threshold: A number, or one for each input channel.
     :param tokens: `all` masks every token, `decode` only runs of a single new token.
-    :param compensation: What compensates for what is left out.
-    :return: The new mask.
     """
     source = shift_source(linears[0].source, compensation, linears[0].name)
     select, bound = _make_mask(source, threshold, tokens)

@@ -15,7 +15,6 @@ def make_inputs(model: ov.Model | ov.CompiledModel, batch: Any) -> dict[str, np.
     Complete a model input: what a causal language model needs besides tokens is made from their shape.
 
     :param batch: A dict by input name, a tuple in the order of the inputs, or the first input alone.
-    :return: An array for each input.
     :raises ActsparseError: If an input is not known, is missing, or has other dimensions.
     """
     wanted = {_name(port): port for port in model.inputs}

@@ -89,11 +89,7 @@ def find_openvino_layers(model: ov.Model) -> Layers:
 
 
 def measure_sizes(model: ov.Model) -> dict[str, LayerSize]:
-    """
-    Measure every Linear layer of a model.
-
-    :return: The sizes by name, in topological order.
-    """
+    """Measure every Linear layer of a model."""
     return {
         name: LayerSize(call.in_features, call.out_features, float(call.weight_bytes))
         for name, (call, *_) in named_calls(model).items()

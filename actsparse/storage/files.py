@@ -61,7 +61,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     Write a file so that nobody ever sees it half-written; of several processes that work together, the first does.
 
-    :param path: The file; replaced if it exists.
     :raises OutputError: If it cannot be written; what was there before is then still there.
     """
     if not is_first():
@@ -98,7 +97,6 @@ def publish(files: Iterable[Path], folder: Path, *, last: str) -> None:
     Moved, not written: whoever has mapped an earlier file keeps it. Wherever this is cut short, if only by a power cut,
     the folder has no file `last`, so that nobody takes new and old ones for one whole.
 
-    :param files: The files, on the folder's file system.
     :param last: The name of the one without which the others mean nothing.
     """
     files = list(files)
@@ -135,7 +133,6 @@ def prepare_folder(path: Path) -> Path:
     """
     Make an output folder and make sure that it can be written, before any work is spent on its contents.
 
-    :param path: The folder; its parents are made too.
     :raises OutputError: If it is a file or cannot be written.
     """
     try:

@@ -27,8 +27,6 @@ def run_blockwise(model: nn.Module, jobs: Sequence[Callable[[], T]]) -> list[T]:
     All runs wait in front of a block; it is loaded; one run after the other passes it and goes on to the next block,
     where it waits again. A model that is not offloaded simply runs once for each job.
 
-    :param model: The model, which the jobs run forwards.
-    :param jobs: What to run, each independent of the others.
     :raises ActsparseError: If the package that switches between runs is missing.
     """
     blocks = _blocks(model) if is_offloaded(model) else []

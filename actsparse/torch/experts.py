@@ -31,7 +31,6 @@ class Expert(nn.Module):
         Run the expert.
 
         :param x: Its tokens, [tokens, hidden].
-        :return: Its outputs, of the same shape.
         """
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
@@ -92,7 +91,6 @@ def split_experts(model: nn.Module) -> list[str]:
     Only gated experts without biases, whose activation is a module, are taken; all others are left alone. Saving such a
     model's weights saves them under other names than transformers': save its thresholds instead.
 
-    :return: The names of the modules that were replaced.
     :raises ActsparseError: If weights are offloaded.
     """
     names = [name for name, module in model.named_modules() if _can_be_split(module)]

@@ -24,8 +24,6 @@ def find_gate_functions(
     Where f(gate(x)) is zero, a row of up is useless. Networks whose gate and up are one layer, or that have no gate,
     are left out.
 
-    :param example: A model input; run once.
-    :param matched: The layers among which up is looked for.
     :return: The name of f by the name of up.
     :raises ScopeError: If f is no module of its own.
     """

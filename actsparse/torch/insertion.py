@@ -22,7 +22,6 @@ def mask_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     It finds the mask through its argument instead of closing over it, so that copies and pickles of the model use
     their own masks.
 
-    :param args: Its positional arguments, the activations first.
     :raises TypeError: If the activations were passed by keyword.
     """
     if not args:
@@ -56,11 +55,7 @@ def insert_sparsifier(model: nn.Module, name: str, sparsifier: ActivationSparsif
 
 
 def remove_sparsifier(module: nn.Module) -> None:
-    """
-    Take the mask off one layer or activation function.
-
-    :param module: The module, masked or not.
-    """
+    """Take the mask off one layer or activation function."""
     module._modules.pop(CHILD, None)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key, hook in list(hooks.items()):
@@ -72,7 +67,6 @@ def named_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsif
     """
     Iterate over a model's masks by layer.
 
-    :param model: A model, masked or not.
     :return: The name of each layer whose weights a mask makes useless, and the mask, in the model's order.
     """
     for name, sparsifier in placed_sparsifiers(model):
@@ -83,7 +77,6 @@ def placed_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsi
     """
     Iterate over a model's masks by place.
 
-    :param model: A model, masked or not.
     :return: The name of each module with a mask, a layer or an activation function, and the mask.
     """
     for name, module in model.named_modules():
@@ -189,7 +182,6 @@ def watch_gradient(x: torch.Tensor, take: Callable[[torch.Tensor], None] | None 
     """
     See the gradient that some readers of a tensor send back to it.
 
-    :param x: The tensor.
     :param take: Called with the gradient; None leaves it to be asked for.
     :return: A tensor of the same values for these readers: the gradient is theirs alone.
     """

@@ -23,7 +23,6 @@ def trace_graph(model: nn.Module, example_input: Any) -> NNCFGraph:
     """
     Build the NNCF graph of a model without changing the model.
 
-    :param model: Any torch module, compressed by NNCF or not.
     :param example_input: One model input: a tensor, a tuple of arguments or a dict of keyword arguments.
     :return: The graph that `nncf.build_graph` gives for the same model.
     """
@@ -59,22 +58,14 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """
-    Iterate over every Linear layer of a model.
-
-    :return: Module name and module, in the model's order.
-    """
+    """Iterate over every Linear layer of a model."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
             yield name, module
 
 
 def measure_sizes(model: nn.Module) -> dict[str, LayerSize]:
-    """
-    Measure every Linear layer of a model.
-
-    :return: The sizes by name, in the model's order.
-    """
+    """Measure every Linear layer of a model."""
     return {
         name: LayerSize(in_features(module), out_features(module), float(weight_bytes(module)))
         for name, module in named_linears(model)

@@ -24,7 +24,6 @@ def require_weights(model: Any, what: str) -> None:
     """
     Check that a model's weights are in memory.
 
-    :param what: What needs them, for the message.
     :raises ActsparseError: If some are not.
     """
     if is_offloaded(model):
@@ -33,11 +32,7 @@ def require_weights(model: Any, what: str) -> None:
 
 
 def computing_device(layer: nn.Module) -> torch.device:
-    """
-    Tell where a layer computes.
-
-    :param layer: A layer with a weight, loaded or not.
-    """
+    """Tell where a layer computes."""
     device = layer.weight.device
     if device.type != "meta":
         return device  # type: ignore[return-value]
@@ -63,7 +58,6 @@ def hold_weights(module: nn.Module) -> Iterator[None]:
     """
     Load a module's weights once, for all that runs meanwhile.
 
-    :param module: A block, some of whose layers are offloaded.
     :return: A context in which its weights are in memory.
     """
     hooks = list(_offloading_hooks(module))
@@ -82,8 +76,6 @@ def placeholder_weights(model: nn.Module) -> Iterator[None]:
     Put zeros in the place of the weights that are not in memory, as long as only the model's graph matters.
 
     A graph is traced by running the model, and knows a weight by its identity, which loading it would change.
-
-    :return: A context in which its forwards load nothing.
     """
     hooks = list(_offloading_hooks(model))
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []

@@ -29,7 +29,6 @@ def run_batches(
     Run every batch in evaluation mode and without gradients, with a progress bar.
 
     :param model: The model; its training flags are restored afterwards, whatever happens.
-    :param total: How many, where it is known.
     :param reads_logits: Whether anything depends on the logits. Where nothing does, a causal language model is asked
         for those of the last token only: the head of a small model is a fifth of its work.
     :raises DatasetError: If the model cannot take a batch; names the batch.

@@ -55,11 +55,7 @@ def name_processor(core: ov.Core) -> str:
 
 
 class Decoder:
-    """
-    Sequences of one length that grow token by token.
-
-    :param model: A stateful model, or its XML file.
-    """
+    """Sequences of one length that grow token by token."""
 
     def __init__(self, core: ov.Core, model: ov.Model | Path, settings: dict[str, Any]) -> None:
         compiled = core.compile_model(model, "CPU", settings)
@@ -89,11 +85,7 @@ class Decoder:
         self._length = end
 
     def output(self, index: int) -> np.ndarray:
-        """
-        Return an output of the last tokens.
-
-        :return: The output, valid until the next tokens.
-        """
+        """Return an output of the last tokens."""
         return self._request.get_output_tensor(index).data
 
 
@@ -107,11 +99,7 @@ def compile_decoders(core: ov.Core, models: Mapping[str, Path], threads: int) ->
 
 
 def find_unknown_inputs(names: Iterable[str]) -> list[str]:
-    """
-    Find the inputs that a `Decoder` cannot make.
-
-    :return: The unknown ones, sorted.
-    """
+    """Find the inputs that a `Decoder` cannot make."""
     return sorted(set(names) - INPUTS)
 
 

@@ -31,7 +31,6 @@ class DecodingRow:
     """
     How fast one model decodes.
 
-    :param precision: The precision hint that is best for it.
     :param times: Milliseconds for a token.
     """
 
@@ -42,12 +41,7 @@ class DecodingRow:
 
 @dataclass(frozen=True)
 class DecodingReport:
-    """
-    Models that were timed turn by turn.
-
-    :param rows: The dense one, and those whose masks are accelerated.
-    :param settings: Processor, threads and tokens.
-    """
+    """Models that were timed turn by turn."""
 
     rows: tuple[DecodingRow, ...]
     settings: dict[str, Any]
@@ -104,7 +98,6 @@ def compare_decoding(
 
     :param model: The model, as for `load_model`.
     :param targets: What to mask, as for `make_sparse`, by name.
-    :param calibration: What is calibrated with, where a target is no thresholds file.
     :return: The times, each model with the precision hint that is best for it.
     :raises ActsparseError: If there is no compiler or no optimum-intel, or the model cannot be exported or masked.
     """

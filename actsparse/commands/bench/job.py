@@ -108,7 +108,6 @@ class BenchJob:
         """
         Turn the command line's targets into what `make_sparse` takes.
 
-        :return: One for each point.
         :raises ScopeError: If they cannot be understood.
         """
         if self.thresholds is not None:
@@ -166,7 +165,6 @@ def describe_report(job: BenchJob, report: BenchReport) -> dict[str, Any]:
     """
     Turn what was measured into what JSON can hold.
 
-    :param job: What was asked for.
     :return: Every figure, with the answer to `--target-speedup`.
     """
     contents = report.to_dict()
@@ -180,7 +178,6 @@ def draw_plot(job: BenchJob, report: BenchReport) -> None:
     """
     Write the plot, where one was asked for.
 
-    :param job: What was asked for.
     :raises OutputError: If it cannot be written.
     """
     if job.plot is None:
@@ -195,7 +192,6 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     """
     Read whole numbers.
 
-    :return: The numbers in rising order, each once.
     :raises ActsparseError: If it is something else.
     """
     try:

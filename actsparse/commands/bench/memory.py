@@ -25,7 +25,6 @@ class MemorySpeed:
     """
     How fast the threads that compute reach memory.
 
-    :param copied: Bytes copied per second, those read and those written.
     :param read: Bytes read per second by the extension's threads: rows of a page, all of them.
     :param half_read: The same where only a random half of the rows is read, as sparse layers read their weights.
     """
@@ -59,7 +58,6 @@ def require_memory(needed: float, purpose: str) -> None:
     """
     Check that there is enough memory for something.
 
-    :param purpose: What needs them, for the message.
     :raises ActsparseError: If there is less.
     """
     available = available_memory()
@@ -72,7 +70,6 @@ def measure_memory(extension: Path, threads: int, num_bytes: int = _READ_BYTES) 
     """
     Copy and read memory, and take the best of several times each.
 
-    :param extension: The extension's library, which reads as its kernels do.
     :raises ActsparseError: If there is too little memory.
     """
     read_memory = ctypes.CDLL(str(extension)).actsparse_measure_reading

@@ -75,9 +75,7 @@ class DenseModel:
     """
     A dense OpenVINO model.
 
-    :param folder: Where it lies, with its config.json.
     :param weights: int8, int4, f16, or ``as stored``.
-    :param has_text: Whether it has a tokenizer: models with random weights read random tokens.
     """
 
     folder: Path
@@ -111,8 +109,6 @@ class Source:
     What a model's name stands for.
 
     :param identity: What tells it from other models and other versions of itself; what can be written as JSON.
-    :param config: The shape, where it is a built-in one.
-    :param path: Where it lies, where it is local or was downloaded.
     """
 
     name: str

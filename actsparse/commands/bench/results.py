@@ -145,7 +145,6 @@ class Point:
     """
     One target, dense and sparse measured side by side.
 
-    :param target: A sparsity, sparsities by scope, or the name of a thresholds file.
     :param layers: How many layers the kernel runs, and how many masked ones it does not.
     """
 
@@ -204,11 +203,7 @@ class Point:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """
-    What `run_bench` measured.
-
-    :param points: One for each target.
-    """
+    """What `run_bench` measured."""
 
     settings: dict[str, Any]
     seeds: dict[str, int]
@@ -236,11 +231,7 @@ class BenchReport:
         return max(sparsity, 0.0) if sparsity < 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the report into what JSON can hold; the figures of an only point stand at the top too.
-
-        :return: Settings, points, speeds of memory and environment.
-        """
+        """Turn the report into what JSON can hold; the figures of an only point stand at the top too."""
         points = [point.to_dict(self.memory) for point in self.points]
         return {
             "settings": self.settings,

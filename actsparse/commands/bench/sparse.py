@@ -86,8 +86,6 @@ def measure_reads(
     Count zeros behind the masks of the portable model while it decodes.
 
     :param tokens: [1, tokens].
-    :param num_prompt_tokens: How many of them are read first, uncounted.
-    :return: The shares.
     """
     model = sparse.portable.clone()
     linears = {linear.name: linear.weight_bytes for linear in find_linears(model)}

@@ -68,7 +68,6 @@ def time_decoding(
     Decode the same tokens with each model, turn by turn.
 
     :param tokens: [sequences, tokens]; the sequences are decoded at once.
-    :param num_prompt_tokens: How many of them are read first, untimed.
     :param num_discarded: How many decoded tokens are not counted: the first ones find nothing ready.
     :return: Milliseconds of each counted step, one token of every sequence, by model.
     """

@@ -18,7 +18,6 @@ class Tokens:
     Tokens to calibrate with and to measure on.
 
     :param measured: [1, tokens]; prompts are its beginnings, and it is decoded token by token.
-    :param source: Where they come from, for the report.
     """
 
     calibration: list[dict[str, torch.Tensor]]

@@ -63,9 +63,7 @@ class Case:
     :param backend: ``torch``, or ``openvino`` for the accelerated model that `deploy_model` makes.
     :param seed: Which windows of the calibration text are taken: 0 the first ones, another number a random choice
         among all. Nothing else is random.
-    :param decode: Whether to time decoding, dense beside sparse.
     :param nncf: Whether to measure NNCF's own masks too, on the same model, batches and windows.
-    :param folder: The file's folder, which relative paths start from.
     :raises SourceError: If a value is not possible.
     :raises ActsparseError: If there is no such algorithm, role or target.
     """
@@ -168,11 +166,7 @@ class Case:
         return source if source in NAMED_SOURCES else str(self.locate(source))
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the case into what its file could hold.
-
-        :return: The keys that are not as by default.
-        """
+        """Turn the case into what its file could hold."""
         return make_mapping(self)
 
 
@@ -180,7 +174,6 @@ def read_case(path: str | Path) -> Case:
     """
     Read a case's file.
 
-    :param path: A YAML file; its name is the case's.
     :raises ActsparseError: If it cannot be read or says something impossible; names the file.
     """
     path = Path(path)

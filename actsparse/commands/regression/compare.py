@@ -39,9 +39,6 @@ def compare_case(accepted: ReferenceCase, before: CaseResult, now: CaseResult) -
     """
     Compare a case's figures with those that were accepted.
 
-    :param accepted: The figures, with their tolerances.
-    :param before: What was measured then, window by window.
-    :return: A difference for each figure.
     :raises SourceError: If the windows of text differ, or a figure is missing.
     """
     if before.windows.tokens != now.windows.tokens:

@@ -18,7 +18,6 @@ class Kind:
 
     :param bad: The direction that is a regression: ``up``, ``down``, or ``both``.
     :param losses: For a figure of the loss, the windows' sums that it comes from: the second is subtracted.
-    :param is_share: Whether it is a share, shown in percent.
     """
 
     title: str
@@ -27,11 +26,7 @@ class Kind:
     is_share: bool = False
 
     def show(self, value: float) -> str:
-        """
-        Format a value.
-
-        :return: Four digits, or a percentage.
-        """
+        """Format a value."""
         return f"{100 * value:.2f}%" if self.is_share else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -70,7 +65,6 @@ class Windows:
     """
     The evaluation text's loss, window by window.
 
-    :param tokens: How many tokens of each window are scored.
     :param losses: Sums of their negative log-likelihoods in nats: of the dense model, the sparse one, and NNCF's.
     """
 
@@ -102,7 +96,6 @@ class Windows:
         Work out a figure of the loss.
 
         :param name: Its name in `KINDS`.
-        :return: The figure and its bootstrap interval over windows.
         """
         tokens = np.array(self.tokens)
         values = self.token_losses(KINDS[name].losses)
@@ -122,7 +115,6 @@ class CaseResult:
     :param inputs: What has to be equal for another result to be comparable; see `Inputs.describe`.
     :param figures: By name, in the order of `KINDS`.
     :param details: Seconds, texts, layers that the kernel runs: what helps to understand the figures.
-    :param measured_at: When, in UTC.
     """
 
     name: str
@@ -144,7 +136,6 @@ class CaseResult:
         """
         Read what `to_dict` wrote.
 
-        :param where: What error messages call it.
         :raises SourceError: If it is something else.
         """
         result = make_record(cls, contents, where)

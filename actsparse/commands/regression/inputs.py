@@ -23,7 +23,6 @@ class ModelFiles:
     Where a case's model lies.
 
     :param name: What `load_model` takes: a path, or ``default``.
-    :param path: The file or folder.
     """
 
     name: str

@@ -81,7 +81,6 @@ class Outcome:
     """
     What came of a run.
 
-    :param results: What was measured, by case.
     :param differences: What that is beside the reference, by case; without a reference empty.
     """
 

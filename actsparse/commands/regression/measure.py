@@ -47,8 +47,6 @@ class Measured:
 
     :param tokens: How many tokens of each window are scored, [windows].
     :param losses: Sums of their negative log-likelihoods in nats: dense, sparse, and NNCF's; [windows].
-    :param forward_seconds: The bare forward passes over the calibration windows.
-    :param others: Figures that have nothing to do with those.
     """
 
     tokens: np.ndarray

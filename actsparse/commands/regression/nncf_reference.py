@@ -48,7 +48,6 @@ def sparsify_with_nncf(model: nn.Module, batches: Iterable[Any], targets: Mappin
     Call NNCF's `sparsify_activations`.
 
     :param model: The model; NNCF changes it and does not change it back.
-    :param targets: Target sparsity for each of NNCF's scopes.
     """
     with quiet_nncf():
         return sparsify_activations(model, nncf.Dataset(batches), dict(targets))

@@ -34,7 +34,6 @@ class CaseModel:
     The model of a case, and what is needed to mask and score it.
 
     :param model: The dense model, its weights compressed: a torch module or an `openvino.Model`.
-    :param batches: Its calibration windows, as model inputs.
     """
 
     case: Case
@@ -90,7 +89,6 @@ def prepare_model(case: Case, inputs: Inputs, say: Say) -> CaseModel:
     """
     Load a case's model and cut its calibration text.
 
-    :return: The model, ready to be measured.
     :raises ActsparseError: If something does not fit, or a tool that the case takes is missing.
     """
     if case.backend == "openvino":

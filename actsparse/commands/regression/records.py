@@ -33,7 +33,6 @@ def read_record(path: Path, kind: type[Record], where: str) -> Record:
     """
     Read a YAML file that holds a record.
 
-    :param where: What error messages call it.
     :raises SourceError: If the file cannot be read, or says something impossible; names the file.
     """
     contents = read_yaml(path)
@@ -51,7 +50,6 @@ def make_record(kind: type[Record], contents: Any, where: str) -> Record:
     Fields are text, numbers, booleans, tuples (lists in the file), dicts, other dataclasses, or one of those or None.
 
     :param kind: The dataclass; a field without a default has to be in the mapping.
-    :param where: What error messages call it.
     :raises SourceError: If a key is unknown or missing, or a value has another type.
     """
     if not isinstance(contents, dict):

@@ -80,9 +80,7 @@ class ReferenceCase:
     """
     A case in a reference.
 
-    :param case: Its file, relative to the reference's folder.
     :param result: The name of the file beside the reference that has all that was measured, window by window.
-    :param figures: What was accepted, by name.
     """
 
     case: str
@@ -113,7 +111,6 @@ class Update:
     """
     One time that figures were accepted.
 
-    :param date: When, in UTC.
     :param commit: Of the reference's folder; None outside a checkout.
     """
 
@@ -126,11 +123,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Reference:
-    """
-    A reference file.
-
-    :param updates: When and why figures were accepted, latest last.
-    """
+    """A reference file."""
 
     format: int
     cases: dict[str, ReferenceCase]

@@ -75,7 +75,6 @@ class TaskScore:
     """
     One metric of one task.
 
-    :param examples: How many examples it is a mean over.
     :param standard_error: Of the difference, example by example; None for a metric that is no mean over examples.
     """
 
@@ -114,11 +113,7 @@ class TaskReport:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the report into what JSON can hold.
-
-        :return: Settings, scores, sparsity, and where they were measured.
-        """
+        """Turn the report into what JSON can hold."""
         scores = [{**asdict(score), "difference": score.difference} for score in self.scores]
         return {
             "settings": self.settings,
@@ -185,13 +180,7 @@ def run_tasks(job: TasksJob, say: Say) -> TaskReport:
 
 
 def compare_results(dense: Mapping[str, Any], sparse: Mapping[str, Any]) -> Iterable[TaskScore]:
-    """
-    Pair what the harness says of two models.
-
-    :param dense: Its results for one.
-    :param sparse: For the other, on the same tasks and examples.
-    :return: A score for each metric of each task and group.
-    """
+    """Pair what the harness says of two models."""
     for task, figures in dense["results"].items():
         for key, value in figures.items():
             metric, _, kind = key.partition(",")

@@ -25,7 +25,6 @@ class UnitLayer:
 
     :param kind: `HEADS` or `NEURONS`.
     :param width: How many entries each has: 1 for a neuron, the head dimension for a head.
-    :param parameters: How many weights the layers of this attention or feed-forward network have.
     """
 
     name: str
@@ -57,7 +56,6 @@ def find_units(model: nn.Module, example: Mapping[str, Any]) -> dict[str, UnitLa
     """
     Find the attention heads and the neurons of a causal language model.
 
-    :return: Their layers by name, in call order; every block's.
     :raises ActsparseError: If it has none, or they cannot be told apart.
     """
     # Experts lie in 3-D parameters; split into layers, each would see a few tokens only.

@@ -16,7 +16,6 @@ def measure_gradients(probe: Probe) -> dict[str, GradientSums]:
     """
     Run the dense model forwards and backwards once for each batch.
 
-    :return: The sums of each site.
     :raises ActsparseError: If there is no loss to take gradients of.
     :raises DatasetError: If a gradient is NaN or infinite; names the layer.
     """

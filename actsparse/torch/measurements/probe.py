@@ -37,7 +37,6 @@ class Probe:
 
     :param model: The model, with a mask on all that is to be measured; the masks pass everything.
     :param batches: The data, all of it in every process of a job; each runs its share.
-    :param sites: What the layers read, by name.
     :param loss: What gradients are of: a function of the model's output and its input; None for the model's own.
     """
 

@@ -42,7 +42,6 @@ class ReconstructionErrors:
         """
         Give what was found.
 
-        :param ways: In how many ways its outputs were moved.
         :return: One mean for each; 0 for a site that no token reached, as an expert.
         """
         return (self._sums[site] / self._tokens[site]).tolist() if site in self._sums else [0.0] * ways

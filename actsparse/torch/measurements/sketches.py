@@ -15,7 +15,6 @@ def measure_sketches(probe: Probe, importance: Mapping[str, torch.Tensor]) -> di
     Run forwards and count scores.
 
     :param importance: The importance a of each site, 0-d or [channels].
-    :return: The sketch of a_j |x_j| of each site.
     :raises DatasetError: If no data went through one, or it is not finite.
     """
     found = {site: MagnitudeSketch() for site in importance}

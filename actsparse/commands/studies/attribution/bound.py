@@ -45,11 +45,7 @@ class Drops:
         return (self.true - self.first_order) / np.maximum(self.bound, 1e-30)
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Sum up.
-
-        :return: How often the bound holds, and how much of it is used.
-        """
+        """Sum up."""
         missed = self.missed
         quantiles = np.quantile(missed, [0.01, 0.25, 0.5, 0.75, 0.99])
         return {
@@ -70,13 +66,7 @@ def drop_units(
     sample: int = 32,
     seed: int = 0,
 ) -> dict[str, Drops]:
-    """
-    Switch off units one at a time and compare the loss of the token about to be generated.
-
-    :param prompts: Token ids, two or more each.
-    :param sample: How many units of each layer to try, at each token.
-    :return: What was found, by kind of unit.
-    """
+    """Switch off units one at a time and compare the loss of the token about to be generated."""
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[tuple[np.ndarray, ...]]] = {layer.kind: [] for layer in layers.values()}
     ranks: dict[str, list[dict[str, float]]] = {kind: [] for kind in found}

@@ -26,13 +26,10 @@ class CurvePoint:
 
     :param mode: How units were chosen: ``oracle`` or ``static``.
     :param where: What was masked: ``heads``, ``neurons`` or ``both``.
-    :param ratio: The share of units asked for, in each masked layer.
     :param sparsity: The measured share of weights, of all attention and feed-forward networks, that were useless.
     :param bleu: Corpus BLEU of the masked model's texts against the dense model's, 0 to 100.
-    :param exact_match: The share of texts that are the dense model's.
     :param kl_divergence: KL(dense ‖ masked) on the dense model's texts, nats a token.
     :param kl_low: Where its 95% interval over questions begins.
-    :param agreement: The share of their tokens that the masked model predicts too.
     """
 
     mode: str
@@ -107,11 +104,7 @@ class Curves:
             self._plot(folder / name)
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the curves into what JSON can hold.
-
-        :return: Settings, points, and where they were measured.
-        """
+        """Turn the curves into what JSON can hold."""
         points = [asdict(point) for point in self.points]
         return {"settings": self.settings, "points": points, "environments": list(self.environments)}
 

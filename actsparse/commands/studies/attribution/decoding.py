@@ -21,8 +21,6 @@ class Decoding:
     """
     A model in the middle of some texts.
 
-    :param model: The causal language model, in evaluation mode.
-    :param layers: Names of the layers whose inputs can be replaced.
     :param cache: Keys and values of the tokens before; it belongs to this object alone.
     :param attended: 1 for each token before, 0 for padding, [prompts, tokens].
     :param tokens: The token to go on from, [prompts].
@@ -39,8 +37,6 @@ class Decoding:
         """
         Read prompts, all but the last token of each.
 
-        :param layers: Names of the layers whose inputs can be replaced.
-        :param prompts: Token ids, two or more each; padded on the left.
         :return: The model about to read the last tokens: what these make it predict is generated.
         """
         longest, device = max(map(len, prompts)), next(model.parameters()).device
@@ -56,12 +52,7 @@ class Decoding:
         return cls(model, layers, cache, attended[:, :-1], ids[:, -1])
 
     def repeat(self, times: int) -> "Decoding":
-        """
-        Copy every text.
-
-        :param times: How many copies of each there shall be, next to each other.
-        :return: Copies, with a cache of their own.
-        """
+        """Copy every text."""
         cache = copy.deepcopy(self.cache)
         if times > 1:
             cache.batch_repeat_interleave(times)
@@ -72,7 +63,6 @@ class Decoding:
         """
         Read the token to go on from. Gradients flow where they are enabled, but not into the tokens before.
 
-        :param intercept: Sees, and replaces, what the layers read.
         :return: Logits, [prompts, vocabulary], and the texts one token further, of which the next token is still to be
             set by `go_on`. Its cache is this object's, which is of no more use.
         """

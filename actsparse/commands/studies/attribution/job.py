@@ -84,11 +84,7 @@ class AttributionJob:
         return [Line(mode, metric, self.where) for mode, metric in pairs if has_form(mode, metric)]
 
     def settings(self, line: Line) -> dict[str, Any]:
-        """
-        Say how a curve is measured.
-
-        :return: All that its figures depend on, but the questions and the ratios.
-        """
+        """Say how a curve is measured."""
         settings = {
             "model": self.model,
             "weights": self.dtype,
@@ -106,7 +102,6 @@ def parse_ratios(text: str) -> tuple[float, ...]:
     """
     Read ratios.
 
-    :param text: FIRST:LAST:STEP, both ends included, or numbers between commas.
     :raises ActsparseError: If it is neither.
     """
     try:

@@ -41,7 +41,6 @@ def oracle_masks(recording: Recording, layers: Mapping[str, UnitLayer], metric: 
 
     :param metric: A name of `METRICS`.
     :param where: A name of `WHERE`.
-    :param ratio: The share of units to switch off.
     """
     keep: dict[str, torch.Tensor] = {}
     for name, layer in layers.items():
@@ -69,12 +68,9 @@ def calibrate_static(
 
     Entries are left out, not whole heads: that is what a thresholds file can say, and what deployed models skip.
 
-    :param model: The dense model; it is dense again afterwards.
     :param metric: A name of `METRICS` with a static form.
     :param where: A name of `WHERE`.
-    :param ratio: The share of entries to leave out.
     :param cache: What was measured before with the same model, data and `where`.
-    :param path: The thresholds file; if it is there already, nothing is calibrated.
     """
     if path.is_file():
         return read_thresholds(path).thresholds

@@ -54,7 +54,6 @@ def record(
 
     :param decoding: The model at the ends of its prompts; not changed.
     :param ig_steps: In how many steps to integrate gradients; None leaves that out.
-    :param advance: Told of each token, and of each layer integrated.
     """
     decoding = decoding.repeat(1)
     is_going = torch.ones_like(decoding.tokens, dtype=torch.bool)
@@ -91,7 +90,6 @@ def see_outputs(
     """
     Read one token, and get ready for gradients by what the units put out at it.
 
-    :param decoding: The texts; their cache goes on.
     :return: The loss as a function of the labels, [texts]; logits; o of each layer, [texts, 1, channels]; the texts one
         token further.
     """

@@ -99,11 +99,7 @@ class Study:
         return self._job.out / "points" / f"{line}-{self._key(line, list(questions))}.json"
 
     def measure(self, chunks: Sequence[Sequence[str]]) -> dict[Line, list[Figures]]:
-        """
-        Measure what has not been measured before, questions by questions, each curve written as soon as it is known.
-
-        :return: The figures of each curve, by chunk.
-        """
+        """Measure what has not been measured before, each curve written as soon as it is known."""
         missing = [(chunk, todo) for chunk in chunks if (todo := self._find_missing(chunk))]
         if missing:
             self._measure(missing)
@@ -190,11 +186,7 @@ class Study:
 
 
 def read_figures(path: Path) -> Figures:
-    """
-    Read what was measured before.
-
-    :return: Its contents; no rows where it is missing or damaged.
-    """
+    """Read what was measured before."""
     nothing: Figures = {"rows": [], "environment": {}}
     found = read_json(path)
     try:

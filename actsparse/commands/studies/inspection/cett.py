@@ -31,8 +31,6 @@ class TailErrors:
 
     For contributions s_i = |a_i| ‖w_i‖ and a threshold τ it is the mean over tokens of ‖Σ a_i w_i over s_i ≤ τ‖ /
     ‖Σ a_i w_i‖. All networks are measured in the same passes over the data, which are three, whatever the error sought.
-
-    :param model: The dense model; dense again afterwards.
     """
 
     def __init__(self, model: nn.Module, networks: list[Network], batches: list[Any]) -> None:
@@ -51,7 +49,6 @@ class TailErrors:
         """
         Turn thresholds for contributions into thresholds for entries.
 
-        :param thresholds: τ of each layer, in order.
         :return: τ / ‖w_i‖ for |a_i|, [in_features] by layer; a column of zeros contributes nothing.
         """
         largest = torch.finfo(torch.float32).max
@@ -61,12 +58,7 @@ class TailErrors:
         }
 
     def at(self, thresholds: Sequence[float]) -> list[float]:
-        """
-        Read the error of each layer at a threshold.
-
-        :param thresholds: τ of each layer, in order.
-        :return: Its error, between those measured linear.
-        """
+        """Read the error of each layer at a threshold."""
         pairs = zip(self.errors.items(), thresholds, strict=True)
         return [float(np.interp(tau, self.thresholds[name], errors)) for (name, errors), tau in pairs]
 

@@ -54,12 +54,7 @@ def inspect_model(
     """
     Mask the feed-forward networks of a model and see how sparse they are and what that costs.
 
-    :param model: The causal language model; masked afterwards.
-    :param batches: The calibration data: windows of tokens, on which thresholds are found.
-    :param pages: The evaluation text, which they are not found on.
     :param method: One of `METHODS`.
-    :param line: Thresholds to take instead of a method and a value.
-    :param heat_tokens: How many tokens of the evaluation text the heat map shows.
     :raises ActsparseError: If the model has no such networks, or they do not fit the line.
     """
     run = _Run(model, batches, say)

@@ -86,7 +86,6 @@ def run_inspect(job: InspectJob, say: Say) -> tuple[Inspection, dict[str, Any]]:
     """
     Inspect one model.
 
-    :param job: What to do; it names a model.
     :return: The inspection and how it was made; the folder gets inspection.json, heat_map.png and, where the method has
         thresholds, thresholds.safetensors.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
@@ -109,8 +108,6 @@ def run_series(job: InspectJob, say: Say) -> Series:
     """
     Inspect the checkpoints of one or more trainings; those that the folder has figures of are not inspected again.
 
-    :param job: What to do; it names checkpoints.
-    :return: The series; the folder gets series.json, series.png and points/.
     :raises ActsparseError: If an input cannot be used or the output cannot be written.
     """
     found = [(pattern, folder) for pattern in job.checkpoints for folder in find_checkpoints(pattern)]

@@ -17,7 +17,6 @@ class Law:
     :param form: `RISING`, a power law, as models with SiLU follow; or `FALLING`, one in logarithmic space, as those
         with ReLU do.
     :param parameters: Its parameters; D in millions of tokens.
-    :param r_squared: The share of the ratios' variance that it explains.
     """
 
     form: str
@@ -35,11 +34,7 @@ class Law:
         return function(np.asarray(tokens) / 1e6, *self.parameters.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the law into what JSON can hold.
-
-        :return: Form, parameters, and how well it fits.
-        """
+        """Turn the law into what JSON can hold."""
         return {"form": self.form, "parameters": self.parameters, "r_squared": self.r_squared}
 
 
@@ -47,7 +42,6 @@ def fit_law(tokens: Sequence[float], ratios: Sequence[float]) -> Law | None:
     """
     Fit both of the paper's laws and take the better one.
 
-    :param tokens: How many tokens each checkpoint has seen, all positive.
     :return: The law; None where there are too few points (a law needs one more than it has parameters), or neither can
         be fitted.
     """

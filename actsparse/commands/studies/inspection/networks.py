@@ -63,7 +63,6 @@ def find_networks(model: nn.Module, example: Mapping[str, Any], *, needs_gates: 
     """
     Find the feed-forward networks of every block.
 
-    :param needs_gates: Whether f(gate(x)) has to be found where a network is gated.
     :raises ActsparseError: If there are none, or a gate cannot be found.
     """
     with evaluation_mode(model):
@@ -106,7 +105,6 @@ def mask_gates(model: nn.Module, networks: list[Network], method: str, values: S
     Mask f(gate(x)): what it is multiplied by and the weights that read the product become useless with it.
 
     :param method: `TOPK` or `FAT`.
-    :param values: The share to keep, or the threshold, of each network.
     """
     remove_sparsifiers(model)
     for network, value in zip(networks, values, strict=True):

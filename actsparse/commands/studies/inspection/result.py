@@ -50,14 +50,10 @@ class Inspection:
 
     :param method: One of `METHODS`, or the kind of line that was given.
     :param value: What the method was given; None with a line.
-    :param layers: The down projections, in order.
     :param line: Thresholds that a later run accepts; None for a method that has none.
     :param activation: The share of entries that stay active on the evaluation text, by layer.
     :param errors: CETT on the calibration text by layer; empty for methods that do not look at it.
-    :param calibration_ratio: Perplexity with masks over without, on the calibration text: in sample.
-    :param ratio: The same on the evaluation text: held out.
     :param ratio_interval: Its 95% interval over windows.
-    :param error: The error allowed to every layer, where the method finds one.
     :param peak_memory: Of the process so far, bytes.
     :param heat: The share of active entries, [layers, tokens], and the tokens, for a window of the evaluation text.
     :param largest_fall: By how much an error ever falls when a threshold rises: 0 where CETT is monotone.

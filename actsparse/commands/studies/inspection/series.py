@@ -33,11 +33,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Series:
-    """
-    The checkpoints of one or more trainings.
-
-    :param checkpoints: The checkpoints, training by training.
-    """
+    """The checkpoints of one or more trainings."""
 
     checkpoints: tuple[Checkpoint, ...]
     settings: dict[str, Any]
@@ -111,11 +107,7 @@ class Series:
         save_figure(figure, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Turn the series into what JSON can hold.
-
-        :return: Settings; for each training its checkpoints and its law.
-        """
+        """Turn the series into what JSON can hold."""
         series = {}
         for name, checkpoints in self.by_name.items():
             law = self.laws.get(name)
@@ -128,7 +120,6 @@ def read_tokens(folder: Path, number: int) -> tuple[float, str]:
     """
     Tell how far a checkpoint has been trained.
 
-    :param number: Its place in the order, where nothing else is known.
     :return: A count and what it counts: tokens as trainer_state.json has them, steps as that or the folder's name has
         them, or the place.
     """
