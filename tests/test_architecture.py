@@ -28,6 +28,7 @@ ORDER = (
     "console",
     "recovery",
     "budget",
+    "distributed",
     "commands",
     "cli",
     "__init__",
