@@ -4,30 +4,16 @@ import subprocess
 import sys
 from typing import Any
 
-import openvino as ov
 import pytest
 import torch
-from optimum.intel import OVModelForCausalLM
 
 from actsparse.backend import backend_of, find_openvino_model
 from actsparse.errors import ActsparseError
 
 
-def test_a_model_is_itself_and_optimums_is_what_it_wraps(openvino_llama: ov.Model, export_folder: Any) -> None:
-    assert find_openvino_model(openvino_llama) is openvino_llama
-    wrapped: Any = OVModelForCausalLM.from_pretrained(export_folder("llama"))
-    assert find_openvino_model(wrapped) is wrapped.model
-
-
 @pytest.mark.parametrize("other", [None, 3, torch.nn.Linear(2, 2), object()], ids=lambda value: type(value).__name__)
 def test_anything_else_is_none(other: Any) -> None:
     assert find_openvino_model(other) is None
-
-
-def test_masks_make_optimums_model_compile_anew(export_folder: Any) -> None:
-    wrapped: Any = OVModelForCausalLM.from_pretrained(export_folder("llama"))
-    backend_of(wrapped).replace_masks({})
-    assert wrapped.request is None
 
 
 @pytest.mark.parametrize("other", [None, "llama", 3])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.sparsity import count_zeros
-from actsparse.evaluation.windows import Window, WindowedText, score_window, score_windows
+from actsparse.evaluation.windows import Window, WindowedText, require_numbers, score_window, score_windows
 from actsparse.evaluation.word_perplexity import count_words, exp_or_infinity
 from actsparse.sparsity_report import SparsityReport
 from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
@@ -134,6 +134,7 @@ def compare_losses(
     if dense is None:
         with suspend_sparsifiers(sparsifier for _, sparsifier in named_sparsifiers(model)):
             dense = measure_losses(model, text, description="without masks")
+    require_numbers(dense[:, None], text, is_finite=True)
     with count_zeros(model) as counter:
         losses = measure_losses(model, text, description="with masks")
         report = counter.report()

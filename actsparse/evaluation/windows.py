@@ -127,15 +127,27 @@ def score_windows(
             for job in jobs:
                 job()
     distributed.add_up_array(rows)
-    totals = rows.sum(1)
-    if np.isnan(totals).any():
-        msg = f"the model's logits contain NaN on {text.name_page(int(np.isnan(totals).argmax()))}"
-        raise ActsparseError(msg)
-    if is_finite and np.isinf(totals).any():
-        where = text.name_page(int(np.isinf(totals).argmax()))
-        msg = f"the model rules out a token of {where}: its loss there is infinite"
-        raise ActsparseError(msg)
+    require_numbers(rows, text, is_finite=is_finite)
     return rows
+
+
+def require_numbers(rows: np.ndarray, text: WindowedText, *, is_finite: bool) -> None:
+    """
+    Make sure that windows have scores.
+
+    :param rows: What was found, [windows, numbers].
+    :param text: The windows.
+    :param is_finite: Whether infinity is refused too.
+    :raises ActsparseError: If one is missing; names the page.
+    """
+    is_infinite, is_nan = np.isinf(rows).any(1), np.isnan(rows).any(1)
+    # First, because an infinite loss makes a divergence that is no number.
+    if is_finite and is_infinite.any():
+        msg = f"the model rules out a token of {text.name_page(int(is_infinite.argmax()))}: its loss there is infinite"
+        raise ActsparseError(msg)
+    if is_nan.any():
+        msg = f"the model's logits contain NaN on {text.name_page(int(is_nan.argmax()))}"
+        raise ActsparseError(msg)
 
 
 def score_window(model: Any, ids: torch.Tensor, window: Window) -> tuple[torch.Tensor, torch.Tensor]:

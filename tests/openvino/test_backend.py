@@ -11,8 +11,10 @@ import openvino.opset13 as ops
 import pytest
 import torch
 from nncf.experimental.torch.sparsify_activations import TargetScope as NncfTargetScope
+from optimum.intel import OVModelForCausalLM
 
 from actsparse import ScopeError, TargetScope, measure_sparsity, remove_sparsifiers, sparsify_activations
+from actsparse.backend import backend_of, find_openvino_model
 from actsparse.errors import ActsparseError, DatasetError
 from actsparse.openvino import count_masks, find_masks
 from actsparse.openvino.masks import masks_of
@@ -332,3 +334,18 @@ def test_what_openvino_cannot_measure_is_refused_with_the_way_out(
     with pytest.raises(ActsparseError, match="calibrate the torch model, save_thresholds, and load_thresholds"):
         sparsify_activations(openvino_llama, batches, 0.5, algorithm=algorithm)
     assert picture(openvino_llama) == before
+
+
+# ---- The door
+
+
+def test_a_model_is_itself_and_optimums_is_what_it_wraps(openvino_llama: ov.Model, export_folder: Any) -> None:
+    assert find_openvino_model(openvino_llama) is openvino_llama
+    wrapped: Any = OVModelForCausalLM.from_pretrained(export_folder("llama"))
+    assert find_openvino_model(wrapped) is wrapped.model
+
+
+def test_masks_make_optimums_model_compile_anew(export_folder: Any) -> None:
+    wrapped: Any = OVModelForCausalLM.from_pretrained(export_folder("llama"))
+    backend_of(wrapped).replace_masks({})
+    assert wrapped.request is None

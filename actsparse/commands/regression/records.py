@@ -143,7 +143,7 @@ def _show(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
 
-class _Loader(yaml.SafeLoader):
+class _SafeLoader(yaml.SafeLoader):
     """Read mappings, lists, text, numbers, booleans and null; refuse tags, anchors, repeated keys, deep nesting."""
 
     # Not YAML 1.1's, of which `no` is false, 1:30 is 90, and 2026-01-01 a date.
@@ -178,7 +178,7 @@ class _Loader(yaml.SafeLoader):
         return int(node.value)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_SafeLoader.add_constructor("tag:yaml.org,2002:int", _SafeLoader.construct_yaml_int)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         msg = f"{path} is larger than {MAX_BYTES // 1024} kB, which no file of this kind is"
         raise SourceError(msg)
     try:
-        contents = yaml.load(data.decode("utf-8-sig"), _Loader)
+        contents = yaml.load(data.decode("utf-8-sig"), _SafeLoader)
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 text (at byte {error.start})"
         raise SourceError(msg) from None
@@ -230,7 +230,7 @@ class _SafeDumper(yaml.SafeDumper):
 
 
 for _name, (_pattern, _first) in _TYPES.items():
-    for _kind in (_Loader, _SafeDumper):
+    for _kind in (_SafeLoader, _SafeDumper):
         _starts = [*_first, *([""] if _name == "null" else [])]
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _starts)
 
