@@ -223,10 +223,7 @@ class SiteEstimates:
 
         :raises DatasetError: If one was not; names the layer.
         """
-        unseen = next((site for site in self._estimators if site not in self._seen), None)
-        if unseen is not None:
-            msg = f"layer {unseen} received no activations from the dataset"
-            raise DatasetError(msg)
+        require_seen(self._estimators, self._seen)
 
 
 @dataclass(frozen=True)
@@ -283,6 +280,19 @@ def decide(
         ((has_rows, sites),) = layouts.items()
         plan = algorithm.plan(scopes[has_rows], models[has_rows])
     return Decision(sites, plan, distributed.share(kept), SiteEstimates.of(plan, sites, algorithm), selection)
+
+
+def require_seen(sites: Iterable[str], seen: Iterable[str]) -> None:
+    """
+    Check that data went through every site.
+
+    :raises DatasetError: If one is missing; names it.
+    """
+    seen = set(seen)
+    unseen = next((site for site in sites if site not in seen), None)
+    if unseen is not None:
+        msg = f"layer {unseen} received no activations from the dataset"
+        raise DatasetError(msg)
 
 
 @contextmanager

@@ -136,7 +136,8 @@ def _lay_out(
 
 
 def _make_masks(decision: Decision, targets: Mapping[str, Target], settings: Settings) -> dict[str, Mask]:
-    plan, selection = decision.plan, decision.selection
+    plan = decision.plan
+    selection = decision.selection.to_dict() if decision.selection else None
     return {
         layer.name: Mask(
             decision.estimates.threshold(site.name, plan.zeros[layer.name]),
@@ -150,7 +151,7 @@ def _make_masks(decision: Decision, targets: Mapping[str, Target], settings: Set
             gate_function=site.gate_function,
             skip_first=settings.skip_first,
             compensation=plan.compensations.get(site.name, NO_COMPENSATION),
-            selection=selection.to_dict() if selection else None,
+            selection=selection,
         )
         for site in decision.sites
         for layer in site.layers

@@ -16,6 +16,7 @@ from actsparse.backend import backend_of
 from actsparse.errors import ActsparseError, ThresholdsError
 from actsparse.mask import Compensation, Mask
 from actsparse.runtime.environment import library_versions
+from actsparse.scopes import LayerSize
 from actsparse.storage.files import kind_of, write_bytes
 
 FORMAT = "actsparse.thresholds"
@@ -101,7 +102,7 @@ def load_thresholds(model: Any, path: str | Path) -> Any:
     """
     contents, backend = read_thresholds(path), backend_of(model)
     with backend.editing():
-        _check_fit(model, contents, path)
+        _check_fit(model, backend.sizes(), contents, path)
         try:
             backend.replace_masks(contents.masks)
         except ActsparseError as error:
@@ -146,7 +147,10 @@ def fingerprint(model: Any) -> str:
     :param model: A model, compressed or not, masked or not.
     :return: A hexadecimal digest.
     """
-    sizes = backend_of(model).sizes()
+    return _hash_shapes(backend_of(model).sizes())
+
+
+def _hash_shapes(sizes: Mapping[str, LayerSize]) -> str:
     shapes = [f"{name}:{size.channels}x{size.outputs}" for name, size in sizes.items()]
     return hashlib.sha256("\n".join(sorted(shapes)).encode()).hexdigest()
 
@@ -177,14 +181,13 @@ def _require_writable(masks: Mapping[str, Mask]) -> None:
             raise ThresholdsError(msg)
 
 
-def _check_fit(model: Any, contents: ThresholdsFile, path: str | Path) -> None:
-    if contents.fingerprint != fingerprint(model):
+def _check_fit(model: Any, sizes: Mapping[str, LayerSize], contents: ThresholdsFile, path: str | Path) -> None:
+    if contents.fingerprint != _hash_shapes(sizes):
         msg = (
             f"{path} belongs to another model ({contents.notes.get('model', 'unknown')}): "
             f"the Linear layers of {model_name(model)} have other names or shapes"
         )
         raise ThresholdsError(msg)
-    sizes = backend_of(model).sizes()
     for name, mask in contents.masks.items():
         size, shape = sizes.get(name), mask.threshold.shape
         if size is None or shape not in ((), (size.outputs if mask.is_of_rows else size.channels,)):

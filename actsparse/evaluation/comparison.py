@@ -10,11 +10,18 @@ import torch.nn.functional as F
 
 from actsparse.evaluation.bootstrap import bootstrap_interval
 from actsparse.evaluation.sparsity import count_zeros
-from actsparse.evaluation.windows import Window, WindowedText, require_numbers, score_window, score_windows
+from actsparse.evaluation.windows import (
+    Window,
+    WindowedText,
+    measure_losses,
+    require_numbers,
+    score_window,
+    score_windows,
+)
 from actsparse.evaluation.word_perplexity import count_words, exp_or_infinity
 from actsparse.sparsity_report import SparsityReport
 from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
-from actsparse.torch.logits import split_tokens, sum_losses
+from actsparse.torch.logits import split_tokens
 
 
 @dataclass(frozen=True)
@@ -133,29 +140,12 @@ def compare_losses(
     text = WindowedText.of(model, tokenizer, pages, max_length)
     if dense is None:
         with suspend_sparsifiers(sparsifier for _, sparsifier in named_sparsifiers(model)):
-            dense = measure_losses(model, text, description="without masks")
+            dense = measure_losses(model, text, description="without masks", is_finite=True)
     require_numbers(dense[:, None], text, is_finite=True)
     with count_zeros(model) as counter:
-        losses = measure_losses(model, text, description="with masks")
+        losses = measure_losses(model, text, description="with masks", is_finite=True)
         report = counter.report()
     return LossComparison(text.num_scored, dense, losses, report)
-
-
-def measure_losses(model: Any, text: WindowedText, *, description: str) -> np.ndarray:
-    """
-    Sum up what each window of a text costs.
-
-    :param model: What gives logits.
-    :param text: The text.
-    :param description: What the progress bar says.
-    :return: The negative log-likelihood of each window in nats, [windows].
-    :raises ActsparseError: If one is not a finite number.
-    """
-
-    def score(ids: torch.Tensor, window: Window) -> Sequence[float]:
-        return (sum_losses(*score_window(model, ids, window)),)
-
-    return score_windows(model, text, score, description=description, is_finite=True)[:, 0]
 
 
 def _compare(dense: torch.Tensor, sparse: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:

@@ -15,6 +15,7 @@ from actsparse.runtime import distributed
 from actsparse.runtime.progress import progress_bar
 from actsparse.texts.wikitext import detokenize
 from actsparse.torch.blockwise import run_blockwise
+from actsparse.torch.logits import sum_losses
 from actsparse.torch.running import evaluation_mode
 
 DEFAULT_MAX_LENGTH = 2048
@@ -129,6 +130,21 @@ def score_windows(
     distributed.add_up_array(rows)
     require_numbers(rows, text, is_finite=is_finite)
     return rows
+
+
+def measure_losses(
+    model: Any, text: WindowedText, *, description: str, progress: bool = True, is_finite: bool = False
+) -> np.ndarray:
+    """
+    Sum up what each window costs; the rest is as for `score_windows`.
+
+    :return: The negative log-likelihood of each window in nats, [windows].
+    """
+
+    def score(ids: torch.Tensor, window: Window) -> Sequence[float]:
+        return (sum_losses(*score_window(model, ids, window)),)
+
+    return score_windows(model, text, score, description=description, progress=progress, is_finite=is_finite)[:, 0]
 
 
 def require_numbers(rows: np.ndarray, text: WindowedText, *, is_finite: bool) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from actsparse.backend import language_model
 from actsparse.errors import SourceError
-from actsparse.evaluation.windows import WindowedText, score_window, score_windows, text_config
-from actsparse.torch.logits import sum_losses
+from actsparse.evaluation.windows import WindowedText, measure_losses, text_config
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,7 @@ def word_perplexity(
     text = WindowedText.of(model, tokenizer, page_list, max_length)
     num_tokens = int(text.num_scored.sum())
     _validate_tokens(model, text, num_tokens)
-    losses = score_windows(
-        model,
-        text,
-        lambda ids, window: (sum_losses(*score_window(model, ids, window)),),
-        description="word perplexity",
-        progress=progress,
-    )
-    loss = math.fsum(losses[:, 0])
+    loss = math.fsum(measure_losses(model, text, description="word perplexity", progress=progress))
     num_words = count_words(page_list)
     num_bytes = sum(len(page.encode()) for page in page_list)
     return WordPerplexity(

@@ -14,7 +14,7 @@ from actsparse.openvino.build import explain_portable, extension_path
 from actsparse.openvino.feed_forward import FeedForward, find_feed_forward, find_gated
 from actsparse.openvino.graph_masks import GraphMask, find_masks, group_by_source
 from actsparse.openvino.linear import Linear, find_head, find_linears
-from actsparse.openvino.masks import masks_of
+from actsparse.openvino.masks import read_records
 from actsparse.openvino.packing import PLAIN_LAYOUT, PackedSite, pack_plain, pack_rows, pack_site
 from actsparse.openvino.toolchain import BuildError
 from actsparse.openvino.weights import UnsupportedWeightsError, read_weights
@@ -105,7 +105,7 @@ def accelerate(
     kept: list[KeptSite] = []
     sites: list[_Site] = []
     by_name = {linear.name: linear for linear in find_linears(model)}
-    allocated = {name: s for name, mask in masks_of(model).items() if (s := mask.allocation) is not None}
+    allocated = {name: s for name, mask in read_records(model).items() if (s := mask.allocation) is not None}
     head = _find_head(model, masks, by_name)
     for same in _equal_masks([mask for mask in masks if not mask.is_of_rows]):
         linears = tuple(linear for mask in same for linear in mask.linears)

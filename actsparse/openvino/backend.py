@@ -12,7 +12,6 @@ from actsparse.errors import ActsparseError, ScopeError
 from actsparse.mask import Mask
 from actsparse.openvino.calibration import run_intercepted
 from actsparse.openvino.counting import OpenVinoZeroCounter
-from actsparse.openvino.graph_masks import remove_masks
 from actsparse.openvino.layers import find_openvino_layers, measure_sizes
 from actsparse.openvino.masks import masks_of, replace_masks
 from actsparse.openvino.measurements import OpenVinoMeasurements
@@ -104,7 +103,6 @@ class OpenVinoBackend:
 
     def _copy(self, masks: Mapping[str, Mask]) -> ov.Model:
         copy = self._model.clone()
-        remove_masks(copy)
         replace_masks(copy, masks)
         return copy
 

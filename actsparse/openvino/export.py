@@ -16,8 +16,7 @@ from actsparse.openvino.layers import named_calls
 from actsparse.openvino.masks import masks_of, replace_masks
 from actsparse.openvino.require import missing_optimum
 from actsparse.storage.files import as_os_error, publish, unfinished_folder
-from actsparse.torch.backend import TorchBackend
-from actsparse.torch.insertion import named_sparsifiers
+from actsparse.torch.insertion import named_masks, named_sparsifiers
 from actsparse.torch.offload import require_weights
 
 Result = TypeVar("Result")
@@ -121,11 +120,11 @@ def _copy_to_export(model: nn.Module) -> nn.Module:
 
 
 def _active_masks(model: nn.Module) -> dict[str, Mask]:
-    active = {name: sparsifier for name, sparsifier in named_sparsifiers(model) if sparsifier.is_active}
-    if any(sparsifier.skip_first for sparsifier in active.values()):
+    masks = named_masks(model, only_active=True)
+    if any(mask.skip_first for mask in masks.values()):
         msg = "the masks of an OpenVINO model cannot let the first tokens pass: calibrate without skip_first to export"
         raise ActsparseError(msg)
-    return {name: mask for name, mask in TorchBackend(model).masks().items() if name in active}
+    return masks
 
 
 def _set_masks(converted: ov.Model, masks: dict[str, Mask]) -> None:

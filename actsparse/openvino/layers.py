@@ -79,7 +79,7 @@ def find_openvino_layers(model: ov.Model) -> Layers:
         name: tuple(Tensor(ids[c.source.get_node().get_friendly_name()], c.source.get_index()) for c in group)
         for name, group in calls.items()
     }
-    shared = {name: tuple(_shared_tensor(flow, tensor) for tensor in tensors) for name, tensors in sources.items()}
+    shared = {name: tuple(flow.origin(tensor, SAME_VALUES) for tensor in tensors) for name, tensors in sources.items()}
     roles = find_roles(flow, linears, sizes, shared)
     layers = [
         Layer(name, tuple(call.name for call in group), sources[name], roles.get(name, ()))
@@ -113,9 +113,3 @@ def _block_layers(graph: NNCFGraph, layers: list[Layer]) -> list[Layer]:
     last = flow.upstream(results, lambda node: node in linears) & linears
     head = {flow.nodes[node].node_name for node in last} if len(last) == 1 else set()
     return [layer for layer in layers if not head & {*layer.nodes}]
-
-
-def _shared_tensor(flow: Flow, tensor: Tensor) -> Tensor:
-    while flow.type_of(tensor.node) in SAME_VALUES and len(flow.inputs[tensor.node]) == 1:
-        tensor = flow.inputs[tensor.node][0]
-    return tensor

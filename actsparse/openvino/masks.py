@@ -28,7 +28,7 @@ _PATH = ["actsparse", "masks"]
 def masks_of(model: ov.Model) -> dict[str, Mask]:
     """List the masks of a model by layer."""
     masks = {linear.name: mask for mask in find_masks(model) for linear in mask.linears}
-    records = _read_records(model) if masks else {}
+    records = read_records(model) if masks else {}
     found = ((name, masks[calls[0].name]) for name, calls in named_calls(model).items() if calls[0].name in masks)
     return {name: _describe(mask, records.get(name)) for name, mask in found}
 
@@ -86,7 +86,8 @@ def _describe(found: GraphMask, record: Mask | None) -> Mask:
     )
 
 
-def _read_records(model: ov.Model) -> dict[str, Mask]:
+def read_records(model: ov.Model) -> dict[str, Mask]:
+    """Read what a model notes of its masks, by layer, without their tensors; nothing where it does not say."""
     if not model.has_rt_info(_PATH):
         return {}
     try:

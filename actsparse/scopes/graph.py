@@ -1,6 +1,6 @@
 """Walks over the data flow of a model's NNCF graph."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from nncf.common.graph.graph import NNCFGraph
@@ -63,6 +63,16 @@ class Flow:
             if not stop(node):
                 todo.extend(tensor.node for tensor in self.inputs[node])
         return seen
+
+    def origin(self, tensor: Tensor, same_values: Collection[str]) -> Tensor:
+        """
+        Find the tensor whose values another one has.
+
+        :param same_values: Operations that hand on the same values, so that two layers behind them read one tensor.
+        """
+        while self.type_of(tensor.node) in same_values and len(self.inputs[tensor.node]) == 1:
+            tensor = self.inputs[tensor.node][0]
+        return tensor
 
     def last_nodes(self) -> list[int]:
         """List the nodes that no other reads: the model's outputs."""

@@ -19,6 +19,7 @@ from actsparse.torch.insertion import (
     count_passes,
     insert_sparsifier,
     intercept_outputs,
+    named_masks,
     placed_sparsifiers,
     remove_sparsifier,
     suspend_sparsifiers,
@@ -75,11 +76,16 @@ class TorchBackend:
 
     def masks(self) -> dict[str, Mask]:
         """List the masks by layer."""
-        return {mask.rows_of or place: mask.to_mask(place) for place, mask in placed_sparsifiers(self._model)}
+        return named_masks(self._model)
 
     def replace_masks(self, masks: Mapping[str, Mask]) -> None:
         """Put masks on modules; those that are there already stay the same objects."""
-        places = {name: self._place_of(name, mask) for name, mask in masks.items()}
+        places = {name: mask.gate_function or name for name, mask in masks.items()}
+        modules = dict(self._model.named_modules())
+        missing = next((place for place in places.values() if place not in modules), None)
+        if missing is not None:
+            msg = f"the model has no activation function {missing}"
+            raise ActsparseError(msg)
         existing, before = dict(placed_sparsifiers(self._model)), self.masks()
         unchanged = {places[name] for name, mask in masks.items() if before.get(name) == mask} & existing.keys()
         made = {
@@ -100,13 +106,10 @@ class TorchBackend:
         existing = dict(placed_sparsifiers(self._model))
         run = TorchCalibrationRun(self._model, settings)
         replaced = [mask for place, mask in existing.items() if (mask.rows_of or place) not in kept]
-        placed: list[str] = []
+        placed = {place: mask for sites in layouts for place, mask in run.sparsifiers_of(sites).items()}
         try:
-            for sites in layouts:
-                for place, sparsifier in run.sparsifiers_of(sites).items():
-                    if place not in placed:
-                        placed.append(place)
-                        insert_sparsifier(self._model, place, sparsifier)
+            for place, sparsifier in placed.items():
+                insert_sparsifier(self._model, place, sparsifier)
             with suspend_sparsifiers(replaced), count_passes(self._model, run.passes):
                 yield run
         finally:
@@ -125,13 +128,6 @@ class TorchBackend:
 
     def _without_masks(self) -> AbstractContextManager[None]:
         return suspend_sparsifiers([sparsifier for _, sparsifier in placed_sparsifiers(self._model)])
-
-    def _place_of(self, name: str, mask: Mask) -> str:
-        place = mask.gate_function or name
-        if place not in dict(self._model.named_modules()):
-            msg = f"the model has no activation function {place}"
-            raise ActsparseError(msg)
-        return place
 
 
 class TorchCalibrationRun:

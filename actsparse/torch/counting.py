@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from actsparse.sparsity_report import ZeroCounter
-from actsparse.torch.insertion import placed_sparsifiers, record_calls
+from actsparse.torch.insertion import named_masks, named_sparsifiers, record_calls
 from actsparse.torch.layers import measure_sizes
 from actsparse.torch.running import run_batches
 from actsparse.torch.sparsifier import ActivationSparsifier
@@ -22,10 +22,8 @@ class TorchZeroCounter(ZeroCounter):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        placed = [(place, sparsifier) for place, sparsifier in placed_sparsifiers(model) if sparsifier.is_active]
-        self._sparsifiers = {sparsifier.rows_of or place: sparsifier for place, sparsifier in placed}
-        masks = {sparsifier.rows_of or place: sparsifier.to_mask(place) for place, sparsifier in placed}
-        super().__init__(model, masks, measure_sizes(model))
+        self._sparsifiers = {name: sparsifier for name, sparsifier in named_sparsifiers(model) if sparsifier.is_active}
+        super().__init__(model, named_masks(model, only_active=True), measure_sizes(model))
 
     def run_batches(self, batches: Iterable[Any], *, total: int | None, description: str) -> int:
         """Run every batch; see `ZeroCounter`."""

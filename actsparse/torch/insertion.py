@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from actsparse.calibration import Passes
+from actsparse.mask import Mask
 from actsparse.torch.offload import computing_device
 from actsparse.torch.sparsifier import ActivationSparsifier
 
@@ -83,6 +84,16 @@ def placed_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsi
         sparsifier = module._modules.get(CHILD)
         if isinstance(sparsifier, ActivationSparsifier):
             yield name, sparsifier
+
+
+def named_masks(model: nn.Module, *, only_active: bool = False) -> dict[str, Mask]:
+    """
+    Describe a model's masks by layer.
+
+    :param only_active: Whether to leave out masks that are suspended.
+    """
+    placed = placed_sparsifiers(model)
+    return {s.rows_of or place: s.to_mask(place) for place, s in placed if s.is_active or not only_active}
 
 
 @contextmanager

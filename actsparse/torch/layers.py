@@ -9,7 +9,7 @@ from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_gr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from actsparse.scopes.graph import Flow, Tensor
+from actsparse.scopes.graph import Flow
 from actsparse.scopes.layers import Layer, LayerSize
 from actsparse.scopes.roles import find_roles
 from actsparse.torch.offload import placeholder_weights
@@ -85,7 +85,7 @@ def find_layers(model: nn.Module, graph: NNCFGraph) -> list[Layer]:
             calls.setdefault(name, []).append(node)
     modules = {name: model.get_submodule(name) for name in calls}
     sizes = {name: (in_features(module), out_features(module)) for name, module in modules.items()}
-    inputs = {name: tuple(_shared_tensor(flow, flow.inputs[n][0]) for n in nodes) for name, nodes in calls.items()}
+    inputs = {name: tuple(flow.origin(flow.inputs[n][0], SAME_VALUES) for n in nodes) for name, nodes in calls.items()}
     roles = find_roles(flow, {n: name for name, nodes in calls.items() for n in nodes}, sizes, inputs)
     return [
         Layer(name, tuple(flow.nodes[n].node_name for n in nodes), inputs[name], roles.get(name, ()))
@@ -142,9 +142,3 @@ def _layer_of(model: nn.Module, flow: Flow, node: int, by_weight: dict[int, list
 
 def _without_indices(name: str) -> str:
     return "/".join(part for part in name.split(".") if not part.isdigit())
-
-
-def _shared_tensor(flow: Flow, tensor: Tensor) -> Tensor:
-    while flow.type_of(tensor.node) in SAME_VALUES and len(flow.inputs[tensor.node]) == 1:
-        tensor = flow.inputs[tensor.node][0]
-    return tensor

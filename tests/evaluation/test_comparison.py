@@ -10,7 +10,7 @@ import pytest
 
 from actsparse import measure_sparsity, sparsify_activations, word_perplexity
 from actsparse.errors import ActsparseError
-from actsparse.evaluation import comparison
+from actsparse.evaluation import comparison, windows
 from actsparse.evaluation.comparison import compare_losses, compare_with_dense
 from actsparse.sparsify import remove_sparsifiers
 from actsparse.texts import token_batches
@@ -105,7 +105,8 @@ def test_losses_that_cannot_be_compared_name_the_page(
             logits[0, targets[0]] = value
         return logits, targets
 
-    monkeypatch.setattr(comparison, "score_window", overflow)
+    for module in (comparison, windows):
+        monkeypatch.setattr(module, "score_window", overflow)
     # The first page is one window, which is run twice.
     with pytest.raises(ActsparseError, match=message):
         compare(model, tokenizer, [" ".join(page.split()[:10]), "in to " + page], max_length=32)

@@ -1,6 +1,6 @@
 """A model's decoding, dense and accelerated, in one small table: what the demo ends with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from actsparse.console.report import make_caption, table_markdown
 from actsparse.errors import ActsparseError
 from actsparse.openvino.build import extension_path
 from actsparse.runtime.environment import count_cores
+from actsparse.runtime.progress import Say
 from actsparse.storage import assets
 from actsparse.texts import Text
 
@@ -90,9 +91,7 @@ class DecodingReport:
         return self.rows[0].times.median / row.times.median
 
 
-def compare_decoding(
-    model: str, targets: Mapping[str, Any], text: Text, calibration: Text, say: Callable[[str], None]
-) -> DecodingReport:
+def compare_decoding(model: str, targets: Mapping[str, Any], text: Text, calibration: Text, say: Say) -> DecodingReport:
     """
     Decode a text with a model's INT8 form in OpenVINO, dense and accelerated, turn by turn.
 

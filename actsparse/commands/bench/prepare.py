@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +29,7 @@ from actsparse.openvino.export import run_optimum
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.graph_masks import count_masks
 from actsparse.openvino.require import require_optimum
+from actsparse.runtime.progress import Say
 from actsparse.storage import assets
 from actsparse.storage.files import kind_of
 from actsparse.torch.compression import compress_weights
@@ -145,7 +145,7 @@ def find_source(name: str) -> Source:
     return Source(name, model_identity(str(path)), path=path)
 
 
-def prepare_dense(source: Source, weights: str | None, say: Callable[[str], None]) -> DenseModel:
+def prepare_dense(source: Source, weights: str | None, say: Say) -> DenseModel:
     """
     Return the dense OpenVINO model of a source, made on first use and kept in the cache.
 
@@ -215,7 +215,7 @@ def _use_openvino(source: Source, folder: Path, weights: str | None) -> DenseMod
     return DenseModel(folder, "as stored", source.has_text)
 
 
-def _make(source: Source, weights: str, target: Path, exported: Path, say: Callable[[str], None]) -> None:
+def _make(source: Source, weights: str, target: Path, exported: Path, say: Say) -> None:
     if source.config is not None:
         say(f"making the {source.name} model with random weights (once)")
         model, tokenizer = make_random_model(source.config), None

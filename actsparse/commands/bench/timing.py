@@ -13,7 +13,7 @@ from rich.progress import Progress
 from actsparse.commands.bench.decoder import Decoder
 from actsparse.commands.bench.results import Quantiles, Timing
 from actsparse.commands.bench.tokens import make_sequences
-from actsparse.runtime.progress import shows_progress, status_console
+from actsparse.runtime.progress import Say, shows_progress, status_console
 
 # Tokens read before decoding is timed, and decoded tokens that are not counted: the first ones find nothing ready.
 CONTEXT_TOKENS, DISCARDED_TOKENS = 64, 5
@@ -21,7 +21,6 @@ CONTEXT_TOKENS, DISCARDED_TOKENS = 64, 5
 BATCH_TOKENS = 24
 
 Key = TypeVar("Key")
-Say = Callable[[str], None]
 
 
 def time_models(

@@ -8,8 +8,8 @@ from typing import Any
 
 from actsparse.commands.regression.case import Case
 from actsparse.errors import SourceError, shorten_message
+from actsparse.models.folder import is_openvino_folder
 from actsparse.models.hub import fetch_from_hub
-from actsparse.openvino.folder import MODEL_FILE
 from actsparse.storage import assets
 from actsparse.texts import Text, load_pages
 
@@ -31,7 +31,7 @@ class ModelFiles:
     @property
     def is_openvino(self) -> bool:
         """Whether it is an OpenVINO model already."""
-        return (self.path / MODEL_FILE).is_file()
+        return is_openvino_folder(self.path)
 
 
 @dataclass(frozen=True)

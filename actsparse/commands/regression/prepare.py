@@ -14,8 +14,7 @@ from actsparse.commands.common import DTYPES
 from actsparse.commands.regression.case import Calibration, Case
 from actsparse.commands.regression.inputs import Inputs, ModelFiles
 from actsparse.errors import DatasetError
-from actsparse.evaluation.comparison import measure_losses
-from actsparse.evaluation.windows import WindowedText, resolve_max_length
+from actsparse.evaluation.windows import WindowedText, measure_losses, resolve_max_length
 from actsparse.models import load_model
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.require import require_optimum
@@ -75,7 +74,7 @@ class CaseModel:
         """
         model = language_model(model)
         text = WindowedText.of(model, self.tokenizer, self.pages, self.max_length)
-        return text.num_scored, measure_losses(model, text, description=description)
+        return text.num_scored, measure_losses(model, text, description=description, is_finite=True)
 
     def _run(self, batches: list[Any]) -> None:
         shown: dict[str, Any] = {"total": len(batches), "description": "forward passes"}

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from scipy.stats import gaussian_kde
 
-from actsparse.torch.measurements.probe import Probe, require_seen
+from actsparse.calibration import require_seen
+from actsparse.torch.measurements.probe import Probe
 
 # Of each site so many entries are looked at, and the density at so many points between these percentiles: a few entries
 # of language models are a thousand times as large as the rest, and would be most of a kernel's width.

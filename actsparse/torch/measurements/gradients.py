@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from actsparse.algorithms import GradientSums
+from actsparse.calibration import require_seen
 from actsparse.errors import DatasetError
 from actsparse.runtime import distributed
 from actsparse.torch.insertion import watch_gradient
-from actsparse.torch.measurements.probe import Probe, require_seen
+from actsparse.torch.measurements.probe import Probe
 
 
 def measure_gradients(probe: Probe) -> dict[str, GradientSums]:

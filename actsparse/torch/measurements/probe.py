@@ -1,7 +1,7 @@
 """A torch model with the data it is measured on: what every measurement needs of it."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
 from torch import nn
 
 from actsparse.calibration import run_each
-from actsparse.errors import ActsparseError, DatasetError
+from actsparse.errors import ActsparseError
 from actsparse.scopes import Site
 from actsparse.torch.insertion import intercept_outputs, suspend_sparsifiers
 from actsparse.torch.layers import in_features, name_blocks, out_features
@@ -172,18 +172,6 @@ def watch(sparsifiers: Mapping[str, ActivationSparsifier], intercept: Intercept)
     """
     with suspend_sparsifiers(sparsifiers.values()), intercept_outputs(sparsifiers, intercept):
         yield
-
-
-def require_seen(sites: Iterable[str], seen: Iterable[str]) -> None:
-    """
-    Check that data went through every site.
-
-    :raises DatasetError: If one is missing; names it.
-    """
-    unseen = next(iter(set(sites) - set(seen)), None)
-    if unseen is not None:
-        msg = f"layer {unseen} received no activations from the dataset"
-        raise DatasetError(msg)
 
 
 @contextmanager

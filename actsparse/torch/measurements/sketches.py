@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 
 from actsparse.algorithms.statistics import MagnitudeSketch
-from actsparse.calibration import blame_layer
+from actsparse.calibration import blame_layer, require_seen
 from actsparse.runtime import distributed
-from actsparse.torch.measurements.probe import Probe, require_seen
+from actsparse.torch.measurements.probe import Probe
 
 
 def measure_sketches(probe: Probe, importance: Mapping[str, torch.Tensor]) -> dict[str, MagnitudeSketch]:

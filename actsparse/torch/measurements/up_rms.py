@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from actsparse.calibration import require_seen
 from actsparse.runtime import distributed
 from actsparse.torch.insertion import record_calls
-from actsparse.torch.measurements.probe import Probe, require_seen
+from actsparse.torch.measurements.probe import Probe
 
 
 def measure_up_rms(probe: Probe) -> dict[str, torch.Tensor]:

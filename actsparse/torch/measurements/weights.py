@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from actsparse.calibration import require_seen
 from actsparse.torch.insertion import call_before
-from actsparse.torch.measurements.probe import Probe, require_seen
+from actsparse.torch.measurements.probe import Probe
 
 # The directions of a decomposition depend on what it starts from: the same for every run.
 SEED = 0
