@@ -24,10 +24,18 @@ class Compensation:
     :param basis: Orthonormal directions, [channels, rank]: the layer gets the part along them of what is left out.
         With the leading right singular vectors V of its weights that is the rank's best approximation of W:
         W V Vᵀ = U S Vᵀ.
+    :param bias: What the layer gets besides, whatever the token, [channels]: W times it is a bias of the layer. The
+        mean of what is left out is the least that can be put there (SPON, arXiv 2512.12744).
     """
 
     shift: torch.Tensor | None = None
     basis: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """Shift, basis and bias."""
+        return self.shift, self.basis, self.bias
 
     @property
     def rank(self) -> int:
@@ -48,7 +56,7 @@ class Compensation:
             # Another order in memory would be another order of sums.
             return tensor.detach().to(device, torch.float32).clone(memory_format=torch.contiguous_format)
 
-        return Compensation(move(self.shift), move(self.basis))
+        return Compensation(*map(move, self.tensors))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Compensation) and self._to_bytes() == other._to_bytes()
@@ -57,8 +65,7 @@ class Compensation:
         return hash(self._to_bytes())
 
     def _to_bytes(self) -> bytes:
-        tensors = (self.shift, self.basis)
-        return b"|".join(b"" if tensor is None else tensor.cpu().numpy().tobytes() for tensor in tensors)
+        return b"|".join(b"" if tensor is None else tensor.cpu().numpy().tobytes() for tensor in self.tensors)
 
     def apply(self, x: torch.Tensor, mask: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """
@@ -75,6 +82,8 @@ class Compensation:
             basis = self.basis.to(x)
             # Not as a product of matrices: `nncf.compress_weights` would take the basis for a layer's weight.
             kept = kept + torch.einsum("...r,cr->...c", torch.einsum("...c,cr->...r", x - kept, basis), basis)
+        if self.bias is not None:
+            kept = kept + self.bias.to(x)
         return kept if self.shift is None else kept + self.shift.to(x)
 
     def reads(self, inputs: int, outputs: int, weight_bytes: float) -> float:
@@ -197,6 +206,7 @@ class Mask:
             _is_threshold(self.threshold)
             and _has_form(self.compensation.shift, ndim=0)
             and _has_form(self.compensation.basis, ndim=2)
+            and _has_form(self.compensation.bias, ndim=1)
             and not (self.is_of_rows and self.compensation != NO_COMPENSATION)
         )
 

@@ -22,7 +22,7 @@ from actsparse.storage.files import kind_of, write_bytes
 FORMAT = "actsparse.thresholds"
 FORMAT_VERSION = 4
 # Tensors are named as in the masked model's state_dict.
-_KEYS = tuple(f".activation_sparsifier.{tensor}" for tensor in ("threshold", "shift", "basis"))
+_KEYS = tuple(f".activation_sparsifier.{tensor}" for tensor in ("threshold", "shift", "basis", "bias"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def save_thresholds(model: Any, path: str | Path, **notes: Any) -> None:
         raise ThresholdsError(msg) from None
     tensors = {}
     for name, mask in masks.items():
-        for key, tensor in zip(_KEYS, (mask.threshold, mask.compensation.shift, mask.compensation.basis), strict=True):
+        for key, tensor in zip(_KEYS, (mask.threshold, *mask.compensation.tensors), strict=True):
             if tensor is not None:
                 # Copied: layers of one site may share a tensor, which the format cannot say.
                 tensors[name + key] = tensor.clone()
@@ -197,16 +197,20 @@ def _check_fit(model: Any, sizes: Mapping[str, LayerSize], contents: ThresholdsF
         if basis is not None and basis.shape[0] != size.channels:
             msg = f"{path}: the low-rank part of {name} has {basis.shape[0]} channels, not {size.channels}"
             raise ThresholdsError(msg)
+        bias = mask.compensation.bias
+        if bias is not None and bias.shape[0] != size.channels:
+            msg = f"{path}: the bias of {name} has {bias.shape[0]} channels, not {size.channels}"
+            raise ThresholdsError(msg)
 
 
 def _parse(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> ThresholdsFile:
     records, notes = json.loads(metadata["layers"]), json.loads(metadata["notes"])
-    thresholds, shifts, bases = ({n: tensors.pop(n + key) for n in records if n + key in tensors} for key in _KEYS)
+    thresholds, *rest = ({n: tensors.pop(n + key) for n in records if n + key in tensors} for key in _KEYS)
     if not records or tensors or records.keys() != thresholds.keys() or not isinstance(notes, dict):
         raise ValueError
     masks = {}
     for name, record in records.items():
-        compensation = Compensation(shifts.get(name), bases.get(name))
+        compensation = Compensation(*(found.get(name) for found in rest))
         mask = Mask.from_record(thresholds[name], record, compensation)
         if not mask.can_be_saved:
             raise ValueError

@@ -1,7 +1,7 @@
 """Replace masks and the Linear layers behind them by the extension's operations."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,10 @@ from openvino.utils.node_factory import NodeFactory
 
 from actsparse.errors import ActsparseError
 from actsparse.openvino.build import explain_portable, extension_path
+from actsparse.openvino.compensations import multiply_weights
 from actsparse.openvino.feed_forward import FeedForward, find_feed_forward, find_gated
 from actsparse.openvino.graph_masks import GraphMask, find_masks, group_by_source
-from actsparse.openvino.linear import Linear, find_head, find_linears
+from actsparse.openvino.linear import Linear, find_bias, find_head, find_linears
 from actsparse.openvino.masks import read_records
 from actsparse.openvino.packing import PLAIN_LAYOUT, PackedSite, pack_plain, pack_rows, pack_site
 from actsparse.openvino.toolchain import BuildError
@@ -112,7 +113,7 @@ def accelerate(
         reason = _reason_to_stay(linears, allocated, min_sparsity)
         try:
             if reason is None:
-                sites.append(_pack(linears, head, same[0]))
+                sites.append(_pack(linears, head, same))
         except UnsupportedWeightsError as error:
             reason = str(error)
         if reason is not None:
@@ -144,7 +145,8 @@ class _Site:
 
     :param linears: In the order of the operation's outputs.
     :param source: What the mask reads.
-    :param packed: Their weights and thresholds.
+    :param packed: Their weights, thresholds and biases.
+    :param ends: What the operation's outputs take the place of: the layers', or where their biases are added.
     :param tokens: Which tokens are masked, `all` or `decode`.
     :param is_masked: Whether any are.
     """
@@ -152,7 +154,8 @@ class _Site:
     linears: tuple[Linear, ...]
     source: ov.Output
     packed: PackedSite
-    tokens: str
+    ends: tuple[ov.Output, ...]
+    tokens: str = "all"
     is_masked: bool = True
 
     @property
@@ -223,15 +226,32 @@ def _unmasked(model: ov.Model, masks: list[GraphMask], dense: str, head: Linear 
             yield tuple(linears)
 
 
-def _pack(linears: tuple[Linear, ...], head: Linear | None, mask: GraphMask | None = None) -> _Site:
-    """Pack layers of one source; without a mask everything passes."""
-    threshold = np.broadcast_to(mask.threshold if mask else np.float32(-1.0), [linears[0].in_features])
+def _pack(linears: tuple[Linear, ...], head: Linear | None, masks: Sequence[GraphMask] = ()) -> _Site:
+    """Pack layers of one source, and their equal masks; without any everything passes."""
+    threshold = np.broadcast_to(masks[0].threshold if masks else np.float32(-1.0), [linears[0].in_features])
     weights = [read_weights(linear) for linear in linears]
     is_head = head is not None and head.is_plain and [linear.name for linear in linears] == [head.name]
     packed = pack_plain(weights[0], threshold) if is_head else pack_site(weights, threshold)
-    if mask:
-        return _Site(linears, mask.source, packed, mask.tokens)
-    return _Site(linears, linears[0].source, packed, "all", is_masked=False)
+    tokens = masks[0].tokens if masks else "all"
+    # A layer's own bias is there in runs that are not masked, too.
+    found = [find_bias(linear) if tokens == "all" else None for linear in linears]
+    biases = [
+        np.zeros(linear.out_features, np.float32) if bias is None else bias.values
+        for linear, bias in zip(linears, found, strict=True)
+    ]
+    places = {linear.name: number for number, linear in enumerate(linears)}
+    for mask in masks:
+        if mask.compensation.bias is not None:
+            products = multiply_weights(mask.linears, [mask.compensation.bias.numpy()[None]])
+            for linear, product in zip(mask.linears, products, strict=True):
+                biases[places[linear.name]] = biases[places[linear.name]] + product.reshape(-1)
+    if any(bias.any() for bias in biases):
+        packed = packed.with_bias(np.concatenate(biases))
+    ends = tuple(
+        linear.node.output(0) if bias is None else bias.end for linear, bias in zip(linears, found, strict=True)
+    )
+    source = masks[0].source if masks else linears[0].source
+    return _Site(linears, source, packed, ends, tokens, is_masked=bool(masks))
 
 
 def _replace_gated(
@@ -251,7 +271,8 @@ def _replace_gated(
     if reason is not None:
         raise UnsupportedWeightsError(reason)
     threshold = np.broadcast_to(mask.threshold, [gated.up.out_features])
-    up = _Site((gated.up,), gate.source, pack_rows(read_weights(gated.up), threshold), mask.tokens)
+    ends = (gated.up.node.output(0),)
+    up = _Site((gated.up,), gate.source, pack_rows(read_weights(gated.up), threshold), ends, mask.tokens)
     attributes = {
         **gate.attributes("gate_"),
         **up.attributes("up_"),
@@ -263,7 +284,7 @@ def _replace_gated(
         "GatedFeedForward", [gate.source, gate.constant(), up.constant(), down.constant()], attributes
     )
     sites[:] = [site for site in sites if site is not gate and site is not down]
-    return _replace_outputs(down.linears, node, down, up, gate)
+    return _replace_outputs(node, down, up, gate)
 
 
 def _site_of(linears: tuple[Linear, ...], sites: list[_Site]) -> _Site:
@@ -301,7 +322,7 @@ def _replace_sites(
             operation = "SparseHead" if site.is_plain else "SparseLinear"
             weights = [site.linears[0].constant.output(0)] if site.is_plain else []
             node = factory.create(operation, [site.source, site.constant(), *weights], attributes)
-            yield _replace_outputs(site.linears, node, site)
+            yield _replace_outputs(node, site)
 
 
 def _replace_network(
@@ -314,14 +335,15 @@ def _replace_network(
         "is_exact": exact,
     }
     node = factory.create("SparseFeedForward", [before.source, before.constant(), down.constant()], attributes)
-    return _replace_outputs(down.linears, node, down, before)
+    return _replace_outputs(node, down, before)
 
 
-def _replace_outputs(linears: tuple[Linear, ...], node: ov.Node, *sites: _Site) -> AcceleratedSite:
-    node.set_friendly_name(f"{linears[0].name}/{node.get_type_name()}")
-    for linear, output in zip(linears, node.outputs(), strict=True):
-        output.get_tensor().set_names(linear.node.output(0).get_tensor().get_names())
-        for reader in list(linear.node.output(0).get_target_inputs()):
+def _replace_outputs(node: ov.Node, *sites: _Site) -> AcceleratedSite:
+    """Let an operation give what its last site, the first here, gave."""
+    node.set_friendly_name(f"{sites[0].linears[0].name}/{node.get_type_name()}")
+    for end, output in zip(sites[0].ends, node.outputs(), strict=True):
+        output.get_tensor().set_names(end.get_tensor().get_names())
+        for reader in list(end.get_target_inputs()):
             reader.replace_source_output(output)
     names = tuple(name for site in reversed(sites) for name in _names(site.linears))
     is_masked = any(site.is_masked for site in sites)

@@ -10,7 +10,16 @@ import openvino.opset13 as ops
 
 from actsparse.errors import ActsparseError
 from actsparse.mask import NO_COMPENSATION, Compensation
-from actsparse.openvino.compensations import fill_outputs, read_compensation, remove_fillings, shift_source, unshifted
+from actsparse.openvino.compensations import (
+    add_bias,
+    biased,
+    fill_outputs,
+    read_compensation,
+    remove_fillings,
+    shift_source,
+    unbiased,
+    unshifted,
+)
 from actsparse.openvino.linear import Linear, find_constant, find_linears
 
 
@@ -51,7 +60,7 @@ def find_masks(model: ov.Model) -> list[GraphMask]:
     readers: dict[str, list[Linear]] = {}
     by_node: dict[str, Linear] = {}
     for linear in find_linears(model):
-        readers.setdefault(linear.source.get_node().get_name(), []).append(linear)
+        readers.setdefault(unbiased(linear.source).get_node().get_name(), []).append(linear)
         by_node[linear.node.get_name()] = linear
     masks = []
     for node in model.get_ordered_ops():
@@ -87,8 +96,10 @@ def insert_mask(
     source = shift_source(linears[0].source, compensation, linears[0].name)
     select, bound = _make_mask(source, threshold, tokens)
     select.set_friendly_name(f"{linears[0].name}/activation_sparsifier")
+    is_masked = _is_one_token(source) if tokens == "decode" else None
+    output = add_bias(select, compensation, linears[0].name, is_masked)
     for linear in linears:
-        linear.node.input(linear.input_port).replace_source_output(select.output(0))
+        linear.node.input(linear.input_port).replace_source_output(output)
     fill_outputs(linears, select, source, compensation)
     return GraphMask(select, source, bound, tuple(linears), tokens, compensation=compensation)
 
@@ -145,8 +156,9 @@ def remove_masks(model: ov.Model) -> int:
         source = unshifted(mask.source)
         for linear in mask.linears:
             remove_fillings(linear)
-        for reader in list(mask.select.output(0).get_target_inputs()):
-            reader.replace_source_output(source)
+        for output in (biased(mask.select), mask.select.output(0)):
+            for reader in list(output.get_target_inputs()):
+                reader.replace_source_output(source)
     return len(masks)
 
 

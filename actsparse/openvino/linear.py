@@ -107,6 +107,36 @@ def module_of_node(name: str) -> str | None:
     return found[1] if found else None
 
 
+@dataclass(frozen=True)
+class LayerBias:
+    """
+    A constant that is added to a layer's output, and to nothing else.
+
+    :param values: One for each output channel, f32 [outputs].
+    :param end: What the addition gives.
+    """
+
+    values: np.ndarray
+    end: ov.Output
+
+
+def find_bias(linear: Linear) -> LayerBias | None:
+    """Return the constant that a layer's output goes into a sum with, if it goes nowhere else."""
+    readers = list(linear.node.output(0).get_target_inputs())
+    node = readers[0].get_node() if len(readers) == 1 else None
+    if node is None or node.get_type_name() != "Add":
+        return None
+    constant = find_constant(node.input_value(1 - readers[0].get_index()))
+    is_wider = node.get_output_partial_shape(0) != linear.node.get_output_partial_shape(0)
+    if constant is None or is_wider or list(constant.get_output_shape(0)) != _row(constant, linear.out_features):
+        return None
+    return LayerBias(np.array(constant.data, np.float32).reshape(-1), node.output(0))
+
+
+def _row(constant: ov.Node, length: int) -> list[int]:
+    return [1] * (len(constant.get_output_shape(0)) - 1) + [length]
+
+
 def find_weight_constant(output: ov.Output) -> ov.Node | None:
     """Return the constant that `output` is computed from by decompression alone, or None."""
     node = output.get_node()

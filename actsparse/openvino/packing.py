@@ -1,6 +1,6 @@
 """Lay weights out as the kernels read them: see extension/weights.hpp, and extension/rows.hpp for single rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class PackedSite:
     :param type: u8, u4, f16 or bf16.
     :param scale_type: f32 or f16.
     :param group_size: Input channels that share a scale (u4), else 0.
-    :param data: uint8 [bytes]: thresholds, weights, and for u8 and u4 weights scales and zero points.
+    :param data: uint8 [bytes]: thresholds, weights, for u8 and u4 weights scales and zero points, and the bias.
     """
 
     type: str
@@ -38,6 +38,7 @@ class PackedSite:
     out_features: tuple[int, ...]
     data: np.ndarray
     layout: int = LAYOUT
+    has_bias: bool = False
 
     def attributes(self) -> dict[str, object]:
         """Return what the operations need to be told of the bytes."""
@@ -48,7 +49,16 @@ class PackedSite:
             "group_size": self.group_size,
             "out_features": list(self.out_features),
             "layout": self.layout,
+            "has_bias": self.has_bias,
         }
+
+    def with_bias(self, bias: np.ndarray) -> "PackedSite":
+        """Add a bias.
+
+        :param bias: float32 [out_features of all layers]: what is added to the outputs of masked runs.
+        """
+        padded = np.pad(bias.astype(np.float32), (0, -len(bias) % OUTPUT_MULTIPLE[self.type]))
+        return replace(self, data=np.concatenate([self.data, _padded_bytes(padded)]), has_bias=True)
 
 
 def pack_site(layers: list[Weights], threshold: np.ndarray) -> PackedSite:

@@ -20,12 +20,14 @@ from torch import nn
 from actsparse.calibration import CalibrationBatches, describe_batch
 from actsparse.errors import ActsparseError, DatasetError, OutputError, one_line
 from actsparse.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from actsparse.recovery.weights import LowRankWeights, TrainedWeights, WholeWeights
+from actsparse.recovery.weights import Biases, LowRankWeights, TrainedWeights, WholeWeights
 from actsparse.runtime.progress import progress_bar
 from actsparse.storage.files import kind_of, prepare_folder
 from actsparse.torch.insertion import named_sparsifiers, suspend_sparsifiers
+from actsparse.torch.layers import measure_sizes
 from actsparse.torch.offload import require_weights
 from actsparse.torch.running import evaluation_mode, run_model
+from actsparse.torch.sparsifier import ActivationSparsifier
 
 # The learning rate rises over this share of the steps, then falls along a cosine to this share of its height.
 WARM_UP = 0.1
@@ -34,7 +36,9 @@ FINAL_RATE = 0.1
 LARGEST_GRADIENT = 1.0
 # The share of the batches that is held out where the caller holds out none.
 HELD_OUT = 0.1
-RATES = {"whole": 1e-4, "low-rank": 1e-3}
+RATES = {"whole": 1e-4, "low-rank": 1e-3, "bias": 1e-2}
+# What may be trained.
+TRAINED = ("weights", "bias")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class Settings:
     patience: int
     seed: int
     dtype: torch.dtype
+    train: str = "weights"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batches_per_step", "rank", "evaluate_every", "patience"):
@@ -128,6 +133,12 @@ class Settings:
         if rate is not None and not (isinstance(rate, float) and 0 < rate < 1):
             msg = f"learning_rate is {rate!r}; it must be between 0 and 1, such as 1e-4"
             raise ActsparseError(msg)
+        if self.train not in TRAINED:
+            msg = f"train is {self.train!r}; it must be one of {', '.join(TRAINED)}"
+            raise ActsparseError(msg)
+        if self.train == "bias" and self.rank is not None:
+            msg = "a rank is for weights: leave it out where biases are trained"
+            raise ActsparseError(msg)
         if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             msg = f"dtype is {self.dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16"
             raise ActsparseError(msg)
@@ -139,9 +150,8 @@ class Settings:
         :param step: Steps done before.
         :return: The rate of the next one.
         """
-        return learning_rate(
-            step, self.steps, self.learning_rate or RATES["whole" if self.rank is None else "low-rank"]
-        )
+        usual = RATES["bias" if self.train == "bias" else "whole" if self.rank is None else "low-rank"]
+        return learning_rate(step, self.steps, self.learning_rate or usual)
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:
@@ -174,13 +184,18 @@ def recover(
     patience: int = 3,
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
+    train: str = "weights",
 ) -> Recovery:
     """
     Train a masked model for a short while on its own dense predictions, in place.
 
     The teacher is the model itself without its masks and with the weights it has when it is called; what is trained are
     the weights of the masked layers, to the KL divergence from the teacher's predictions. Masks and thresholds stay.
-    Recover before `nncf.compress_weights`: INT8 weights cannot be trained.
+    Recover before `nncf.compress_weights`: compressed weights cannot be trained.
+
+    With ``train="bias"`` the weights stay, too: what is trained is one vector for each masked tensor, which its layers
+    get besides what the mask lets pass (SPON, arXiv 2512.12744). It costs nothing at run time, thresholds files keep
+    it, and weights may be compressed.
 
     An interrupted call leaves the model as it was. With a checkpoint, calling it again on the same model goes on where
     the last look at the held-out data was.
@@ -190,7 +205,8 @@ def recover(
     :param steps: Optimizer steps at most.
     :param held_out: Model inputs to judge by, not trained on; a tenth of the dataset, its end, if left out.
     :param checkpoint: A file to go on from and to write at every look.
-    :param learning_rate: The highest of AdamW; by default 1e-4, for low-rank additions 1e-3.
+    :param learning_rate: The highest of AdamW; by default 1e-4, for low-rank additions 1e-3; for biases, as a share of
+        each site's threshold, 1e-2.
     :param batches_per_step: Batches whose gradients make one step.
     :param rank: Train low-rank additions of this rank (LoRA), merged at the end, instead of whole weights: needs less
         memory.
@@ -198,6 +214,7 @@ def recover(
     :param patience: Stop after so many looks in a row without a new best.
     :param seed: Of the order of the batches.
     :param dtype: What forwards and backwards compute in; the trained weights stay as they are stored.
+    :param train: ``weights`` or ``bias``.
     :return: What was reached. The model is left as it was at the best look.
     :raises ActsparseError: If the model has no masks, compressed weights or no logits, or a setting is impossible.
     :raises DatasetError: If the data is too little, or the model cannot take it.
@@ -207,10 +224,10 @@ def recover(
     start = time.perf_counter()
     require_weights(model, "recovery")
     settings = Settings(
-        steps, learning_rate, batches_per_step, rank, evaluate_every, patience, seed, dtype
+        steps, learning_rate, batches_per_step, rank, evaluate_every, patience, seed, dtype, train
     )  # fmt: skip
-    layers = _masked_layers(model, settings)
-    train, judge = _split(dataset, held_out)
+    layers, masks = _masked_layers(model, settings)
+    batches, judge = _split(dataset, held_out)
     path = None if checkpoint is None else Path(checkpoint)
     run, state = "", Checkpoint()
     if path is not None:
@@ -218,13 +235,17 @@ def recover(
             msg = f"the checkpoint {path} is a folder; name a file"
             raise OutputError(msg)
         prepare_folder(path.parent)
-        run = _name_run(model, train, settings)
+        run = _name_run(model, batches, settings)
         state = read_checkpoint(path, run)
-    weights: TrainedWeights = WholeWeights(layers) if rank is None else LowRankWeights(layers, rank, seed)
+    weights: TrainedWeights
+    if train == "bias":
+        weights = Biases(masks, {name: size.channels for name, size in measure_sizes(model).items()})
+    else:
+        weights = WholeWeights(layers) if rank is None else LowRankWeights(layers, rank, seed)
     save = (lambda state: write_checkpoint(path, state, run)) if path is not None else (lambda _state: None)
     try:
         with evaluation_mode(model), _only(model, weights.parameters.values()):
-            looks = _Trainer(model, weights, settings, train, judge).run(state, save)
+            looks = _Trainer(model, weights, settings, batches, judge).run(state, save)
     except BaseException:
         weights.undo()
         raise
@@ -242,7 +263,8 @@ class _Trainer:
         self._train = train
         self._held_out = held_out
         self._masks = [mask for _, mask in named_sparsifiers(model)]
-        self._optimizer = torch.optim.AdamW(weights.parameters.values(), weight_decay=0.0)
+        groups = [{"params": [x], "scale": weights.scales.get(name, 1.0)} for name, x in weights.parameters.items()]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
 
     def run(self, state: Checkpoint, save: Any) -> tuple[Look, ...]:
         """Train until the steps are done or nothing is gained any more, and go back to the best."""
@@ -275,7 +297,7 @@ class _Trainer:
 
     def _step(self, step: int) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.rate(step)
+            group["lr"] = self._settings.rate(step) * group["scale"]
         self._optimizer.zero_grad()
         batches = [self._train[i] for i in self._order(step)]
         tokens = 0
@@ -365,14 +387,23 @@ class _Trainer:
                 }
 
 
-def _masked_layers(model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
+def _masked_layers(
+    model: nn.Module, settings: Settings
+) -> tuple[dict[str, nn.Module], dict[str, ActivationSparsifier]]:
     if not isinstance(model, nn.Module):
         msg = f"recovery trains torch models, not {type(model).__name__}; deploy the recovered model afterwards"
         raise ActsparseError(msg)
     layers = {name: model.get_submodule(name) for name, _ in named_sparsifiers(model)}
+    # Nothing makes up for a row whose gate is closed.
+    masks = {name: mask for name, mask in named_sparsifiers(model) if not mask.rows_of}
     if not layers:
         msg = "the model has no activation sparsifiers to recover from: call sparsify_activations first"
         raise ActsparseError(msg)
+    if settings.train == "bias":
+        if not masks:
+            msg = "all masks are of rows, for which no bias makes up: train weights"
+            raise ActsparseError(msg)
+        return layers, masks
     if hasattr(model, ATR_HOOK_STORAGE):
         msg = "compressed weights cannot be trained: recover first, then compress"
         raise ActsparseError(msg)
@@ -381,7 +412,7 @@ def _masked_layers(model: nn.Module, settings: Settings) -> dict[str, nn.Module]
         names = ", ".join(sorted(str(dtype) for dtype in stored))
         msg = f"weights in {names} are too coarse for small steps: load the model in float32, or give a rank"
         raise ActsparseError(msg)
-    return layers
+    return layers, masks
 
 
 def _split(dataset: Iterable[Any], held_out: Iterable[Any] | None) -> tuple[list[Any], list[Any]]:
@@ -402,12 +433,13 @@ def _name_run(model: nn.Module, train: list[Any], settings: Settings) -> str:
     for name, mask in named_sparsifiers(model):
         weight = model.get_submodule(name).weight
         sums = [float(weight.detach().double().sum()), float(weight.detach().double().square().sum())]  # type: ignore[union-attr]
-        digest.update(f"{name} {mask.threshold.flatten()[:4].tolist()} {sums}".encode())
+        bias = None if mask.bias is None else float(mask.bias.double().sum())
+        digest.update(f"{name} {mask.threshold.flatten()[:4].tolist()} {bias} {sums}".encode())
     return digest.hexdigest()
 
 
 @contextmanager
-def _only(model: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator[None]:
+def _only(model: nn.Module, trained: Iterable[torch.Tensor]) -> Iterator[None]:
     """Take gradients of the trained parameters and of no others."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -1,6 +1,6 @@
-"""What recovery trains: the weights of masked layers as a whole, or low-rank additions to them."""
+"""What recovery trains: the weights of masked layers, low-rank additions to them, or the masks' biases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -8,11 +8,20 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from actsparse.mask import LARGEST
+from actsparse.torch.sparsifier import ActivationSparsifier
+
 
 class TrainedWeights(Protocol):
-    """Weights in training, and the dense model's as they were."""
+    """
+    Weights in training, and the dense model's as they were.
 
-    parameters: dict[str, nn.Parameter]
+    :param parameters: What is trained, by name.
+    :param scales: By how much the learning rate of some of them is multiplied; of the others by 1.
+    """
+
+    parameters: dict[str, torch.Tensor]
+    scales: dict[str, float]
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -32,7 +41,8 @@ class WholeWeights:
     """Train the weights themselves; costs a copy of them, and of course their gradients."""
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
-        self.parameters: dict[str, nn.Parameter] = {}
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.scales: dict[str, float] = {}
         for name, layer in layers.items():
             # Layers may share one weight.
             if all(layer.weight is not known for known in self.parameters.values()):
@@ -66,7 +76,8 @@ class LowRankWeights:
 
     def __init__(self, layers: dict[str, nn.Module], rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.parameters: dict[str, nn.Parameter] = {}
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.scales: dict[str, float] = {}
         self._added: list[tuple[nn.Module, _Addition]] = []
         by_weight = {id(layer.weight): (name, layer) for name, layer in reversed(layers.items())}
         for name, layer in by_weight.values():
@@ -98,6 +109,42 @@ class LowRankWeights:
         for layer, addition in self._added:
             addition.is_active = keep
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+class Biases:
+    """
+    Train the biases that compensate for what masks leave out (SPON, arXiv 2512.12744), one vector for each site.
+
+    A step is as large a part of its threshold at every site: activations differ a thousandfold from layer to layer.
+    """
+
+    def __init__(self, masks: dict[str, ActivationSparsifier], channels: Mapping[str, int]) -> None:
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.scales: dict[str, float] = {}
+        self._before = [(mask, mask.bias) for mask in masks.values()]
+        for name, mask in masks.items():
+            if mask.site not in self.parameters:
+                start = mask.threshold.new_zeros(channels[name]) if mask.bias is None else mask.bias
+                # The same for all layers of the site, and no parameter: masks hold it as a buffer.
+                self.parameters[mask.site] = start.detach().clone()
+                threshold = mask.threshold[mask.threshold < LARGEST].clamp(min=0.0)
+                self.scales[mask.site] = float(threshold.median()) if len(threshold) else 0.0
+            mask.bias = self.parameters[mask.site]
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Let the model compute as it did: without its masks it has no biases."""
+        yield
+
+    def keep(self) -> None:
+        """Leave the masks with what was trained."""
+        for mask, _ in self._before:
+            mask.bias = self.parameters[mask.site].detach()
+
+    def undo(self) -> None:
+        """Leave the masks with the biases they had."""
+        for mask, bias in self._before:
+            mask.bias = bias
 
 
 class _Addition(nn.Module):

@@ -43,9 +43,11 @@ class ActivationSparsifier(nn.Module):
         self.threshold: torch.Tensor
         self.shift: torch.Tensor | None
         self.basis: torch.Tensor | None
+        self.bias: torch.Tensor | None
         self.register_buffer("threshold", torch.full(() if channels is None else (channels,), -torch.inf))
         self.register_buffer("shift", None)
         self.register_buffer("basis", None)
+        self.register_buffer("bias", None)
         self.target_sparsity = target_sparsity
         # What the allocation makes of the target.
         self.allocated_sparsity = target_sparsity
@@ -114,12 +116,12 @@ class ActivationSparsifier(nn.Module):
     @property
     def compensation(self) -> Compensation:
         """What the layer gets in the place of what is left out."""
-        return Compensation(self.shift, self.basis)
+        return Compensation(self.shift, self.basis, self.bias)
 
     def set_compensation(self, compensation: Compensation) -> None:
         """Give the layer something else than zeros in the place of what is left out."""
         copied = compensation.to(self.threshold.device)
-        self.shift, self.basis = copied.shift, copied.basis
+        self.shift, self.basis, self.bias = copied.tensors
 
     def set_threshold(self, threshold: torch.Tensor) -> None:
         """

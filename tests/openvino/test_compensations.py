@@ -14,6 +14,7 @@ from actsparse import load_thresholds, measure_sparsity, save_thresholds, sparsi
 from actsparse.mask import Compensation
 from actsparse.openvino import accelerate, count_masks, export_model
 from actsparse.openvino.acceleration import is_accelerated
+from actsparse.openvino.compensations import BIASED
 from actsparse.openvino.graph_masks import remove_masks
 from actsparse.openvino.linear import find_linears
 from actsparse.openvino.masks import masks_of
@@ -22,15 +23,17 @@ from actsparse.torch.insertion import named_sparsifiers
 
 
 def fill_in(model: Any) -> Any:
-    """Give the masks of attention a shift and all others a basis, whatever the weights are."""
+    """Give the masks of attention's inputs a shift, that of its output a basis, and all a bias, whatever the weights."""
     generator = torch.Generator().manual_seed(3)
-    bases: dict[str, torch.Tensor] = {}
+    by_site: dict[str, Compensation] = {}
     for name, mask in named_sparsifiers(model):
-        random = torch.randn(model.get_submodule(name).in_features, 3, generator=generator)
+        channels = model.get_submodule(name).in_features
         # As f16 holds it, in which the exported model keeps it.
-        basis = bases.setdefault(mask.site, torch.linalg.qr(random)[0].half().float())
-        shift = torch.tensor(0.125)
-        mask.set_compensation(Compensation(shift=shift) if "self_attn" in name else Compensation(basis=basis))
+        basis = torch.linalg.qr(torch.randn(channels, 3, generator=generator))[0].half().float()
+        bias = torch.randn(channels, generator=generator) / 8
+        shift = torch.tensor(0.125) if "self_attn" in name and "o_proj" not in name else None
+        made = Compensation(shift, basis if "o_proj" in name else None, bias)
+        mask.set_compensation(by_site.setdefault(mask.site, made))
     return model
 
 
@@ -105,5 +108,8 @@ def test_the_extension_runs_the_sites(make_model: Any, make_batches: Any, tmp_pa
     accelerated = accelerate(model, exact=True)
     assert is_accelerated(model)
     assert not accelerated.kept
+    # Biases are the kernel's own: a network is one operation with them, too.
+    assert {site.operation for site in accelerated.masked} == {"SparseLinear", "SparseFeedForward"}
+    assert not [node for node in model.get_ops() if node.get_friendly_name().endswith(BIASED)]
     found = Runner(model, EXACT).run(batches[0])["logits"]
     np.testing.assert_allclose(found, portable, atol=1e-3)

@@ -200,8 +200,9 @@ void keep_rows(const Site& site, const float* x, size_t tokens, const Kernels& k
 }
 
 // Write the outputs [begin, end) of one token. u8 weights have a scale and a zero point for each output.
-void write_outputs(const Weights& weights, size_t token, size_t begin, size_t end, const float* sums, float sum,
+void write_outputs(const Site& site, size_t token, size_t begin, size_t end, const float* sums, float sum,
                    const std::vector<Output>& outputs) {
+    const Weights& weights = site.weights;
     const auto* scale = static_cast<const float*>(weights.scale);
     const auto* zero = static_cast<const float*>(weights.zero);
     for (const Output& output : outputs) {
@@ -213,7 +214,17 @@ void write_outputs(const Weights& weights, size_t token, size_t begin, size_t en
             std::memcpy(y, from, (last - first) * sizeof(float));
         else
             scale_outputs(from, scale + first, zero + first, kMiddle, sum, last - first, y);
+        if (site.bias) add(site.bias + first, last - first, y);
     }
+}
+
+// The outputs of tokens of which nothing is kept.
+void write_nothing(const Site& site, size_t tokens, const std::vector<Output>& outputs) {
+    for (const Output& output : outputs)
+        for (size_t i = 0, width = output.end - output.begin; i < tokens; ++i) {
+            std::fill_n(output.data + i * width, width, 0.0f);
+            if (site.bias) add(site.bias + output.begin, width, output.data + i * width);
+        }
 }
 
 // Lay the passes of all panels end to end and cut them into equal shares. Parts of share c are
@@ -238,15 +249,15 @@ void share_passes(const Weights& weights, size_t passes, size_t shares, std::vec
     }
 }
 
-void multiply_one(const Weights& weights, const std::vector<Output>& outputs, const Kernels& kernels,
-                  const Threads& threads) {
+void multiply_one(const Site& site, const std::vector<Output>& outputs, const Kernels& kernels, const Threads& threads) {
+    const Weights& weights = site.weights;
     Scratch& s = scratch();
     const KeptRows& kept = s.kept;
     const size_t width = weights.panel_outputs(), passes = kept.passes;
     share_passes(weights, passes, threads.count, s.parts, s.starts);
     float* all_sums = grow(s.sums, s.parts.size() * width);
     const auto write = [&](size_t panel, const float* sums) {
-        write_outputs(weights, 0, panel * width, panel * width + weights.width(panel), sums, kept.sum[0], outputs);
+        write_outputs(site, 0, panel * width, panel * width + weights.width(panel), sums, kept.sum[0], outputs);
     };
     const auto is_whole = [&](const Part& part) { return part.pass_begin == 0 && part.pass_end == passes; };
     threads.run(threads.count, [&](size_t share) {
@@ -268,8 +279,9 @@ void multiply_one(const Weights& weights, const std::vector<Output>& outputs, co
     }
 }
 
-void multiply_many(const Weights& weights, size_t tokens, const std::vector<Output>& outputs, const Kernels& kernels,
+void multiply_many(const Site& site, size_t tokens, const std::vector<Output>& outputs, const Kernels& kernels,
                    const Threads& threads) {
+    const Weights& weights = site.weights;
     const KeptRows& kept = scratch().kept;
     const size_t panel_outputs = weights.panel_outputs();
     for (size_t token = 0; token < tokens; token += kBlockTokens) {
@@ -292,7 +304,7 @@ void multiply_many(const Weights& weights, size_t tokens, const std::vector<Outp
             kernels.multiply_tokens(weights, panel, begin, end, kept, token, token_end, sums);
             const size_t offset = panel * panel_outputs;
             for (size_t t = token; t < token_end; ++t)
-                write_outputs(weights, t, offset + begin, offset + end, sums + (t - token) * (end - begin),
+                write_outputs(site, t, offset + begin, offset + end, sums + (t - token) * (end - begin),
                               kept.sum[t], outputs);
         });
     }
@@ -305,12 +317,11 @@ void multiply_site(const Site& site, const float* x, size_t tokens, const std::v
     if (tokens == 0) return;
     keep_rows(site, x, tokens, kernels, threads);
     if (scratch().kept.passes == 0)
-        for (const Output& output : outputs)
-            std::fill(output.data, output.data + tokens * (output.end - output.begin), 0.0f);
+        write_nothing(site, tokens, outputs);
     else if (tokens == 1)
-        multiply_one(site.weights, outputs, kernels, threads);
+        multiply_one(site, outputs, kernels, threads);
     else
-        multiply_many(site.weights, tokens, outputs, kernels, threads);
+        multiply_many(site, tokens, outputs, kernels, threads);
 }
 
 }  // namespace actsparse

@@ -42,7 +42,7 @@ size_t padded_in(const SiteAttributes& attributes) {
 
 // Where the parts of a site's bytes begin, and where they end.
 struct Layout {
-    size_t weights, scale, zero, end;
+    size_t weights, scale, zero, bias, end;
 };
 
 // Parts of a layer kept row by row have other sizes than those of a site kept by input channels.
@@ -52,15 +52,16 @@ Layout make_layout(const SiteAttributes& attributes, size_t thresholds, size_t i
     Layout layout{};
     layout.weights = after(0, thresholds * sizeof(float));
     layout.scale = after(layout.weights, attributes.layout == kPlainLayout ? 0 : type == WeightType::u8 ? in * out : type == WeightType::u4 ? in * out / 2 : in * out * 2);
-    layout.zero = layout.end = layout.scale;
+    layout.zero = layout.bias = layout.scale;
     if (type == WeightType::u8) {
         layout.zero = after(layout.scale, out * sizeof(float));
-        layout.end = after(layout.zero, out * sizeof(float));
+        layout.bias = after(layout.zero, out * sizeof(float));
     } else if (type == WeightType::u4) {
         const size_t scales = in / static_cast<size_t>(attributes.group_size) * out;
         layout.zero = after(layout.scale, scales * (attributes.scale_type == "f16" ? 2 : 4));
-        layout.end = after(layout.zero, scales);
+        layout.bias = after(layout.zero, scales);
     }
+    layout.end = after(layout.bias, attributes.has_bias ? out * sizeof(float) : 0);
     return layout;
 }
 
@@ -115,10 +116,12 @@ Site unpacked_site(const SiteAttributes& attributes, const ov::Tensor& bytes, co
     const auto in = static_cast<size_t>(attributes.in_features);
     const Layout layout = layout_of(attributes);
     const auto* data = static_cast<const uint8_t*>(bytes.data());
+    const bool masks = !attributes.is_decode_only || run_length(x) == 1;
     Site site{{type, in, padded(sum(attributes.out_features), type), in, nullptr, nullptr, false, nullptr},
-              attributes.is_decode_only && run_length(x) != 1 ? no_thresholds(in)
-                                                              : reinterpret_cast<const float*>(data),
+              masks ? reinterpret_cast<const float*>(data) : no_thresholds(in),
               is_exact};
+    // What it makes up for is there where the mask leaves nothing out.
+    if (attributes.has_bias && masks) site.bias = reinterpret_cast<const float*>(data + layout.bias);
     site.weights.data = data + layout.weights;
     site.weights.scale = data + layout.scale;
     site.weights.zero = data + layout.zero;
@@ -136,6 +139,7 @@ void SiteAttributes::visit(ov::AttributeVisitor& visitor, const std::string& pre
     visitor.on_attribute(prefix + "group_size", group_size);
     visitor.on_attribute(prefix + "out_features", out_features);
     visitor.on_attribute(prefix + "is_decode_only", is_decode_only);
+    visitor.on_attribute(prefix + "has_bias", has_bias);
     visitor.on_attribute(prefix + "layout", layout);
 }
 
@@ -187,6 +191,7 @@ Rows rows_of(const SiteAttributes& attributes, const ov::Tensor& bytes, const ov
 
 void check_rows(const ov::Node* node, const SiteAttributes& attributes, size_t input) {
     check_attributes(node, attributes, input);
+    NODE_VALIDATION_CHECK(node, !attributes.has_bias, "actsparse: rows have no bias (input ", input, ")");
     NODE_VALIDATION_CHECK(node, weight_type_of(attributes.weight_type) != WeightType::u4 ||
                                     attributes.group_size % static_cast<int64_t>(kRowLine) == 0,
                           "actsparse: a row's group_size must be a multiple of ", kRowLine, " (input ", input, ")");

@@ -24,6 +24,7 @@ struct SiteAttributes {
     int64_t group_size = 0;             // input channels that share a scale (u4)
     std::vector<int64_t> out_features;  // of each layer that reads the site's input
     bool is_decode_only = false;        // mask runs of a single token, let longer ones pass
+    bool has_bias = false;              // f32 of each output, padded as scales are, behind all else; files of 0.1.0 have none
     int64_t layout = kLayout;           // what order the bytes are in; files of 0.1.0 do not say: it was the first
 
     void visit(ov::AttributeVisitor& visitor, const std::string& prefix);

@@ -31,6 +31,10 @@ RandomSite::RandomSite(const Shape& s) : shape(s), threshold(s.in) {
         make_u4();
     else
         make_half();
+    // Every other site.
+    static size_t count = 0;
+    if (count++ % 2)
+        for (size_t o = 0; o < shape.out(); ++o) bias.push_back(uniform(-1, 1));
 }
 
 double& RandomSite::at(std::vector<double>& values, size_t output, size_t input) const {
@@ -120,7 +124,8 @@ Site RandomSite::site(bool is_exact) const {
     return {{shape.type, shape.in, padded, is_u4 ? shape.group : shape.in, m_data.data(), scale, shape.is_scale_f16,
              zero},
             threshold.data(),
-            is_exact};
+            is_exact,
+            bias.empty() ? nullptr : bias.data()};
 }
 
 Site RandomSite::packed_site(bool is_exact) const {
@@ -142,7 +147,7 @@ Reference compute_reference(const RandomSite& site, const std::vector<float>& x,
             }
         reference.largest.push_back(largest);
         for (size_t o = 0; o < out; ++o) {
-            double y = 0, magnitude = 0, sum = 0, norm = 0;
+            double y = site.bias.empty() ? 0.0 : site.bias[o], magnitude = std::fabs(y), sum = 0, norm = 0;
             for (const size_t j : kept) {
                 const double value = x[t * in + j], weight = site.weight[o * in + j];
                 y += value * weight;

@@ -30,6 +30,7 @@ struct RandomSite {
     Shape shape;
     size_t padded;
     std::vector<float> threshold;      // [in]
+    std::vector<float> bias;           // [out], or nothing
     std::vector<double> weight;        // [out][in], as the kernels understand the packed ones
     std::vector<double> magnitude;     // [out][in]: of the numbers that make up a weight, before they cancel
 
