@@ -14,8 +14,9 @@ from actsparse.openvino.calibration import run_intercepted
 from actsparse.openvino.counting import OpenVinoZeroCounter
 from actsparse.openvino.layers import find_openvino_layers, measure_sizes
 from actsparse.openvino.masks import masks_of, replace_masks
-from actsparse.openvino.measurements import OpenVinoMeasurements
+from actsparse.openvino.measurements import OpenVinoMeasurements, can_measure
 from actsparse.openvino.runner import OpenVinoLanguageModel, Runner
+from actsparse.openvino.twin_calibration import TwinCalibration, TwinCalibrationRun
 from actsparse.runtime import distributed
 from actsparse.scopes import Layer, Layers, LayerSize, Site
 from actsparse.sparsity_report import ZeroCounter
@@ -33,19 +34,24 @@ class OpenVinoBackend:
     def __init__(self, model: ov.Model, owner: Any) -> None:
         self._model = model
         self._owner = owner
+        # What calibrates in the model's place, where an algorithm asks for more than an OpenVINO model tells.
+        self._needs_twin = False
+        self._twin: TwinCalibration | None = None
 
     def check(self, settings: Settings) -> None:
-        """Refuse what takes torch: several processes, gates, compensation, first tokens."""
+        """Refuse what takes torch: several processes and first tokens; the rest, where no torch model can be made."""
         if distributed.count_processes() > 1:
             msg = "an OpenVINO model is calibrated by one process: calibrate the torch model, and load its thresholds"
             raise ActsparseError(msg)
         if settings.skip_first:
             msg = "the masks of an OpenVINO model cannot let the first tokens pass: leave skip_first out"
             raise ActsparseError(msg)
-        if settings.algorithm.rows or settings.algorithm.compensation:
+        self._needs_twin = not can_measure(settings.algorithm)
+        if self._needs_twin and not hasattr(self._owner, "config"):
             msg = (
-                f"{settings.algorithm.name} masks rows or needs a compensation, which are found on the torch model: "
-                "calibrate that, save_thresholds, and load_thresholds here, or deploy_model"
+                f"{settings.algorithm.name} measures what an openvino.Model does not tell: give an OVModelForCausalLM, "
+                "of which load_causal_lm makes one; or calibrate the torch model, save_thresholds, and load_thresholds "
+                "here"
             )
             raise ActsparseError(msg)
 
@@ -53,21 +59,24 @@ class OpenVinoBackend:
         """Get ready for nothing: everything is tried on a copy."""
         return nullcontext()
 
-    def layers(self, example: Any) -> Layers:  # noqa: ARG002
-        """Read the layers off the graph without its masks."""
+    def layers(self, example: Any) -> Layers:
+        """Read the layers off the graph without its masks; with a twin, in the order in which that calls them."""
         found = find_openvino_layers(self._copy({}))
         if not found.all:
             msg = "the OpenVINO model has no Linear layers to sparsify"
             raise ScopeError(msg)
-        return found
+        if not self._needs_twin:
+            return found
+        self._twin = TwinCalibration(self._model, self._owner.config, example)
+        return self._twin.in_call_order(found)
 
     def sizes(self) -> dict[str, LayerSize]:
         """Measure every Linear layer."""
         return measure_sizes(self._model)
 
     def gate_functions(self, example: Any, matched: Sequence[Layer], layers: Sequence[Layer]) -> dict[str, str]:  # noqa: ARG002
-        """Find none: gates are found on torch models."""
-        return {}
+        """Find them on the twin."""
+        return self._twin.gate_functions(matched, layers) if self._twin else {}
 
     def masks(self) -> dict[str, Mask]:
         """List the masks by layer."""
@@ -85,12 +94,16 @@ class OpenVinoBackend:
     @contextmanager
     def calibrating(
         self,
-        layouts: Sequence[Sequence[Site]],  # noqa: ARG002
+        layouts: Sequence[Sequence[Site]],
         kept: Mapping[str, Mask],
         settings: Settings,
-    ) -> Iterator["OpenVinoCalibrationRun"]:
-        """Copy the model with the masks that stay."""
-        yield OpenVinoCalibrationRun(self._copy(kept), settings)
+    ) -> Iterator["OpenVinoCalibrationRun | TwinCalibrationRun"]:
+        """Copy the model with the masks that stay, or put those on the twin."""
+        if self._twin is None:
+            yield OpenVinoCalibrationRun(self._copy(kept), settings)
+            return
+        with self._twin.calibrating(layouts, kept, settings) as run:
+            yield run
 
     @contextmanager
     def count_zeros(self) -> Iterator[ZeroCounter]:

@@ -7,13 +7,24 @@ import openvino as ov
 import openvino.opset13 as ops
 import torch
 
-from actsparse.algorithms import MeasurementCache, Measurements, name_measurement
+from actsparse.algorithms import ESTIMATORS, Algorithm, MeasurementCache, Measurements, name_measurement
 from actsparse.algorithms.statistics import MagnitudeSketch
 from actsparse.calibration import Passes, blame_layer
 from actsparse.openvino.calibration import run_intercepted
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
 from actsparse.scopes import Site
+
+
+# What asks for nothing but weight norms and sketches.
+_SCORES = ("magnitude", "weight-norm")
+_ALLOCATIONS = ("uniform", "global", *ESTIMATORS)
+
+
+def can_measure(algorithm: Algorithm) -> bool:
+    """Tell whether an algorithm asks for nothing that an OpenVINO model does not tell."""
+    is_known = algorithm.score in _SCORES and algorithm.allocation in _ALLOCATIONS
+    return is_known and not (algorithm.rows or algorithm.compensation or algorithm.candidates)
 
 
 class OpenVinoMeasurements(Measurements):

@@ -1,4 +1,4 @@
-"""Read the weights of a Linear layer as they are stored: integers, scales and zero points."""
+"""Read weights: as they are stored, integers, scales and zero points, or decompressed."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import openvino as ov
 
 from actsparse.errors import ActsparseError
-from actsparse.openvino.linear import Linear, find_constant
+from actsparse.openvino.linear import DECOMPRESSION, Linear, find_constant
 
 INTEGERS = {"u8", "i8", "u4", "i4"}
 FLOATS = {"f16", "bf16", "f32"}
@@ -51,6 +51,32 @@ def read_weights(linear: Linear) -> Weights:
         message = f"{linear.name} has {type_name} weights; the kernel takes {', '.join(sorted(INTEGERS | FLOATS))}"
         raise UnsupportedWeightsError(message)
     return _integer_weights(linear, type_name)
+
+
+def dequantise(output: ov.Output) -> np.ndarray:
+    """
+    Compute what constants alone decide, such as a compressed weight, in f32 throughout, as the plugin does at f32.
+
+    :param output: The output of a constant, or of its decompression.
+    :return: The values; a copy.
+    :raises UnsupportedWeightsError: If anything else than a decompression is computed.
+    """
+    node = output.get_node()
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return np.array(node.get_data(dtype=np.float32))  # pyright: ignore[reportAttributeAccessIssue]
+    if kind not in DECOMPRESSION:
+        message = f"{node.get_friendly_name()} computes its weights with {kind}, which is no decompression"
+        raise UnsupportedWeightsError(message)
+    values = dequantise(node.input_value(0))
+    if kind == "Convert":
+        return values
+    if kind == "Reshape":
+        return values.reshape(list(output.get_shape()))
+    other = dequantise(node.input_value(1))
+    if kind == "Transpose":
+        return np.ascontiguousarray(values.transpose(other.astype(int).tolist()))
+    return values * other if kind == "Multiply" else values - other
 
 
 def _float_weights(linear: Linear, type_name: str) -> Weights:
