@@ -280,7 +280,7 @@ def bench(
         typer.Option(metavar="FILE", help="Instead of targets: the masks of this file, as sparsify writes it."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="int8|int4|f16", help="How weights are stored; int8 by default.")
+        str | None, typer.Option(metavar="int8|int4|int4-aware|f16", help="How weights are stored; int8 by default.")
     ] = None,
     is_exact: Annotated[
         bool, typer.Option("--exact", help="Multiply with activations of 24 bits instead of 8.")

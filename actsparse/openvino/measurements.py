@@ -15,7 +15,6 @@ from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
 from actsparse.scopes import Site
 
-
 # What asks for nothing but weight norms and sketches.
 _SCORES = ("magnitude", "weight-norm")
 _ALLOCATIONS = ("uniform", "global", *ESTIMATORS)

@@ -10,6 +10,7 @@ from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from actsparse.calibration import describe_batch
 from actsparse.errors import ActsparseError, DatasetError, shorten_message
 from actsparse.openvino.inputs import make_inputs
 from actsparse.openvino.linear import module_of_node
@@ -75,17 +76,20 @@ def to_torch_inputs(model: ov.Model, batch: Any) -> dict[str, Any]:
 
     :param batch: What `make_inputs` takes, and `labels` where a loss is to be taken of them.
     :return: The tokens and what was given beside them, as tensors by name.
-    :raises ActsparseError: If the batch does not fit the model.
-    :raises DatasetError: If it has no `input_ids`.
+    :raises DatasetError: If it does not fit the model, or has no `input_ids`.
     """
     rest = batch
     labels: dict[str, Any] = {}
     if isinstance(batch, Mapping) and "labels" in batch:
         rest = {name: value for name, value in batch.items() if name != "labels"}
         labels = {"labels": torch.as_tensor(batch["labels"])}
-    arrays = make_inputs(model, rest)
+    try:
+        arrays = make_inputs(model, rest)
+    except ActsparseError as error:
+        msg = f"the model cannot take a batch of the dataset ({describe_batch(batch)}): {error}"
+        raise DatasetError(msg) from None
     if "input_ids" not in arrays:
-        msg = f"an OpenVINO model's masks are found on tokens by this algorithm, and the batch has no input_ids: {', '.join(arrays)}"
+        msg = f"this algorithm measures language models on tokens, and the batch has none: {describe_batch(batch)}"
         raise DatasetError(msg)
     # Those that were given come first, before those that are made of them.
     given = [*arrays][: len(rest) if isinstance(rest, Mapping | tuple) else 1]

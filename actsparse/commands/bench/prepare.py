@@ -25,6 +25,7 @@ from actsparse.models.identity import model_identity
 from actsparse.models.load import find_local
 from actsparse.models.quiet import quiet_libraries
 from actsparse.openvino.acceleration import is_accelerated
+from actsparse.openvino.compression import compress_int4_aware
 from actsparse.openvino.export import run_optimum
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.graph_masks import count_masks
@@ -32,6 +33,7 @@ from actsparse.openvino.require import require_optimum
 from actsparse.runtime.progress import Say
 from actsparse.storage import assets
 from actsparse.storage.files import kind_of
+from actsparse.texts import Text, load_pages, take_batches
 from actsparse.torch.compression import compress_weights
 
 SEED = 0
@@ -58,10 +60,16 @@ _LLAMA_3B: dict[str, Any] = {
 # Models with random weights, so that speed can be measured without a hub.
 SHAPES: dict[str, PretrainedConfig] = {"1b": LlamaConfig(**_TINYLLAMA_1B), "3b": LlamaConfig(**_LLAMA_3B)}
 
+# What compresses weights with data, and not with their values alone.
+AWARE = "int4-aware"
 # What `--weights` may be: what `compress_weights` is asked for; f16 leaves the weights as they are.
-WEIGHTS = {"int8": "int8_asym", "int4": "int4_asym", "f16": None}
+WEIGHTS = {"int8": "int8_asym", "int4": "int4_asym", AWARE: "int4_asym, aware", "f16": None}
 # Bytes of each weight, scales and INT8 layers of INT4 models included.
-WEIGHT_BYTES = {"int8": 1.05, "int4": 0.65, "f16": 2.0}
+WEIGHT_BYTES = {"int8": 1.05, "int4": 0.65, AWARE: 0.7, "f16": 2.0}
+# How many input channels share a scale, where nothing else is asked for.
+GROUP_SIZES = {"int4": 128, AWARE: 64}
+# What AWARE learns from: windows of the default calibration text, and the tokens of each.
+AWARE_DATA = {"most": 64, "length": 256}
 # Raise it when the same model and libraries give another OpenVINO model than before.
 _FORMAT = 1
 _LIBRARIES = ("nncf", "openvino", "optimum-intel", "torch", "transformers")
@@ -75,7 +83,7 @@ class DenseModel:
     """
     A dense OpenVINO model.
 
-    :param weights: int8, int4, f16, or ``as stored``.
+    :param weights: A name of `WEIGHTS`, or ``as stored``.
     """
 
     folder: Path
@@ -101,6 +109,21 @@ class DenseModel:
     def load_tokenizer(self) -> Any:
         """Load its tokenizer."""
         return load_tokenizer(self.folder, str(self.folder))
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """
+    How weights are made.
+
+    :param weights: A name of `WEIGHTS`.
+    :param group_size: Of INT4 weights.
+    :param text: What AWARE learns from.
+    """
+
+    weights: str
+    group_size: int | None = None
+    text: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -145,18 +168,20 @@ def find_source(name: str) -> Source:
     return Source(name, model_identity(str(path)), path=path)
 
 
-def prepare_dense(source: Source, weights: str | None, say: Say) -> DenseModel:
+def prepare_dense(source: Source, weights: str | None, say: Say, *, group_size: int | None = None) -> DenseModel:
     """
     Return the dense OpenVINO model of a source, made on first use and kept in the cache.
 
     :param weights: A name of `WEIGHTS`, or None for int8, or for an OpenVINO model as it is.
-    :raises ActsparseError: If it cannot be loaded, exported or kept.
+    :param group_size: Input channels in a group of INT4 weights; None for what `GROUP_SIZES` says.
+    :raises ActsparseError: If it cannot be loaded, exported or kept, or does not go with these weights.
     """
     if source.is_openvino and source.path is not None:
         return _use_openvino(source, source.path, weights)
     weights = weights or "int8"
+    recipe = _make_recipe(source, weights, group_size)
     name = re.sub(r"[^\w.-]+", "-", Path(source.name).name)[:40]
-    folder = assets.cache_dir() / "dense" / f"{name}-{weights}-{_key(source, weights)}"
+    folder = assets.cache_dir() / "dense" / f"{name}-{weights}-{_key(source, recipe)}"
     if all(kind_of(folder / part) == "file" for part in _PARTS):
         return DenseModel(folder, weights, source.has_text)
     require_optimum("exporting a model to OpenVINO")
@@ -164,7 +189,7 @@ def prepare_dense(source: Source, weights: str | None, say: Say) -> DenseModel:
         require_memory(count_parameters(source.config) * _EXPORT_BYTES, f"making the {source.name} model")
     with assets.partial_folder() as partial:
         unfinished = partial / "model"
-        _make(source, weights, unfinished, partial / "f16", say)
+        _make(source, recipe, unfinished, partial / "f16", say)
         folder.parent.mkdir(exist_ok=True)
         try:
             unfinished.rename(folder)
@@ -215,7 +240,22 @@ def _use_openvino(source: Source, folder: Path, weights: str | None) -> DenseMod
     return DenseModel(folder, "as stored", source.has_text)
 
 
-def _make(source: Source, weights: str, target: Path, exported: Path, say: Say) -> None:
+def _make_recipe(source: Source, weights: str, group_size: int | None) -> _Recipe:
+    if group_size is not None and weights not in GROUP_SIZES:
+        msg = f"{weights} weights have no groups: a group size goes with {' and '.join(GROUP_SIZES)}"
+        raise ActsparseError(msg)
+    if group_size is not None and (isinstance(group_size, bool) or group_size < 1):
+        msg = f"the group size is {group_size!r}; it must be a whole number, at least 1"
+        raise ActsparseError(msg)
+    if weights != AWARE:
+        return _Recipe(weights, group_size or GROUP_SIZES.get(weights))
+    if source.config is not None:
+        msg = f"{source.name} has random weights, which no text tells anything about: take int4, not {AWARE}"
+        raise ActsparseError(msg)
+    return _Recipe(weights, group_size or GROUP_SIZES[weights], load_pages("default", purpose="calibration"))
+
+
+def _make(source: Source, recipe: _Recipe, target: Path, exported: Path, say: Say) -> None:
     if source.config is not None:
         say(f"making the {source.name} model with random weights (once)")
         model, tokenizer = make_random_model(source.config), None
@@ -224,20 +264,27 @@ def _make(source: Source, weights: str, target: Path, exported: Path, say: Say) 
         loaded = load_model(str(source.path or source.name), dtype=torch.float16)
         model, tokenizer = loaded.model, loaded.tokenizer
     say("exporting it to OpenVINO (once)")
-    _export(model, weights, exported)
+    _export(model, recipe.weights, exported)
     if tokenizer is not None:
         tokenizer.save_pretrained(exported)
     # The torch model makes room for the compressed one.
     del model
     gc.collect()
-    mode = WEIGHTS[weights]
-    if mode is None:
+    if WEIGHTS[recipe.weights] is None:
         exported.rename(target)
         return
-    say(f"compressing its weights to {weights} (once)")
+    say(f"compressing its weights to {recipe.weights} (once)")
     shutil.copytree(exported, target, ignore=shutil.ignore_patterns("openvino_model.*"))
-    compressed = compress_weights(ov.Core().read_model(exported / MODEL_FILE), mode)
+    compressed = _compress(ov.Core().read_model(exported / MODEL_FILE), recipe, tokenizer)
     ov.save_model(compressed, target / MODEL_FILE, compress_to_fp16=False)
+
+
+def _compress(model: ov.Model, recipe: _Recipe, tokenizer: Any) -> ov.Model:
+    if recipe.text is not None and recipe.group_size is not None:
+        batches = take_batches(tokenizer, recipe.text, **AWARE_DATA)
+        return compress_int4_aware(model, batches, group_size=recipe.group_size)
+    options = {} if recipe.group_size is None else {"group_size": recipe.group_size}
+    return compress_weights(model, WEIGHTS[recipe.weights] or "", **options)
 
 
 def _export(model: PreTrainedModel, weights: str, folder: Path) -> None:
@@ -249,6 +296,11 @@ def _export(model: PreTrainedModel, weights: str, folder: Path) -> None:
         run_optimum(model, folder, ov_config=config, patch_16bit_model=True)
 
 
-def _key(source: Source, weights: str) -> str:
-    parts = [_FORMAT, source.identity, WEIGHTS[weights], {name: version(name) for name in _LIBRARIES}]
+def _key(source: Source, recipe: _Recipe) -> str:
+    parts = [_FORMAT, source.identity, WEIGHTS[recipe.weights], {name: version(name) for name in _LIBRARIES}]
+    # What is made as ever is found where it ever was.
+    if recipe.group_size != GROUP_SIZES.get(recipe.weights) or recipe.text is not None:
+        parts.append(recipe.group_size)
+    if recipe.text is not None:
+        parts.append([AWARE_DATA, recipe.text.sha256])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ import openvino as ov
 import pytest
 
 from actsparse.commands.bench import memory as memory_module
+from actsparse.commands.bench import prepare as prepare_module
 from actsparse.commands.bench.decoder import Decoder, find_unknown_inputs, make_settings
 from actsparse.commands.bench.memory import (
     MemorySpeed,
@@ -26,6 +27,8 @@ from actsparse.commands.bench.tokens import make_random_tokens, make_sequences
 from actsparse.errors import ActsparseError
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.linear import find_linears
+from actsparse.openvino.weights import read_weights
+from actsparse.texts import load_pages
 
 
 class Recorder:
@@ -227,3 +230,53 @@ def test_weights_are_stored_as_they_were_asked_for(weights: str, kind: str) -> N
     linears = find_linears(ov.Core().read_model(dense.xml))
     blocks = {x.constant.get_output_element_type(0).get_type_name() for x in linears if ".layers." in x.module_name}
     assert blocks == {kind}
+
+
+# ---- INT4 weights
+
+
+@pytest.fixture
+def tiny_text(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
+    monkeypatch.setattr(prepare_module, "load_pages", lambda *_, **__: load_pages(files / "calibration.txt"))
+    monkeypatch.setattr(prepare_module, "AWARE_DATA", {"most": 8, "length": 32})
+
+
+def test_aware_weights_are_int4_kept_by_group_size_and_data(
+    tiny_text: None, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del tiny_text
+    source = find_source(str(files / "model"))
+    made = {size: prepare_dense(source, "int4-aware", print, group_size=size) for size in (16, 32)}
+    assert prepare_dense(source, "int4-aware", pytest.fail, group_size=16) == made[16]
+    assert made[16].folder != made[32].folder
+    for size, dense in made.items():
+        first = next(find_linears(ov.Core().read_model(dense.xml)))
+        assert read_weights(first).group_size == size
+        assert dense.load_tokenizer() is not None
+    monkeypatch.setattr(prepare_module, "AWARE_DATA", {"most": 4, "length": 32})
+    said: list[str] = []
+    assert prepare_dense(source, "int4-aware", said.append, group_size=16).folder != made[16].folder
+    assert "compressing its weights to int4-aware (once)" in said
+
+
+def test_int4_weights_may_have_another_group_size(files: Path) -> None:
+    source = find_source(str(files / "model"))
+    plain, small = prepare_dense(source, "int4", print), prepare_dense(source, "int4", print, group_size=16)
+    assert plain.folder != small.folder
+    assert prepare_dense(source, "int4", pytest.fail, group_size=128).folder == plain.folder
+    assert read_weights(next(find_linears(ov.Core().read_model(small.xml)))).group_size == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "group_size", "message"),
+    [
+        ("tiny", "int8", 64, "^int8 weights have no groups: a group size goes with int4 and int4-aware$"),
+        ("tiny", "int4", 0, "^the group size is 0; it must be a whole number, at least 1$"),
+        ("tiny", "int4-aware", None, "^tiny has random weights, .*: take int4, not int4-aware$"),
+    ],
+)
+def test_weights_that_cannot_be_made_are_refused_at_once(
+    name: str, weights: str, group_size: int | None, message: str
+) -> None:
+    with pytest.raises(ActsparseError, match=message):
+        prepare_dense(find_source(name), weights, pytest.fail, group_size=group_size)
