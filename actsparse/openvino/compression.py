@@ -36,8 +36,7 @@ def compress_int4_aware(
     :raises DatasetError: If there is no data, or it does not fit the model.
     :raises ActsparseError: If nothing is to be learnt from it, or NNCF cannot compress the weights.
     """
-    methods = {"awq": awq, "scale_estimation": scale_estimation, "gptq": gptq}
-    if not any(methods.values()):
+    if not (awq or scale_estimation or gptq):
         msg = "awq, scale_estimation and gptq are all off: nothing is left to learn from data; use compress_weights"
         raise ActsparseError(msg)
     batches = [_complete(model, batch, number) for number, batch in enumerate(dataset)]
@@ -56,7 +55,9 @@ def compress_int4_aware(
                 dataset=nncf.Dataset(batches),
                 subset_size=len(batches),
                 advanced_parameters=fallback,
-                **methods,
+                awq=awq,
+                scale_estimation=scale_estimation,
+                gptq=gptq,
             )
     except NNCF_ERRORS as error:
         msg = f"nncf cannot compress the weights to INT4 with data: {shorten_message(error)}"

@@ -40,9 +40,10 @@ def require_equal(model: ov.Model, twin: nn.Module, batch: dict[str, Any]) -> No
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         msg = f"{type(twin).__name__} cannot run with the weights of the OpenVINO model: {shorten_message(error)}"
         raise ActsparseError(msg) from error
-    if found.shape == expected.shape and (difference := _differ(found, expected)) <= TOLERANCE:
+    difference = _differ(found, expected) if found.shape == expected.shape else None
+    if difference is not None and difference <= TOLERANCE:
         return
-    how = f"differ by {difference:.2g} of their norm" if found.shape == expected.shape else "have another shape"
+    how = "have another shape" if difference is None else f"differ by {difference:.2g} of their norm"
     name = _first_to_differ(model, twin, tokens)
     where = f"what reaches {name} is the first" if name else "what reaches its Linear layers does not"
     msg = f"{type(twin).__name__} is no twin of the OpenVINO model: logits {how}; {where} to differ"

@@ -116,7 +116,7 @@ def test_a_copy_shares_what_it_can_and_leaves_the_torch_model_alone(
 ) -> None:
     skeleton = sparsify_activations(make_model(), batches, TARGET)
     before = snapshot(skeleton)
-    twin = make_twin(make_openvino_model(), skeleton, batches[0])
+    twin: Any = make_twin(make_openvino_model(), skeleton, batches[0])
     assert snapshot(skeleton) == before
     assert not named_masks(twin)
     assert twin.model.norm.weight.data_ptr() == skeleton.model.norm.weight.data_ptr()
