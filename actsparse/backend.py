@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from actsparse.algorithms import Measurements
@@ -42,6 +43,16 @@ class CalibrationRun(Protocol):
         :param total: How many batches there are, where it is known.
         :return: How many were run.
         :raises DatasetError: If the model cannot take a batch, or it gives NaN or infinite activations.
+        """
+        ...
+
+    def find_biases(self, decision: Decision, masks: Mapping[str, Mask]) -> Mapping[str, torch.Tensor]:
+        """
+        Find what to add to what masks let pass.
+
+        :param decision: The sites and the data.
+        :param masks: The masks by layer, with their thresholds.
+        :return: The bias of each site that has one, [channels].
         """
         ...
 

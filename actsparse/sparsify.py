@@ -1,16 +1,18 @@
 """The call: check, find the layers, match scopes, group sites, decide, calibrate, place."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import nncf
+import torch
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 
-from actsparse.algorithms import Algorithm, get_algorithm
+from actsparse.algorithms import BIAS, Algorithm, get_algorithm
 from actsparse.backend import backend_of
 from actsparse.calibration import Calibration, CalibrationBatches, Decision, Loss, Settings, decide
 from actsparse.errors import ActsparseError
-from actsparse.mask import NO_COMPENSATION, TOKENS, Mask
+from actsparse.mask import NO_COMPENSATION, TOKENS, Compensation, Mask
 from actsparse.scopes import Layer, Site, group_sites, match_targets
 from actsparse.scopes.matching import Target, validate_targets
 from actsparse.texts.bos import warn_of_missing_bos
@@ -109,9 +111,12 @@ def calibrate(
         with backend.calibrating([*layouts.values()], kept, settings) as run:
             decision = decide(algorithm, layouts, by_layer, backend.sizes(), batches, run.measure)
             count = max(run.calibrate(decision, batches.share_length), 1)
-        decision.estimates.add_up()
-        decision.estimates.require_all_seen()
-        backend.replace_masks({**kept, **_make_masks(decision, by_layer, settings)})
+            decision.estimates.add_up()
+            decision.estimates.require_all_seen()
+            made = _make_masks(decision, by_layer, settings)
+            if algorithm.compensation == BIAS:
+                made = _add_biases(made, run.find_biases(decision, made))
+        backend.replace_masks({**kept, **made})
     return Calibration(run.passes.forwards / count, run.passes.backwards / count, decision.selection)
 
 
@@ -133,6 +138,16 @@ def _lay_out(
     tried = algorithm.candidates or (algorithm,)
     wanted = {candidate.rows and bool(gate_functions) for candidate in tried}
     return {has_rows: group_sites(matched, gate_functions if has_rows else {}) for has_rows in sorted(wanted)}
+
+
+def _add_biases(masks: Mapping[str, Mask], biases: Mapping[str, torch.Tensor]) -> dict[str, Mask]:
+    compensations = {site: Compensation(bias=bias) for site, bias in biases.items()}
+    return {
+        name: replace(
+            mask, compensation=mask.compensation if mask.is_of_rows else compensations.get(mask.site, mask.compensation)
+        )
+        for name, mask in masks.items()
+    }
 
 
 def _make_masks(decision: Decision, targets: Mapping[str, Target], settings: Settings) -> dict[str, Mask]:

@@ -11,12 +11,13 @@ To use one::
 
 ``auto`` tries several algorithms and takes the best; see `selection.py`. ``rows`` masks rows of up projections, told by
 the gate, where the others mask their input channels; ``shift`` and ``low-rank`` put something else than zeros in the
-place of what is left out.
+place of what is left out, and ``bias`` adds its mean.
 
 Scores are in `scores.py`, allocations in `allocations.py`, compensations in `compensations.py`; each says how to add
 one.
 """
 
+from actsparse.algorithms.algorithm import BIAS as BIAS
 from actsparse.algorithms.algorithm import ESTIMATORS as ESTIMATORS
 from actsparse.algorithms.algorithm import ROWS as ROWS
 from actsparse.algorithms.algorithm import Algorithm as Algorithm
@@ -37,6 +38,7 @@ from actsparse.algorithms.measurements import Trial as Trial
 from actsparse.algorithms.measurements import Trials as Trials
 from actsparse.algorithms.measurements import take_part as take_part
 from actsparse.algorithms.scores import SCORES as SCORES
+from actsparse.algorithms.selection import HELD_OUT as HELD_OUT
 from actsparse.algorithms.selection import Selection as Selection
 from actsparse.algorithms.selection import Way as Way
 from actsparse.algorithms.selection import select as select
@@ -58,14 +60,14 @@ ALGORITHMS = {
     "r-sparse": "weight-norm+uniform+low-rank",
 }
 # What may follow a score and an allocation.
-OPTIONS = (ROWS, *COMPENSATIONS)
+OPTIONS = (ROWS, *COMPENSATIONS, BIAS)
 
 
 def get_algorithm(name: str | Algorithm) -> Algorithm:
     """
     Look up an algorithm.
 
-    :param name: Its name or SCORE+ALLOCATION, and behind that +rows, +shift, +low-rank; an algorithm is what it is.
+    :param name: Its name or SCORE+ALLOCATION, and behind that +rows, +shift, +low-rank, +bias; an algorithm is itself.
     :raises ActsparseError: If there is none of that name, or its parts do not go together.
     """
     if isinstance(name, Algorithm):
@@ -79,7 +81,7 @@ def get_algorithm(name: str | Algorithm) -> Algorithm:
         known = [*ALGORITHMS, *(f"{score}+{allocation}" for score in SCORES for allocation in ALLOCATIONS)]
         msg = f"unknown algorithm {name!r}; nearest: {nearest(str(name), known)}; behind it: +{', +'.join(OPTIONS)}"
         raise ActsparseError(msg)
-    compensations = [option for option in options if option in COMPENSATIONS]
+    compensations = [option for option in options if option in (*COMPENSATIONS, BIAS)]
     if len(compensations) > 1:
         msg = f"{' and '.join(compensations)} exclude each other: one thing can compensate for what is left out"
         raise ActsparseError(msg)

@@ -23,6 +23,8 @@ EstimatorName = Literal["nncf-ema"]
 ESTIMATORS: dict[str, Callable[[tuple[float, ...]], ThresholdEstimator]] = {"nncf-ema": NncfMovingAverage}
 # What asks for masks of rows, behind a score and an allocation.
 ROWS = "rows"
+# What asks for the mean of what is left out, which is measured once the thresholds are known.
+BIAS = "bias"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Algorithm:
     :param allocation: A name of `ALLOCATIONS` or `ESTIMATORS`.
     :param rows: Whether, in gated feed-forward networks, rows of the up projection are masked, told by the gate, and
         not its input channels.
-    :param compensation: A name of `COMPENSATIONS`, or nothing: what is left out becomes zero.
+    :param compensation: A name of `COMPENSATIONS`, or `BIAS`; or nothing: what is left out becomes zero.
     :param name: What it is called in reports and files; by default what its string would be.
     :param candidates: Algorithms among which one is chosen by measurement, see `select`; empty for one that is what it
         says. The other fields are then those of the last candidate.
@@ -59,7 +61,7 @@ class Algorithm:
     score: ScoreName
     allocation: AllocationName | EstimatorName = "uniform"
     rows: bool = False
-    compensation: CompensationName | Literal[""] = ""
+    compensation: CompensationName | Literal["bias", ""] = ""
     name: str = field(default="", compare=False)
     candidates: tuple["Algorithm", ...] = ()
 
@@ -67,7 +69,7 @@ class Algorithm:
         for kind, name, known in (
             ("score", self.score, SCORES),
             ("allocation", self.allocation, [*ALLOCATIONS, *ESTIMATORS]),
-            ("compensation", self.compensation, ["", *COMPENSATIONS]),
+            ("compensation", self.compensation, ["", *COMPENSATIONS, BIAS]),
         ):
             if name not in known:
                 msg = f"unknown {kind} {name!r}; nearest: {nearest(name, known)}"
@@ -116,7 +118,7 @@ class Algorithm:
         sparsity = uniform(scopes, model, importance)
         if shared:
             sparsity |= ALLOCATIONS[self.allocation](shared, model, importance)
-        if not (shared and self.compensation):
+        if not shared or self.compensation in ("", BIAS):
             return Plan(sparsity, importance, sparsity, {})
         chosen = choose_compensations(self.compensation, shared, sparsity, model, importance)
         return Plan(sparsity, importance, sparsity | chosen.zeros, chosen.compensations)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actsparse.algorithms.algorithm import Algorithm, Plan
+from actsparse.algorithms.compensations import COMPENSATIONS
 from actsparse.algorithms.groups import Scopes
 from actsparse.algorithms.measurements import Measurements
 
@@ -85,7 +86,7 @@ def select(ways: Sequence[Way], compensation: str = "") -> tuple[Way, Plan, Sele
     known = {} if any(map(math.isnan, losses)) else dict(zip(names, losses, strict=True))
     selection = Selection(names[best], dict(zip(names, divergences, strict=True)), known, count)
     plan = plans[best]
-    if compensation:
+    if compensation in COMPENSATIONS:
         plan = replace(chosen.algorithm, compensation=compensation).plan(chosen.scopes, chosen.model)
     return chosen, plan, selection
 

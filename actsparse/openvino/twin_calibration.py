@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import openvino as ov
+import torch
 from transformers import PretrainedConfig
 
 from actsparse.algorithms import Measurements
@@ -83,5 +84,11 @@ class TwinCalibrationRun:
 
     def calibrate(self, decision: Decision, total: int | None) -> int:
         """Calibrate the twin."""
-        data = (to_torch_inputs(self._model, batch) for batch in decision.data)
-        return self._run.calibrate(replace(decision, data=data), total)
+        return self._run.calibrate(self._for_torch(decision), total)
+
+    def find_biases(self, decision: Decision, masks: Mapping[str, Mask]) -> dict[str, torch.Tensor]:
+        """Find them on the twin."""
+        return self._run.find_biases(self._for_torch(decision), masks)
+
+    def _for_torch(self, decision: Decision) -> Decision:
+        return replace(decision, data=(to_torch_inputs(self._model, batch) for batch in decision.data))

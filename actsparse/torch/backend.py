@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actsparse.algorithms import HELD_OUT, take_part
 from actsparse.calibration import Decision, Passes, Settings, describe_batch
 from actsparse.errors import ActsparseError, DatasetError, ScopeError, one_line
 from actsparse.mask import NO_COMPENSATION, Mask
@@ -25,7 +26,7 @@ from actsparse.torch.insertion import (
     suspend_sparsifiers,
 )
 from actsparse.torch.layers import block_layers, find_layers, measure_sizes, named_linears, trace_graph
-from actsparse.torch.measurements import TorchMeasurements
+from actsparse.torch.measurements import Probe, TorchMeasurements, find_biases
 from actsparse.torch.running import evaluation_mode, run_batches
 from actsparse.torch.sparsifier import ActivationSparsifier
 
@@ -190,6 +191,15 @@ class TorchCalibrationRun:
             return run_batches(
                 self._model, decision.data, total=total, description="calibrating", reads_logits=reads_logits
             )
+
+    def find_biases(self, decision: Decision, masks: Mapping[str, Mask]) -> dict[str, torch.Tensor]:
+        """Put the masks on, and see what they leave out."""
+        data, sites = list(decision.data), list(decision.sites)
+        sparsifiers = self._by_layer(sites)
+        for name, sparsifier in sparsifiers.items():
+            sparsifier.set_threshold(masks[name].threshold)
+        probe = Probe(self._model, data, {site.name: site for site in sites}, sparsifiers, self._settings.loss)
+        return find_biases(probe, take_part(data, HELD_OUT))
 
     def _by_layer(self, sites: Sequence[Site]) -> dict[str, ActivationSparsifier]:
         return {mask.rows_of or place: mask for place, mask in self.sparsifiers_of(sites).items()}

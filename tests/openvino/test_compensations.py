@@ -23,7 +23,7 @@ from actsparse.torch.insertion import named_sparsifiers
 
 
 def fill_in(model: Any) -> Any:
-    """Give the masks of attention's inputs a shift, that of its output a basis, and all a bias, whatever the weights."""
+    """Give masks of attention's inputs a shift, of its output a basis, and all a bias, whatever the weights are."""
     generator = torch.Generator().manual_seed(3)
     by_site: dict[str, Compensation] = {}
     for name, mask in named_sparsifiers(model):

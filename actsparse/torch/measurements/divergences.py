@@ -47,7 +47,7 @@ def measure_divergences(
         dense: list[Measure] = []
 
         def run_dense() -> None:
-            dense.append(_measure_from(probe, batch, run_model(probe.model, batch)))
+            dense.append(measure_from(probe, batch, run_model(probe.model, batch)))
 
         def run_masked(column: int, sparsity: Mapping[str, float]) -> None:
             token = _masks.set(SequenceMasks(probe, sparsity, importance))
@@ -69,8 +69,12 @@ def measure_divergences(
     return [[Movement(*way) for way in row.tolist()] for row in found]
 
 
-def _measure_from(probe: Probe, batch: Any, output: Any) -> Measure:
-    """Return what tells how far another output of the model is from this one."""
+def measure_from(probe: Probe, batch: Any, output: Any) -> Measure:
+    """
+    Remember what a model gave.
+
+    :return: What tells how far another output of the model is from this one.
+    """
     if getattr(output, "logits", None) is None and probe.loss is not None:
         loss = float(probe.loss(output, batch))
 
