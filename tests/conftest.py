@@ -1,9 +1,14 @@
 """Tiny seeded models of nine architectures, tiny batches, and quiet libraries."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# A build server, for nncf and openvino: otherwise they report each kind of operation that they convert to Intel, from
+# a new fork of this process each time. Not "true", under which hypothesis always draws the same examples.
+os.environ["TF_BUILD"] = "tests"
 
 import nncf
 import pytest
