@@ -91,9 +91,9 @@ def to_torch_inputs(model: ov.Model, batch: Any) -> dict[str, Any]:
     if "input_ids" not in arrays:
         msg = f"this algorithm measures language models on tokens, and the batch has none: {describe_batch(batch)}"
         raise DatasetError(msg)
-    # Those that were given come first, before those that are made of them.
-    given = [*arrays][: len(rest) if isinstance(rest, Mapping | tuple) else 1]
-    return {name: torch.tensor(arrays[name]).long() for name in given if name in _INPUTS} | labels
+    # Of a tuple, those that were given come first, before those that are made of them.
+    given = [*map(str, rest)] if isinstance(rest, Mapping) else [*arrays][: len(rest) if isinstance(rest, tuple) else 1]
+    return {name: torch.tensor(arrays[name]).long() for name in _INPUTS if name in given and name in arrays} | labels
 
 
 def _copy(torch_model: nn.Module) -> nn.Module:
