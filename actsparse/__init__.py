@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from actsparse.algorithms import Algorithm as Algorithm
     from actsparse.budget import sparsify_to_perplexity as sparsify_to_perplexity
+    from actsparse.commands.tune.job import tune as tune
     from actsparse.errors import ActsparseError as ActsparseError
     from actsparse.errors import ScopeError as ScopeError
     from actsparse.evaluation.sparsity import measure_sparsity as measure_sparsity
@@ -28,6 +29,7 @@ _HOMES = {
     "save_thresholds": "thresholds",
     "sparsify_activations": "sparsify",
     "sparsify_to_perplexity": "budget",
+    "tune": "commands.tune.job",
     "word_perplexity": "evaluation.word_perplexity",
 }
 

@@ -137,8 +137,14 @@ def sparsify(
         str, typer.Option("--held-out", metavar="SOURCE", help="The text that this is measured on.")
     ] = "default",
     recover: Annotated[
-        int, typer.Option(metavar="STEPS", help="Train the masked model on its own dense predictions; saves weights.")
+        int, typer.Option(metavar="STEPS", help="Train the masked model on its own dense predictions.")
     ] = 0,
+    train: Annotated[
+        str,
+        typer.Option(
+            metavar="weights|bias", help="What --recover trains: weights, and saves them, or the masks' biases alone."
+        ),
+    ] = "weights",
     training: Annotated[str, typer.Option(metavar="SOURCE", help="The text that --recover trains on.")] = "default",
     skip_first: Annotated[
         int, typer.Option("--skip-first", metavar="K", help="Leave the first K tokens of a prompt unmasked.")
@@ -332,6 +338,43 @@ def bench(
         results.append(f"decoding {target_speedup:g} times as fast as dense takes {answer}")
     draw_plot(job, report)
     output.finish(*results, figures=describe_report(job, report))
+
+
+@app.command()
+def tune(
+    context: typer.Context,
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write: the model, tune.json and tune.png.")],
+    max_perplexity_increase: Annotated[
+        float,
+        typer.Option(metavar="X", help="How much token perplexity may rise on held-out text: 0.03 is 3%."),
+    ] = 0.03,
+    weights: Annotated[
+        str, typer.Option(metavar="W[,W…]", help="Kinds of weights to try: int8, int4, int4-aware.")
+    ] = "int8,int4,int4-aware",
+    algorithm: Annotated[str, typer.Option(metavar="NAME", help="What finds the masks.")] = "auto",
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="Begin no new candidate after so many minutes.")
+    ] = None,
+    text: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Held-out text: one half to search with, one to judge the result by.")
+    ] = "default",
+    calibration: CalibrationOption = "default",
+    num_batches: BatchesOption = 32,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Find the fastest form of a model on this machine within a perplexity, and write it as an OpenVINO folder.
+
+    Weights, masks and what runs them: few are measured, the rest is predicted. If dense INT4 is best, that is written.
+    An interrupted run goes on where it was.
+    """
+    output = context.with_resource(Output(json, quiet))
+    from actsparse.commands.tune.job import TuneJob, run_tune
+
+    report = run_tune(TuneJob(**job_options(context, weights=tuple(split_list(weights)))), output.say)
+    output.finish(report.to_table(), *report.to_lines(), figures=report.to_dict())
+    output.say(f"written to {out}: an OpenVINO folder, tune.json, tune.png")
 
 
 @app.command()

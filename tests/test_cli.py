@@ -99,6 +99,24 @@ def test_sparsify_recovers_and_saves_the_weights(int8, monkeypatch, files, tmp_p
     assert row["sparsity"]["sparsity"] == pytest.approx(result["rows"][1]["sparsity"]["sparsity"], abs=1e-3)
 
 
+def test_sparsify_recovers_biases_alone_and_saves_them_with_the_thresholds(monkeypatch, files, tmp_path, capsys):
+    out = tmp_path / "out"
+    text = ("--text", files / "evaluation.txt", "--max-length", "64")
+    options = ("--sparsity", "0.6", "--int8", "asym", "--training", files / "calibration.txt")
+    recovering = ("--recover", "3", "--train", "bias", "--fail-above", "100")
+    assert sparsify(monkeypatch, files, out, *options, *recovering, *text) == 0
+    result = json.loads((out / "report.json").read_text())
+    assert result["recovery"]["steps"] == 3
+    assert result["recovery"]["divergence_after"] <= result["recovery"]["divergence_before"]
+    assert not (out / "config.json").exists()
+    assert not (out / "recovery.checkpoint").exists()
+    masks = read_thresholds(out / "thresholds.safetensors").masks
+    assert all((mask.compensation.bias is None) == mask.is_of_rows for mask in masks.values())
+    for wrong, message in ((("--train", "all", "--recover", "3"), "nearest"), (("--train", "bias"), "--recover STEPS")):
+        assert sparsify(monkeypatch, files, out, "--sparsity", "0.6", *wrong) == 2
+        assert message in capsys.readouterr().err
+
+
 def demo(monkeypatch: pytest.MonkeyPatch, files: Path, out: Path) -> int:
     texts = ("--text", files / "evaluation.txt", "--calibration", files / "calibration.txt", "--batches", "4")
     return run(monkeypatch, "demo", "--model", files / "model", "--out", out, *texts)

@@ -20,6 +20,7 @@ from actsparse.commands.common import (
     name_weights,
     parse_targets,
     read_batches,
+    require_choice,
     validate_precision,
     write_report,
 )
@@ -40,7 +41,7 @@ from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.models.save import save_folder
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.require import require_optimum
-from actsparse.recovery import recover
+from actsparse.recovery import TRAINED, recover
 from actsparse.runtime.distributed import count_processes, digest_of, is_first, wait_for_all
 from actsparse.runtime.environment import describe_environment, library_versions, peak_memory
 from actsparse.runtime.progress import Say
@@ -88,6 +89,7 @@ class SparsifyJob:
     max_perplexity_increase: float | None = None
     held_out: str = "default"
     recover: int = 0
+    train: str = "weights"
     training: str = "default"
     text: str | None = None
     num_pages: int | None = None
@@ -105,6 +107,10 @@ class SparsifyJob:
             raise ScopeError(msg)
         if self.recover < 0:
             msg = f"--recover takes a number of steps, not {self.recover}"
+            raise ActsparseError(msg)
+        require_choice("--train", self.train, TRAINED)
+        if self.train == "bias" and not self.recover:
+            msg = "--train says what --recover trains: give --recover STEPS too"
             raise ActsparseError(msg)
         if self.recover and count_processes() > 1:
             msg = "--recover trains in one process: calibrate with several first, or run it without a launcher"
@@ -125,11 +131,16 @@ class SparsifyJob:
         if self.text is None:
             msg = "--fail-above is about perplexity on an evaluation text: give --text SOURCE too"
             raise ActsparseError(msg)
-        if self.recover:
+        if self.trains_weights:
             msg = (
                 "--recover saves the weights that it trains: recover first, then sparsify that folder with --fail-above"
             )
             raise ActsparseError(msg)
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether the model's weights change."""
+        return bool(self.recover) and self.train == "weights"
 
     @property
     def ignored_scope(self) -> TargetScope | None:
@@ -148,11 +159,12 @@ def run_sparsify(job: SparsifyJob, say: Say) -> tuple[dict[str, Any], list[Table
     """
     run = _Run(job, say)
     # Compressed weights cannot be trained.
-    if not job.recover:
+    if not job.trains_weights:
         run.compress()
     run.calibrate()
     if job.recover:
         run.recover()
+    if job.trains_weights:
         run.compress()
     run.measure()
     if run.judge():
@@ -249,16 +261,17 @@ class _Run:
             msg = f"{training.name} is too short to recover with"
             raise ActsparseError(msg)
         checkpoint = job.out / CHECKPOINT_NAME
-        rest = {"steps": job.recover, "batches_per_step": 1, "checkpoint": checkpoint}
+        rest = {"steps": job.recover, "batches_per_step": 1, "checkpoint": checkpoint, "train": job.train}
         done = recover(self._model, train[:-held_out], held_out=train[-held_out:], **rest)
-        # The masks have a file of their own.
-        weights = {name: tensor for name, tensor in self._model.state_dict().items() if f".{CHILD}." not in name}
-        # An earlier run's thresholds would fit these weights by shape alone.
-        save_folder(self._model, tokenizer, job.out, weights=weights, outdated=[THRESHOLDS_NAME])
+        if job.trains_weights:
+            # The masks have a file of their own.
+            weights = {name: tensor for name, tensor in self._model.state_dict().items() if f".{CHILD}." not in name}
+            # An earlier run's thresholds would fit these weights by shape alone.
+            save_folder(self._model, tokenizer, job.out, weights=weights, outdated=[THRESHOLDS_NAME])
         checkpoint.unlink(missing_ok=True)
         self.figures["recovery"] = done.to_dict()
         self.tables.append(done.to_table())
-        self._settings["recovered on"] = f"{training.name}: {self.figures['recovery']['best_step']} steps"
+        self._settings["recovered on"] = f"{training.name}: {job.train}, {self.figures['recovery']['best_step']} steps"
 
     def measure(self) -> None:
         self._measured = measure_sparsity(self._model, self._batches[:MEASURED_BATCHES])
@@ -285,7 +298,7 @@ class _Run:
         with suspend_sparsifiers(s for _, s in named_sparsifiers(self._model)):
             dense = evaluate_cost(self._model, self._tokenizer, text.pages, max_length=job.max_length)
         sparse = evaluate_cost(self._model, self._tokenizer, text.pages, max_length=job.max_length)
-        name = "recovered, without masks" if job.recover else "dense"
+        name = "recovered, without masks" if job.trains_weights else "dense"
         rows = (Row(name, dense), Row("sparse", sparse, self._seconds))
         return Report(f"What the masks of {job.model} cost", rows, {**self._settings, "evaluation text": text.name})
 
@@ -306,7 +319,7 @@ class _Run:
             _withdraw_model(job.out)
         elif is_first():
             self._deploy()
-        source = str(job.out.resolve()) if job.recover else _absolute(job.model)
+        source = str(job.out.resolve()) if job.trains_weights else _absolute(job.model)
         notes = {"source": source, "int8": job.int8, "calibration": self._settings["calibration text"]}
         path = job.out / THRESHOLDS_NAME
         save_thresholds(self._model, path, **notes, measured_sparsity=self._measured.sparsity)

@@ -104,6 +104,41 @@ def plot_frontier(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
+def plot_tradeoff(points: Sequence[Mapping[str, Any]], limit: float | None, path: Path) -> None:
+    """
+    Draw speed against what it costs, and the line of those that nothing beats in both.
+
+    :param points: `group`, `name`, `perplexity_increase`, `tokens_per_second`, and `is_chosen`.
+    :param limit: The most that perplexity may rise; None where there is none.
+    :raises OutputError: If matplotlib is missing or the file cannot be written.
+    """
+    figure = make_figure(path, (8, 5))
+    panel = figure.subplots()
+    for number, group in enumerate(dict.fromkeys(point["group"] for point in points)):
+        own = [point for point in points if point["group"] == group]
+        panel.scatter(*_places(own), color=f"C{number}", label=group, s=28, zorder=3)
+    best: list[Mapping[str, Any]] = []
+    for point in sorted(points, key=lambda point: (point["perplexity_increase"], -point["tokens_per_second"])):
+        if not best or point["tokens_per_second"] > best[-1]["tokens_per_second"]:
+            best.append(point)
+    panel.step(*_places(best), where="post", color="0.6", linewidth=1, zorder=1)
+    for point in points:
+        if point in best or point["is_chosen"]:
+            place = (100 * point["perplexity_increase"], point["tokens_per_second"])
+            weight = "bold" if point["is_chosen"] else "normal"
+            panel.annotate(point["name"], place, xytext=(5, 4), textcoords="offset points", fontsize=7, weight=weight)
+    if limit is not None:
+        panel.axvline(100 * limit, color="C3", linewidth=0.8, linestyle="--", label="limit")
+    panel.set(xlabel="token perplexity over the model's own weights, %", ylabel="decoded tokens a second")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [100 * p["perplexity_increase"] for p in points], [p["tokens_per_second"] for p in points]
+
+
 def plot_history(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """
     Draw a regression case's figures over commits, with their intervals.

@@ -64,7 +64,7 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
             _set_masks(converted, masks)
             result = rewrite(converted)
             if tokenizer is not None:
-                _save_tokenizer(tokenizer, work)
+                save_tokenizer(tokenizer, work)
             finished = work / "finished"
             finished.mkdir()
             ov.save_model(converted, finished / MODEL_FILE, compress_to_fp16=False)
@@ -143,7 +143,8 @@ def _set_masks(converted: ov.Model, masks: dict[str, Mask]) -> None:
     replace_masks(converted, masks)
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer beside a model, for transformers and, with openvino-tokenizers installed, for OpenVINO."""
     from optimum.exporters.openvino.convert import export_tokenizer
 
     tokenizer.save_pretrained(folder)

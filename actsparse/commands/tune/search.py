@@ -1,0 +1,169 @@
+"""The search: predict what every candidate loses and how fast it is, measure the best one, and learn from it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from actsparse.algorithms.bisection import next_guess
+from actsparse.commands.tune.candidates import KERNEL, Candidate
+from actsparse.runtime.progress import Say
+
+# What masks lose before any was measured: c s^p, as `auto` on small models; one measurement moves c, two move p.
+USUAL_LOSS, USUAL_SPARSITY, USUAL_POWER = 0.1, 0.4, 3.0
+POWERS = (1.5, 6.0)
+# The share of the room that a guess aims at: a little too much is a step for nothing.
+AIM = 0.95
+# So near to the limit another step is not worth its minutes.
+ENOUGH = 0.9
+# Another candidate has to promise as much more speed, and two sparsities are the same when they are as near.
+LEAST_GAIN, LEAST_STEP = 0.01, 0.01
+MOST_SPARSITY = 0.9
+MOST_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Line:
+    """
+    How long decoding takes on the kernel: what is left out need not be read, so that it falls along a line.
+
+    :param start: Milliseconds of a token without masks.
+    :param slope: Milliseconds for each unit of sparsity; below 0.
+    """
+
+    start: float
+    slope: float
+
+    def at(self, sparsity: float) -> float:
+        """Predict milliseconds of a token."""
+        return self.start + self.slope * sparsity
+
+
+@dataclass(frozen=True)
+class Tried:
+    """
+    A candidate that was measured.
+
+    :param loss: How much more a token costs than in the dense model as it was loaded, in nats.
+    """
+
+    candidate: Candidate
+    loss: float
+
+
+@dataclass
+class Found:
+    """
+    What a search found.
+
+    :param best: The fastest candidate within the limit; None where no candidate is.
+    :param tried: The masked candidates, in the order in which they were measured.
+    :param reason: Why the search ended.
+    """
+
+    best: Candidate | None
+    tried: list[Tried] = field(default_factory=list)
+    reason: str = ""
+
+
+class Search:
+    """
+    Look for the fastest candidate within a loss.
+
+    Losses of weights and masks nearly add up, so what masks cost with one kind of weights tells where to begin with
+    another; and speed follows the bytes that are read, so that two measurements of it predict all others.
+
+    :param limit: The most that a token may cost more than in the dense model, in nats.
+    :param dense: Losses of the kinds of weights without masks.
+    :param lines: How long decoding takes on the kernel, by kind of weights; those that cannot be masked are left out.
+    :param measure: Masks a candidate and measures its loss.
+    :param has_time: Whether there is time for another measurement.
+    """
+
+    def __init__(
+        self,
+        limit: float,
+        dense: Mapping[str, float],
+        lines: Mapping[str, Line],
+        algorithm: str,
+        *,
+        measure: Callable[[Candidate], float],
+        has_time: Callable[[], bool] = lambda: True,
+        say: Say = lambda _line: None,
+    ) -> None:
+        self._rooms = {name: limit - loss for name, loss in dense.items() if name in lines and loss < limit}
+        self._dense, self._lines, self._algorithm = dense, lines, algorithm
+        self._measure, self._has_time, self._say = measure, has_time, say
+        self._limit = limit
+        self._tried: list[Tried] = []
+
+    def run(self, best: Candidate | None, milliseconds: float) -> Found:
+        """
+        Search.
+
+        :param best: The fastest candidate without masks within the limit, if there is one.
+        :param milliseconds: What a token takes with it, or infinity.
+        """
+        while True:
+            ahead = [(self._lines[name].at(sparsity), name, sparsity) for name, sparsity in self._guesses().items()]
+            reason = self._reason_to_end(ahead, milliseconds)
+            if reason:
+                return Found(best, self._tried, reason)
+            expected, name, sparsity = min(ahead)
+            candidate = Candidate(name, KERNEL, self._algorithm, round(sparsity, 3))
+            self._say(f"measuring {candidate.name}: {expected:.2f} ms a token expected")
+            loss = self._measure(candidate)
+            self._tried.append(Tried(candidate, loss))
+            is_within = loss <= self._limit
+            self._say(f"{candidate.name} costs {math.expm1(loss):+.2%}: {'within' if is_within else 'above'} the limit")
+            if is_within and expected < milliseconds:
+                best, milliseconds = candidate, expected
+
+    def _reason_to_end(self, ahead: list[tuple[float, str, float]], milliseconds: float) -> str:
+        if not self._rooms:
+            return "no kind of weights leaves room for masks"
+        if not ahead:
+            return "the limit is reached as nearly as another step would reach it"
+        if min(ahead)[0] > (1 - LEAST_GAIN) * milliseconds:
+            return f"no other candidate promises {LEAST_GAIN:.0%} more speed"
+        if len(self._tried) >= MOST_STEPS:
+            return f"{MOST_STEPS} candidates were measured"
+        return "" if self._has_time() else "the time was up"
+
+    def _guesses(self) -> dict[str, float]:
+        """Guess for each kind of weights the next sparsity to measure; none where another step brings nothing."""
+        found = {}
+        for name, room in self._rooms.items():
+            costs = sorted((t.candidate.sparsity, t.loss - self._dense[name]) for t in self._of(name))
+            below = max((cost for cost in costs if cost[1] <= room), default=None)
+            above = min((cost for cost in costs if cost[1] > room), default=None)
+            low, high = below[0] if below else 0.0, above[0] if above else MOST_SPARSITY
+            if below and above:
+                guess = next_guess(low, high, below, above, AIM * room)
+            else:
+                guess = min(self._predict(name, AIM * room), MOST_SPARSITY - LEAST_STEP)
+            is_enough = below is not None and below[1] >= ENOUGH * room
+            if not is_enough and min(guess - low, high - guess) >= LEAST_STEP:
+                found[name] = guess
+        return found
+
+    def _of(self, name: str) -> list[Tried]:
+        return [tried for tried in self._tried if tried.candidate.weights == name]
+
+    def _predict(self, name: str, room: float) -> float:
+        """Predict the sparsity whose masks cost so much, from what is known of these weights, or else of others."""
+        known = [(t.candidate.sparsity, t.loss - self._dense[t.candidate.weights]) for t in self._tried]
+        own = [(t.candidate.sparsity, t.loss - self._dense[name]) for t in self._of(name)]
+        known = [(sparsity, loss) for sparsity, loss in known if loss > 0]
+        sparsity, loss = next(
+            (point for point in [*own[::-1], *known[::-1]] if point[1] > 0), (USUAL_SPARSITY, USUAL_LOSS)
+        )
+        return sparsity * (room / loss) ** (1 / _fit_power(known))
+
+
+def _fit_power(points: list[tuple[float, float]]) -> float:
+    """Fit p of c s^p through the lowest and the highest point."""
+    low, high = min(points, default=(0.0, 0.0)), max(points, default=(0.0, 0.0))
+    if high[0] < 1.1 * low[0] or not points:
+        return USUAL_POWER
+    power = math.log(high[1] / low[1]) / math.log(high[0] / low[0])
+    return min(max(power, POWERS[0]), POWERS[1])
