@@ -29,6 +29,10 @@ class Candidate:
         return f"{self.weights}, {'dense' if self.engine == OPENVINO else 'dense on the kernel'}"
 
 
+# What every loss is compared with: the model's own weights, in half precision.
+REFERENCE = Candidate("f16")
+
+
 @dataclass(frozen=True)
 class Speed:
     """

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from actsparse.algorithms import get_algorithm
 from actsparse.commands.bench.prepare import AWARE, find_source
-from actsparse.commands.tune.candidates import KERNEL, Candidate, Speed
+from actsparse.commands.tune.candidates import KERNEL, REFERENCE, Candidate, Speed
 from actsparse.commands.tune.results import TuneReport, TuneRow
 from actsparse.commands.tune.search import Found, Line, Search
 from actsparse.commands.tune.workshop import Workshop
@@ -23,15 +22,15 @@ from actsparse.openvino.require import require_optimum
 from actsparse.runtime.environment import describe_environment
 from actsparse.runtime.progress import Say
 from actsparse.storage.files import prepare_folder
-from actsparse.texts import Text, load_pages
+from actsparse.texts import load_pages
 
-# What every loss is compared with: the model's own weights, in half precision.
-REFERENCE = Candidate("f16")
 TUNED = ("int8", "int4", AWARE)
 # With these masks speed is predicted: it is a matter of bytes, whatever algorithm finds them.
 PROBE_ALGORITHM, PROBE_SPARSITY = "magnitude", 0.5
 # Text is judged by so many windows, and as many others that the search has not seen; with fewer than these, not at all.
 WINDOWS, LEAST_WINDOWS = 24, 4
+# Which windows the search sees, and which judge what it found: every other one.
+SEEN, UNSEEN = (0, 2), (1, 2)
 # Weights learnt from data lose about half of what those made without lose: not worth the minutes where that is as many
 # times the limit.
 HOPELESS = 4.0
@@ -101,7 +100,7 @@ def run_tune(job: TuneJob, say: Say) -> TuneReport:
 
     :raises ActsparseError: As `tune`.
     """
-    held_out, unseen = _split(load_pages(job.text))
+    text = load_pages(job.text)
     calibration = load_pages(job.calibration, purpose="calibration")
     prepare_folder(job.out)
     source = find_source(job.model)
@@ -110,8 +109,8 @@ def run_tune(job: TuneJob, say: Say) -> TuneReport:
         msg = f"{job.model} {what}: give the model that it was made from"
         raise SourceError(msg)
     folder = job.out / UNFINISHED_NAME
-    workshop = Workshop(source, calibration, folder, num_batches=job.num_batches, windows=WINDOWS, say=say)
-    report = _Run(job, workshop, held_out, unseen, say).run()
+    workshop = Workshop(source, text, calibration, folder, num_batches=job.num_batches, windows=WINDOWS, say=say)
+    report = _Run(job, workshop, text.name, say).run()
     write_json(job.out / "tune.json", report.to_dict() | {"environment": describe_environment()})
     plot_tradeoff(report.points(), job.max_perplexity_increase, job.out / "tune.png")
     workshop.forget()
@@ -121,8 +120,8 @@ def run_tune(job: TuneJob, say: Say) -> TuneReport:
 class _Run:
     """A job under way."""
 
-    def __init__(self, job: TuneJob, workshop: Workshop, held_out: Text, unseen: Text, say: Say) -> None:
-        self._job, self._workshop, self._held_out, self._unseen, self._say = job, workshop, held_out, unseen, say
+    def __init__(self, job: TuneJob, workshop: Workshop, text: str, say: Say) -> None:
+        self._job, self._workshop, self._text, self._say = job, workshop, text, say
         self._begin = time.monotonic()
         self._losses: dict[Candidate, float] = {}
         self._speeds: dict[Candidate, Speed] = {}
@@ -131,10 +130,9 @@ class _Run:
     def run(self) -> TuneReport:
         limit = math.log1p(self._job.max_perplexity_increase)
         self._workshop.dense(REFERENCE.weights)
-        for text in (self._held_out, self._unseen):
-            if len(self._workshop.windows(text).windows) < LEAST_WINDOWS:
-                msg = f"{self._job.text} is too short: half of it has fewer than {LEAST_WINDOWS} windows to judge by"
-                raise SourceError(msg)
+        if len(self._workshop.windows(*UNSEEN).windows) < LEAST_WINDOWS:
+            msg = f"{self._text} is too short: half of it has fewer than {LEAST_WINDOWS} windows to judge by"
+            raise SourceError(msg)
         kinds = self._measure_weights(limit)
         self._yardstick = kinds[0]
         lines = {name: line for name in kinds if (line := self._time_weights(name)) is not None}
@@ -145,7 +143,7 @@ class _Run:
         )
         search = Search(
             limit,
-            {name: self._lose(Candidate(name)) for name in kinds},
+            {name: self._lose(Candidate(name, KERNEL)) for name in lines},
             lines,
             self._job.algorithm,
             measure=self._lose,
@@ -229,7 +227,7 @@ class _Run:
         settings = {
             "model": job.model,
             "limit": f"{job.max_perplexity_increase:.1%} of token perplexity over the model's own weights",
-            "text": f"{self._held_out.name}, {len(workshop.windows(self._held_out).windows)} windows",
+            "text": f"{self._text}, {len(workshop.windows(*SEEN).windows)} windows",
             "calibration": f"{job.calibration}, {job.num_batches} batches",
             "processor": workshop.processor,
             "minutes": round((time.monotonic() - self._begin) / 60, 1),
@@ -238,35 +236,23 @@ class _Run:
 
     def _confirm(self, chosen: Candidate) -> dict[str, Any]:
         """Measure the chosen one on text that the search has not seen."""
-        tokens = self._workshop.windows(self._unseen).num_scored
-        more = self._workshop.losses(chosen, self._unseen) - self._workshop.losses(REFERENCE, self._unseen)
+        tokens = self._workshop.windows(*UNSEEN).num_scored
+        more = self._workshop.losses(chosen, *UNSEEN) - self._workshop.losses(REFERENCE, *UNSEEN)
         low, high = bootstrap_ratio(more, tokens)
         return {
             "loss_increase": float(more.sum() / tokens.sum()),
             "loss_increase_interval": [low, high],
             "perplexity_increase": math.expm1(float(more.sum() / tokens.sum())),
-            "text": f"{self._unseen.name}, {len(tokens)} windows",
+            "text": f"{len(tokens)} other windows of {self._text}",
         }
 
     def _lose(self, candidate: Candidate) -> float:
         """Measure how much more a token costs than with the model's own weights, in nats."""
-        if candidate.engine == KERNEL and not candidate.algorithm:
-            return self._lose(Candidate(candidate.weights))  # the same weights
         if candidate not in self._losses:
-            tokens = self._workshop.windows(self._held_out).num_scored
-            reference = self._workshop.losses(REFERENCE, self._held_out)
-            more = self._workshop.losses(candidate, self._held_out) - reference
+            tokens = self._workshop.windows(*SEEN).num_scored
+            more = self._workshop.losses(candidate, *SEEN) - self._workshop.losses(REFERENCE, *SEEN)
             self._losses[candidate] = float(np.sum(more) / tokens.sum())
         return self._losses[candidate]
 
     def _has_time(self) -> bool:
         return self._job.minutes is None or time.monotonic() - self._begin < 60 * self._job.minutes
-
-
-def _split(text: Text) -> tuple[Text, Text]:
-    """Take every other page for the search, and the rest to judge what it found."""
-    parts: Sequence[tuple[str, ...]] = (text.pages[::2], text.pages[1::2])
-    if not all(parts):
-        msg = f"{text.name} has one page: tuning searches on one half of the pages and judges by the other"
-        raise SourceError(msg)
-    return Text(f"half of {text.name}", parts[0]), Text(f"the other half of {text.name}", parts[1])

@@ -106,16 +106,14 @@ class TuneReport:
 
     def points(self) -> list[dict[str, Any]]:
         """Return the candidates whose loss and speed are both known, for `plot_tradeoff`."""
-        losses = {row.candidate.weights: row.loss for row in self.rows if not row.candidate.algorithm and row.loss}
-        known = [(row, losses.get(row.candidate.weights) if row.loss is None else row.loss) for row in self.rows]
         return [
             {
                 "group": row.candidate.weights,
                 "name": row.candidate.name,
-                "perplexity_increase": math.expm1(loss),
+                "perplexity_increase": math.expm1(row.loss),
                 "tokens_per_second": 1e3 / row.speed.decode,
                 "is_chosen": row.is_chosen,
             }
-            for row, loss in known
-            if loss is not None and row.speed is not None
+            for row in self.rows
+            if row.loss is not None and row.speed is not None
         ]

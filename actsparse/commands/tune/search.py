@@ -140,10 +140,10 @@ class Search:
             if below and above:
                 guess = next_guess(low, high, below, above, AIM * room)
             else:
-                guess = min(self._predict(name, AIM * room), MOST_SPARSITY - LEAST_STEP)
+                guess = self._predict(name, AIM * room)
             is_enough = below is not None and below[1] >= ENOUGH * room
-            if not is_enough and min(guess - low, high - guess) >= LEAST_STEP:
-                found[name] = guess
+            if not is_enough and high - low >= 2 * LEAST_STEP:
+                found[name] = min(max(guess, low + LEAST_STEP), high - LEAST_STEP)
         return found
 
     def _of(self, name: str) -> list[Tried]:

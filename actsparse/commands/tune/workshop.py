@@ -14,18 +14,20 @@ import openvino as ov
 from actsparse.algorithms import get_algorithm
 from actsparse.calibration import Settings
 from actsparse.commands.bench.decoder import Decoder, list_precisions, make_settings, name_processor
+from actsparse.commands.bench.memory import measure_peak_memory
 from actsparse.commands.bench.prepare import DenseModel, Source, prepare_dense
 from actsparse.commands.bench.timing import CONTEXT_TOKENS, DISCARDED_TOKENS, time_decoding, time_first_token
 from actsparse.commands.common import CALIBRATION_LENGTH, THRESHOLDS_NAME, point_key
-from actsparse.commands.tune.candidates import KERNEL, Candidate, Speed
+from actsparse.commands.tune.candidates import KERNEL, REFERENCE, Candidate, Speed
 from actsparse.console.report import read_json, write_json
+from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.evaluation.windows import WindowedText, measure_losses
 from actsparse.openvino.acceleration import accelerate
 from actsparse.openvino.build import extension_path
 from actsparse.openvino.deploy import load_causal_lm
 from actsparse.openvino.export import save_tokenizer
 from actsparse.openvino.folder import MODEL_FILE
-from actsparse.openvino.runner import OpenVinoLanguageModel, Runner
+from actsparse.openvino.runner import EXACT, OpenVinoLanguageModel, Runner
 from actsparse.openvino.toolchain import BuildError
 from actsparse.runtime.environment import count_cores
 from actsparse.runtime.progress import Say
@@ -37,6 +39,7 @@ from actsparse.thresholds import load_thresholds, save_thresholds
 
 WINDOW = 512
 PROMPT_TOKENS, TIMED_TOKENS, PROMPTS = 128, 40, 3
+COUNTED_BATCHES = 4
 
 
 class Workshop:
@@ -44,17 +47,18 @@ class Workshop:
     Make candidates of one model, and measure them.
 
     :param source: The model.
+    :param text: The text that candidates are judged by.
     :param calibration: The text that masks are calibrated with, and that is decoded when candidates are timed.
     :param folder: Where measurements and thresholds are kept.
     :param num_batches: Calibration batches of `CALIBRATION_LENGTH` tokens.
-    :param windows: How many windows of a text are scored at most.
+    :param windows: How many windows of the text, or of a part, are scored at most.
     :param no_kernel: Why the extension cannot run here; nothing where it can.
     """
 
     def __init__(
-        self, source: Source, calibration: Text, folder: Path, *, num_batches: int, windows: int, say: Say
+        self, source: Source, text: Text, calibration: Text, folder: Path, *, num_batches: int, windows: int, say: Say
     ) -> None:
-        self._source, self._calibration, self._say = source, calibration, say
+        self._source, self._text, self._calibration, self._say = source, text, calibration, say
         self._folder, self._num_batches, self._windows = prepare_folder(folder), num_batches, windows
         self._core, self._threads = ov.Core(), count_cores()
         self.no_kernel = ""
@@ -80,27 +84,29 @@ class Workshop:
             self._dense[weights] = prepare_dense(self._source, weights, self._say)
         return self._dense[weights]
 
-    def losses(self, candidate: Candidate, text: Text) -> np.ndarray:
+    def losses(self, candidate: Candidate, part: int = 0, parts: int = 1) -> np.ndarray:
         """
-        Score a text.
+        Score the text, or a part of it.
 
         :return: Nats of each window, a sum over its tokens.
         """
 
         def measure() -> list[float]:
-            windows = self.windows(text)
-            self._say(f"scoring {candidate.name} on {text.name}")
-            model = OpenVinoLanguageModel(Runner(self.build(candidate)))
+            windows = self.windows(part, parts)
+            self._say(f"scoring {candidate.name}")
+            # As it is deployed and timed, with all that rounds; the reference as exact as it can be.
+            config = EXACT if candidate == REFERENCE else make_settings("f32", self._threads)
+            model = OpenVinoLanguageModel(Runner(self.build(candidate), config))
             return measure_losses(model, windows, description=candidate.name, is_finite=True).tolist()
 
-        parts = [*self._calibrated_by(candidate.algorithm), text.sha256, self._windows]
-        return np.array(self._once("losses", measure, asdict(candidate), parts))
+        judged_by = [self._text.sha256, part, parts, self._windows]
+        return np.array(self._once("losses", measure, asdict(candidate), self._calibrated_by(candidate), judged_by))
 
-    def windows(self, text: Text) -> WindowedText:
-        """Cut a text as `losses` does."""
+    def windows(self, part: int = 0, parts: int = 1) -> WindowedText:
+        """Cut the text into windows, of which every n-th is one part's."""
         dense = self.dense(next(iter(self._dense)))
-        windowed = WindowedText.of(None, dense.load_tokenizer(), text.pages, min(WINDOW, dense.max_length))
-        return replace(windowed, windows=windowed.windows[: self._windows])
+        text = WindowedText.of(None, dense.load_tokenizer(), self._text.pages, min(WINDOW, dense.max_length))
+        return replace(text, windows=text.windows[part::parts][: self._windows])
 
     def thresholds(self, candidate: Candidate) -> Path:
         """
@@ -109,7 +115,7 @@ class Workshop:
         :return: Their thresholds file.
         :raises ActsparseError: If the model cannot be masked.
         """
-        name = point_key(self._source.identity, candidate.weights, self._calibrated_by(candidate.algorithm))
+        name = point_key(self._source.identity, candidate.weights, self._calibrated_by(candidate))
         path = self._folder / f"{candidate.weights}-{name}-{candidate.sparsity:g}.safetensors"
         if path.is_file():
             return path
@@ -145,7 +151,7 @@ class Workshop:
 
         def measure() -> list[dict[str, Any]]:
             with self._saved(candidates) as paths:
-                self._say(f"timing {', '.join(candidate.name for candidate in candidates)}, turn by turn")
+                self._say(f"timing {'; '.join(candidate.name for candidate in candidates)}: turn by turn")
                 return [asdict(speed) for speed in self._time(paths)]
 
         found = self._once("speeds", measure, [asdict(x) for x in candidates], self.processor, self._threads)
@@ -169,14 +175,40 @@ class Workshop:
             ov.save_model(self.build(candidate), work / MODEL_FILE, compress_to_fp16=False)
             publish([file for file in work.iterdir() if file.is_file()], folder, last=MODEL_FILE)
 
-    def size(self, candidate: Candidate) -> int:
-        """Return how many bytes a candidate's model takes on disk."""
+    def weigh(self, candidate: Candidate, precision: str) -> dict[str, int]:
+        """
+        Measure what a candidate takes.
 
-        def measure() -> int:
+        :param precision: The hint that it is compiled with.
+        :return: Bytes on `disk`, and at the `peak` of a process of its own.
+        """
+
+        def measure() -> dict[str, int]:
             with self._saved([candidate]) as (path,):
-                return path.stat().st_size + path.with_suffix(".bin").stat().st_size
+                dense = self.dense(candidate.weights)
+                peak = measure_peak_memory(
+                    path,
+                    extension=extension_path(),
+                    precision=precision,
+                    threads=self._threads,
+                    vocabulary=int(dense.config["vocab_size"]),
+                    max_length=dense.max_length,
+                )
+                return {"disk": path.stat().st_size + path.with_suffix(".bin").stat().st_size, "peak": peak}
 
-        return self._once("size", measure, asdict(candidate))
+        return self._once("bytes", measure, asdict(candidate), precision)
+
+    def sparsity(self, candidate: Candidate) -> float:
+        """Measure the share of zeros behind a candidate's masks, on some of the calibration batches."""
+
+        def measure() -> float:
+            model = self._core.read_model(self.dense(candidate.weights).xml)
+            load_thresholds(model, self.thresholds(candidate))
+            return measure_sparsity(model, self._batches(self.dense(candidate.weights))[:COUNTED_BATCHES]).sparsity
+
+        if not candidate.algorithm:
+            return 0.0
+        return self._once("sparsity", measure, asdict(candidate), self._calibrated_by(candidate))
 
     def forget(self) -> None:
         """Remove what was kept: the work is done."""
@@ -230,5 +262,5 @@ class Workshop:
             gc.collect()
         return found["found"]
 
-    def _calibrated_by(self, algorithm: str) -> list[Any]:
-        return [algorithm, self._calibration.sha256, self._num_batches] if algorithm else []
+    def _calibrated_by(self, candidate: Candidate) -> list[Any]:
+        return [candidate.algorithm, self._calibration.sha256, self._num_batches] if candidate.algorithm else []
