@@ -353,6 +353,9 @@ def tune(
         str, typer.Option(metavar="W[,W…]", help="Kinds of weights to try: int8, int4, int4-aware.")
     ] = "int8,int4,int4-aware",
     algorithm: Annotated[str, typer.Option(metavar="NAME", help="What finds the masks.")] = "auto",
+    recover: Annotated[
+        int, typer.Option(metavar="STEPS", help="Steps with which masks learn biases, in the end; 0 for none.")
+    ] = 60,
     minutes: Annotated[
         float | None, typer.Option(metavar="N", help="Begin no new candidate after so many minutes.")
     ] = None,

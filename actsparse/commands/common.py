@@ -14,16 +14,20 @@ from actsparse.console.plot import plot_sparsity_by_layer
 from actsparse.console.report import Report, write_json
 from actsparse.errors import ActsparseError, ScopeError, nearest
 from actsparse.models import LoadedModel, load_model
+from actsparse.recovery import Recovery, recover
 from actsparse.runtime.progress import Say
 from actsparse.scopes.target_scope import TargetScope
 from actsparse.storage.files import write_bytes
-from actsparse.texts import Text, token_batches
+from actsparse.texts import Text, take_batches, token_batches
 from actsparse.torch.compression import INT8_MODES, compress_int8
 from actsparse.torch.offload import parse_memory
 
 CALIBRATION_LENGTH = 256
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 THRESHOLDS_NAME = "thresholds.safetensors"
+# Windows that make a step of recovery at once, and how many such batches are held out.
+RECOVERY_BATCH = 4
+RECOVERY_HELD_OUT = 3
 
 
 def require_choice(option: str, value: Any, choices: Iterable[str]) -> None:
@@ -133,6 +137,27 @@ def move_batches(batches: list[dict[str, torch.Tensor]], model: Any) -> list[dic
     if device.type in ("cpu", "meta"):
         return batches
     return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+
+
+def recover_on_text(
+    model: Any, tokenizer: Any, text: Text, *, steps: int, train: str, checkpoint: Path | None = None
+) -> Recovery:
+    """
+    Train a masked model on a text, whose end is held out.
+
+    :param train: See `recover`, as for the rest.
+    :raises ActsparseError: If the text is too short, or as `recover`.
+    """
+    most, length = steps + RECOVERY_HELD_OUT, CALIBRATION_LENGTH
+    batches = take_batches(tokenizer, text, most=most, length=length, batch_size=RECOVERY_BATCH)
+    if len(batches) < 2:
+        batches = take_batches(tokenizer, text, most=most, length=length)
+    held_out = min(RECOVERY_HELD_OUT, len(batches) // 2)
+    if held_out == 0:
+        msg = f"{text.name} is too short to recover with"
+        raise ActsparseError(msg)
+    rest = {"steps": steps, "batches_per_step": 1, "checkpoint": checkpoint, "train": train}
+    return recover(model, batches[:-held_out], held_out=batches[-held_out:], **rest)
 
 
 def compress(model: Any, int8: str | None, example: Any, say: Say) -> Any:

@@ -13,13 +13,13 @@ from actsparse.algorithms import get_algorithm
 from actsparse.budget import sparsify_to_perplexity
 from actsparse.calibration import Settings
 from actsparse.commands.common import (
-    CALIBRATION_LENGTH,
     THRESHOLDS_NAME,
     compress,
     load_for_job,
     name_weights,
     parse_targets,
     read_batches,
+    recover_on_text,
     require_choice,
     validate_precision,
     write_report,
@@ -41,7 +41,7 @@ from actsparse.evaluation.sparsity import measure_sparsity
 from actsparse.models.save import save_folder
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.require import require_optimum
-from actsparse.recovery import TRAINED, recover
+from actsparse.recovery import TRAINED
 from actsparse.runtime.distributed import count_processes, digest_of, is_first, wait_for_all
 from actsparse.runtime.environment import describe_environment, library_versions, peak_memory
 from actsparse.runtime.progress import Say
@@ -50,7 +50,7 @@ from actsparse.scopes.target_scope import TargetScope
 from actsparse.sparsify import calibrate
 from actsparse.storage.disk_cache import DiskCache
 from actsparse.storage.files import prepare_folder
-from actsparse.texts import describe_batches, load_pages, take_batches
+from actsparse.texts import describe_batches, load_pages
 from actsparse.thresholds import fingerprint, save_thresholds
 from actsparse.torch.insertion import CHILD, named_sparsifiers, suspend_sparsifiers
 from actsparse.torch.offload import every_weight, require_weights
@@ -59,9 +59,6 @@ from actsparse.torch.offload import every_weight, require_weights
 MEASURED_BATCHES = 8
 CHECKPOINT_NAME = "recovery.checkpoint"
 UNFINISHED_NAME = "calibration.unfinished"
-# Windows that make a step at once, and how many such batches are held out.
-RECOVERY_BATCH = 4
-RECOVERY_HELD_OUT = 3
 # The options that no measurement depends on: where results go, what comes after calibration, and how many weights are
 # in memory at once. A calibration is known again by all others, those included that are still to come.
 NEVER_MEASURED_WITH = frozenset(
@@ -252,17 +249,9 @@ class _Run:
         job, training, tokenizer = self._job, self._training, self._tokenizer
         assert training is not None
         self._say(f"recovering on {training.name}")
-        most, length = job.recover + RECOVERY_HELD_OUT, CALIBRATION_LENGTH
-        train = take_batches(tokenizer, training, most=most, length=length, batch_size=RECOVERY_BATCH)
-        if len(train) < 2:
-            train = take_batches(tokenizer, training, most=most, length=length)
-        held_out = min(RECOVERY_HELD_OUT, len(train) // 2)
-        if held_out == 0:
-            msg = f"{training.name} is too short to recover with"
-            raise ActsparseError(msg)
         checkpoint = job.out / CHECKPOINT_NAME
-        rest = {"steps": job.recover, "batches_per_step": 1, "checkpoint": checkpoint, "train": job.train}
-        done = recover(self._model, train[:-held_out], held_out=train[-held_out:], **rest)
+        how = {"steps": job.recover, "train": job.train, "checkpoint": checkpoint}
+        done = recover_on_text(self._model, tokenizer, training, **how)
         if job.trains_weights:
             # The masks have a file of their own.
             weights = {name: tensor for name, tensor in self._model.state_dict().items() if f".{CHILD}." not in name}

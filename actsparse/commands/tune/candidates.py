@@ -14,18 +14,20 @@ class Candidate:
     :param engine: What runs its layers: `OPENVINO` as they are, or `KERNEL`.
     :param algorithm: What finds its masks; nothing for a model without masks.
     :param sparsity: Target of all Linear layers of the blocks.
+    :param recover: Steps of training that give the masks their biases.
     """
 
     weights: str
     engine: str = OPENVINO
     algorithm: str = ""
     sparsity: float = 0.0
+    recover: int = 0
 
     @property
     def name(self) -> str:
         """What tables call it."""
         if self.algorithm:
-            return f"{self.weights}, {self.algorithm} {self.sparsity:.1%}"
+            return f"{self.weights}, {self.algorithm} {self.sparsity:.1%}{', biases learnt' if self.recover else ''}"
         return f"{self.weights}, {'dense' if self.engine == OPENVINO else 'dense on the kernel'}"
 
 

@@ -46,6 +46,7 @@ class TuneJob:
     max_perplexity_increase: float = 0.03
     weights: tuple[str, ...] = TUNED
     algorithm: str = "auto"
+    recover: int = 60
     minutes: float | None = None
     text: str = "default"
     calibration: str = "default"
@@ -65,6 +66,9 @@ class TuneJob:
             raise ActsparseError(msg)
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             msg = f"--minutes is {self.minutes}; it must be a positive number"
+            raise ActsparseError(msg)
+        if isinstance(self.recover, bool) or not isinstance(self.recover, int) or self.recover < 0:
+            msg = f"--recover takes a number of steps, not {self.recover!r}"
             raise ActsparseError(msg)
         if self.num_batches < 1:
             msg = f"--batches is {self.num_batches}; it must be at least 1"
@@ -86,8 +90,9 @@ def tune(model: str, out: str | Path, *, say: Say = lambda _line: None, **option
         call goes on from what the folder has.
     :param say: Told of each step.
     :param options: `max_perplexity_increase` (0.03: 3% of token perplexity on held-out text), `weights` (of int8, int4
-        and int4-aware), `algorithm`, `minutes` (no new candidate is begun after them), `text` (held out), `calibration`
-        and `num_batches`.
+        and int4-aware), `algorithm`, `recover` (60: steps with which masks learn biases, once the search without is
+        done; 0 for none), `minutes` (no new candidate is begun after them), `text` (held out), `calibration` and
+        `num_batches`.
     :return: What was tried, what was chosen, and why the search ended.
     :raises ActsparseError: If an input cannot be used, nothing is within the limit, or the folder cannot be written.
     """
@@ -146,6 +151,7 @@ class _Run:
             {name: self._lose(Candidate(name, KERNEL)) for name in lines},
             lines,
             self._job.algorithm,
+            recover=self._job.recover,
             measure=self._lose,
             has_time=self._has_time,
             say=self._say,

@@ -18,7 +18,11 @@ ENOUGH = 0.9
 # Another candidate has to promise as much more speed, and two sparsities are the same when they are as near.
 LEAST_GAIN, LEAST_STEP = 0.01, 0.01
 MOST_SPARSITY = 0.9
+# Of each phase: candidates without training, and such with it, which take several times as long.
 MOST_STEPS = 8
+MOST_TRAININGS = 3
+# What masks lose with learnt biases, beside those without, before any was measured.
+RECOVERED = 0.7
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Search:
     :param limit: The most that a token may cost more than in the dense model, in nats.
     :param dense: Losses of the kinds of weights without masks.
     :param lines: How long decoding takes on the kernel, by kind of weights; those that cannot be masked are left out.
+    :param recover: Steps of training with which candidates are tried once those without are; 0 for none.
     :param measure: Masks a candidate and measures its loss.
     :param has_time: Whether there is time for another measurement.
     """
@@ -86,6 +91,7 @@ class Search:
         lines: Mapping[str, Line],
         algorithm: str,
         *,
+        recover: int = 0,
         measure: Callable[[Candidate], float],
         has_time: Callable[[], bool] = lambda: True,
         say: Say = lambda _line: None,
@@ -93,7 +99,8 @@ class Search:
         self._rooms = {name: limit - loss for name, loss in dense.items() if name in lines and loss < limit}
         self._dense, self._lines, self._algorithm = dense, lines, algorithm
         self._measure, self._has_time, self._say = measure, has_time, say
-        self._limit = limit
+        self._limit, self._phases = limit, (0, recover) if recover else (0,)
+        self._steps = 0
         self._tried: list[Tried] = []
 
     def run(self, best: Candidate | None, milliseconds: float) -> Found:
@@ -103,13 +110,20 @@ class Search:
         :param best: The fastest candidate without masks within the limit, if there is one.
         :param milliseconds: What a token takes with it, or infinity.
         """
+        reason = ""
+        for steps in self._phases:
+            self._steps = steps
+            best, milliseconds, reason = self._run_phase(best, milliseconds)
+        return Found(best, self._tried, reason)
+
+    def _run_phase(self, best: Candidate | None, milliseconds: float) -> tuple[Candidate | None, float, str]:
         while True:
             ahead = [(self._lines[name].at(sparsity), name, sparsity) for name, sparsity in self._guesses().items()]
             reason = self._reason_to_end(ahead, milliseconds)
             if reason:
-                return Found(best, self._tried, reason)
+                return best, milliseconds, reason
             expected, name, sparsity = min(ahead)
-            candidate = Candidate(name, KERNEL, self._algorithm, round(sparsity, 3))
+            candidate = Candidate(name, KERNEL, self._algorithm, round(sparsity, 3), self._steps)
             self._say(f"measuring {candidate.name}: {expected:.2f} ms a token expected")
             loss = self._measure(candidate)
             self._tried.append(Tried(candidate, loss))
@@ -125,15 +139,16 @@ class Search:
             return "the limit is reached as nearly as another step would reach it"
         if min(ahead)[0] > (1 - LEAST_GAIN) * milliseconds:
             return f"no other candidate promises {LEAST_GAIN:.0%} more speed"
-        if len(self._tried) >= MOST_STEPS:
-            return f"{MOST_STEPS} candidates were measured"
+        most = MOST_TRAININGS if self._steps else MOST_STEPS
+        if sum(tried.candidate.recover == self._steps for tried in self._tried) >= most:
+            return f"{most} candidates were measured"
         return "" if self._has_time() else "the time was up"
 
     def _guesses(self) -> dict[str, float]:
         """Guess for each kind of weights the next sparsity to measure; none where another step brings nothing."""
         found = {}
         for name, room in self._rooms.items():
-            costs = sorted((t.candidate.sparsity, t.loss - self._dense[name]) for t in self._of(name))
+            costs = sorted(self._costs(name, self._steps))
             below = max((cost for cost in costs if cost[1] <= room), default=None)
             above = min((cost for cost in costs if cost[1] > room), default=None)
             low, high = below[0] if below else 0.0, above[0] if above else MOST_SPARSITY
@@ -146,18 +161,20 @@ class Search:
                 found[name] = min(max(guess, low + LEAST_STEP), high - LEAST_STEP)
         return found
 
-    def _of(self, name: str) -> list[Tried]:
-        return [tried for tried in self._tried if tried.candidate.weights == name]
+    def _costs(self, name: str, steps: int) -> list[tuple[float, float]]:
+        """List what masks on these weights were found to cost, by sparsity, in the order of measurement."""
+        own = [tried for tried in self._tried if (tried.candidate.weights, tried.candidate.recover) == (name, steps)]
+        return [(tried.candidate.sparsity, tried.loss - self._dense[name]) for tried in own]
 
     def _predict(self, name: str, room: float) -> float:
         """Predict the sparsity whose masks cost so much, from what is known of these weights, or else of others."""
-        known = [(t.candidate.sparsity, t.loss - self._dense[t.candidate.weights]) for t in self._tried]
-        own = [(t.candidate.sparsity, t.loss - self._dense[name]) for t in self._of(name)]
-        known = [(sparsity, loss) for sparsity, loss in known if loss > 0]
-        sparsity, loss = next(
-            (point for point in [*own[::-1], *known[::-1]] if point[1] > 0), (USUAL_SPARSITY, USUAL_LOSS)
-        )
-        return sparsity * (room / loss) ** (1 / _fit_power(known))
+        factor = RECOVERED if self._steps else 1.0
+        trained = self._costs(name, self._steps) if self._steps else []
+        plain = [cost for other in (name, *self._rooms) for cost in self._costs(other, 0)[::-1]]
+        known = [*trained[::-1], *((sparsity, factor * loss) for sparsity, loss in plain)]
+        known = [cost for cost in known if cost[1] > 0]
+        sparsity, loss = known[0] if known else (USUAL_SPARSITY, factor * USUAL_LOSS)
+        return sparsity * (room / loss) ** (1 / _fit_power([cost for cost in plain if cost[1] > 0]))
 
 
 def _fit_power(points: list[tuple[float, float]]) -> float:

@@ -17,7 +17,7 @@ from actsparse.commands.bench.decoder import Decoder, list_precisions, make_sett
 from actsparse.commands.bench.memory import measure_peak_memory
 from actsparse.commands.bench.prepare import DenseModel, Source, prepare_dense
 from actsparse.commands.bench.timing import CONTEXT_TOKENS, DISCARDED_TOKENS, time_decoding, time_first_token
-from actsparse.commands.common import CALIBRATION_LENGTH, THRESHOLDS_NAME, point_key
+from actsparse.commands.common import CALIBRATION_LENGTH, THRESHOLDS_NAME, point_key, recover_on_text
 from actsparse.commands.tune.candidates import KERNEL, REFERENCE, Candidate, Speed
 from actsparse.console.report import read_json, write_json
 from actsparse.evaluation.sparsity import measure_sparsity
@@ -29,13 +29,14 @@ from actsparse.openvino.export import save_tokenizer
 from actsparse.openvino.folder import MODEL_FILE
 from actsparse.openvino.runner import EXACT, OpenVinoLanguageModel, Runner
 from actsparse.openvino.toolchain import BuildError
+from actsparse.openvino.twin import make_twin
 from actsparse.runtime.environment import count_cores
 from actsparse.runtime.progress import Say
 from actsparse.sparsify import calibrate
 from actsparse.storage.disk_cache import DiskCache
 from actsparse.storage.files import as_os_error, prepare_folder, publish, unfinished_folder
-from actsparse.texts import Text, token_batches
-from actsparse.thresholds import load_thresholds, save_thresholds
+from actsparse.texts import Text, load_pages, token_batches
+from actsparse.thresholds import load_thresholds, read_thresholds, save_thresholds
 
 WINDOW = 512
 PROMPT_TOKENS, TIMED_TOKENS, PROMPTS = 128, 40, 3
@@ -116,8 +117,12 @@ class Workshop:
         :raises ActsparseError: If the model cannot be masked.
         """
         name = point_key(self._source.identity, candidate.weights, self._calibrated_by(candidate))
-        path = self._folder / f"{candidate.weights}-{name}-{candidate.sparsity:g}.safetensors"
+        trained = f"-{candidate.recover}" if candidate.recover else ""
+        path = self._folder / f"{candidate.weights}-{name}-{candidate.sparsity:g}{trained}.safetensors"
         if path.is_file():
+            return path
+        if candidate.recover:
+            self._train(candidate, path)
             return path
         dense = self.dense(candidate.weights)
         model = load_causal_lm(dense.folder, compile=False)
@@ -128,6 +133,18 @@ class Workshop:
         notes = {"source": self._source.name, "weights": candidate.weights, "calibration": self._calibration.name}
         save_thresholds(model, path, **notes, algorithm=took.name_algorithm(candidate.algorithm))
         return path
+
+    def _train(self, candidate: Candidate, path: Path) -> None:
+        """Train the biases of masks on the model's twin, which has the very weights that they are for."""
+        masks, dense = self.thresholds(replace(candidate, recover=0)), self.dense(candidate.weights)
+        owner, tokenizer = load_causal_lm(dense.folder, compile=False), dense.load_tokenizer()
+        twin = load_thresholds(make_twin(owner.model, owner.config, self._batches(dense)[0]), masks)
+        training = load_pages("default", purpose="training")
+        self._say(f"training {candidate.name}")
+        checkpoint = path.with_suffix(".checkpoint")
+        recover_on_text(twin, tokenizer, training, steps=candidate.recover, train="bias", checkpoint=checkpoint)
+        save_thresholds(twin, path, **read_thresholds(masks).notes, trained_on=training.name)
+        checkpoint.unlink(missing_ok=True)
 
     def build(self, candidate: Candidate) -> ov.Model:
         """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from actsparse.commands.tune.candidates import KERNEL, Candidate
-from actsparse.commands.tune.search import ENOUGH, LEAST_STEP, MOST_STEPS, Found, Line, Search
+from actsparse.commands.tune.search import ENOUGH, LEAST_STEP, MOST_STEPS, MOST_TRAININGS, Found, Line, Search
 
 LINES = {"int8": Line(10.0, -8.0), "int4": Line(7.0, -4.0)}
 
@@ -18,6 +18,8 @@ def search(
     best: Candidate | None = None,
     milliseconds: float = math.inf,
     seconds: int = 100,
+    recover: int = 0,
+    recovered: float = 0.7,
 ) -> Found:
     """Search a model whose losses add up."""
     left = [seconds]
@@ -26,9 +28,10 @@ def search(
     def measure(candidate: Candidate) -> float:
         left[0] -= 1
         assert candidate.engine == KERNEL
-        return losses[candidate.weights] + mask_loss(candidate.sparsity)
+        factor = recovered if candidate.recover else 1.0
+        return losses[candidate.weights] + factor * mask_loss(candidate.sparsity)
 
-    running = Search(limit, losses, LINES, "auto", measure=measure, has_time=lambda: left[0] > 0)
+    running = Search(limit, losses, LINES, "auto", recover=recover, measure=measure, has_time=lambda: left[0] > 0)
     return running.run(best, milliseconds)
 
 
@@ -82,3 +85,23 @@ def test_it_ends_when_the_time_is_up_or_nothing_makes_sense() -> None:
     found = search(0.1, lambda s: 0.0001 if s < 0.3 else 5.0, {"int8": 0.0})
     assert len(found.tried) <= MOST_STEPS
     assert all(a.candidate != b.candidate for a, b in zip(found.tried, found.tried[1:], strict=False))
+
+
+@pytest.mark.parametrize("recovered", [0.5, 0.7, 0.8])
+def test_training_comes_last_and_makes_room_for_more(recovered: float) -> None:
+    plain = search(0.05, lambda s: 1.6 * s**3, {"int8": 0.002})
+    found = search(0.05, lambda s: 1.6 * s**3, {"int8": 0.002}, recover=60, recovered=recovered)
+    steps = [tried.candidate.recover for tried in found.tried]
+    assert steps == sorted(steps)
+    assert 1 <= steps.count(60) <= MOST_TRAININGS
+    assert found.best is not None
+    assert plain.best is not None
+    assert found.best.recover == 60
+    assert found.best.sparsity > plain.best.sparsity
+
+
+def test_training_that_brings_nothing_changes_nothing() -> None:
+    plain = search(0.05, lambda s: 1.6 * s**3, {"int8": 0.002})
+    found = search(0.05, lambda s: 1.6 * s**3, {"int8": 0.002}, recover=60, recovered=3.0)
+    assert found.best == plain.best
+    assert found.tried[: len(plain.tried)] == plain.tried
