@@ -41,7 +41,7 @@ BENCHMARKS = (
     "cost_curves",
 )
 # By name only: they take half an hour and more, several environments, or another program's source and cmake.
-LONG = ("peers", "kill", "fuzz", "dependency_ranges")
+LONG = ("peers", "pareto", "kill", "fuzz", "dependency_ranges")
 DEMO = "demo"
 
 
