@@ -309,7 +309,7 @@ def _replace_sites(
     inner = {frozenset(linear.name for linear in site.linears): site for site in sites}
     networks: list[tuple[_Site, FeedForward, _Site]] = []
     for site in sites:
-        network = find_feed_forward(site.source, linears) if len(site.linears) == 1 else None
+        network = find_feed_forward(site.source, linears, site.tokens) if len(site.linears) == 1 else None
         before = inner.get(frozenset(linear.name for linear in network.inner)) if network else None
         if network and before:
             networks.append((before, network, site))

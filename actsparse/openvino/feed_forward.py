@@ -35,16 +35,17 @@ class Gated:
     hidden: ov.Output
 
 
-def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear]) -> FeedForward | None:
+def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear], tokens: str = "all") -> FeedForward | None:
     """Return the layers that compute a hidden vector, if nothing but an activation and a product lies between.
 
     :param hidden: What the last layer of the network reads (before its mask).
     :param linears: The Linear layers of the model by name.
+    :param tokens: Which tokens its mask is for.
     :return: None where the pattern does not hold, or where another node needs what lies between.
     """
     node = hidden.get_node()
-    if any(reader.get_node().get_type_name() not in {"Abs", "Select"} for reader in hidden.get_target_inputs()):
-        return None  # not only its mask
+    if not _is_only_masked(hidden, tokens):
+        return None
     if node.get_type_name() == "Multiply":
         factors = [node.input_value(0), node.input_value(1)]
         for gated, up in (factors, factors[::-1]):
@@ -65,10 +66,7 @@ def find_gated(mask: GraphMask, linears: dict[str, Linear]) -> Gated | None:
     """
     behind = _behind_activation(mask.source, linears)
     up = mask.linears[0]
-    # A mask of decoded tokens reads the shape too.
-    readers = {"Abs", "Select"} | ({"ShapeOf"} if mask.tokens == "decode" else set())
-    is_only_masked = all(x.get_node().get_type_name() in readers for x in mask.source.get_target_inputs())
-    if behind is None or not is_only_masked or not _has_one_reader(up.node.output(0)):
+    if behind is None or not _is_only_masked(mask.source, mask.tokens) or not _has_one_reader(up.node.output(0)):
         return None
     (product,) = mask.select.output(0).get_target_inputs()
     return Gated(*behind, up, product.get_node().output(0))
@@ -96,6 +94,12 @@ def _activation(node: ov.Node) -> str | None:
         mode = str(node.get_attributes().get("approximation_mode", "ERF")).lower()
         return "gelu_tanh" if mode == "tanh" else "gelu_erf"
     return None
+
+
+def _is_only_masked(output: ov.Output, tokens: str) -> bool:
+    # A mask of decoded tokens reads the shape too.
+    readers = {"Abs", "Select"} | ({"ShapeOf"} if tokens == "decode" else set())
+    return all(reader.get_node().get_type_name() in readers for reader in output.get_target_inputs())
 
 
 def _has_one_reader(output: ov.Output) -> bool:

@@ -97,19 +97,21 @@ def test_zeros_are_counted_and_the_low_rank_part_paid_for(masked: Any, batches: 
         assert layer.sparsity == pytest.approx(expected[layer.name], abs=0.01), layer.name
 
 
-def test_the_extension_runs_the_sites(make_model: Any, make_batches: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", ["all", "decode"])
+def test_the_extension_runs_the_sites(tokens: str, make_model: Any, make_batches: Any, tmp_path: Path) -> None:
     batches = make_batches(2, batch_size=1, length=24)
-    torch_model = fill_in(sparsify_activations(make_model(), batches, 0.5))
+    torch_model = fill_in(sparsify_activations(make_model(), batches, 0.5, tokens=tokens))
     torch_model = nncf.compress_weights(
         torch_model, mode=nncf.CompressWeightsMode.INT8_ASYM, dataset=nncf.Dataset(batches[:1])
     )
     model = read(export_model(copy.deepcopy(torch_model), tmp_path))
-    portable = Runner(model, EXACT).run(batches[0])["logits"]
+    one = {name: value[:, :1] for name, value in batches[0].items()}
+    portable = [Runner(model, EXACT).run(batch)["logits"].copy() for batch in (batches[0], one)]
     accelerated = accelerate(model, exact=True)
     assert is_accelerated(model)
     assert not accelerated.kept
     # Biases are the kernel's own: a network is one operation with them, too.
     assert {site.operation for site in accelerated.masked} == {"SparseLinear", "SparseFeedForward"}
     assert not [node for node in model.get_ops() if node.get_friendly_name().endswith(BIASED)]
-    found = Runner(model, EXACT).run(batches[0])["logits"]
-    np.testing.assert_allclose(found, portable, atol=1e-3)
+    for batch, expected in zip((batches[0], one), portable, strict=True):
+        np.testing.assert_allclose(Runner(model, EXACT).run(batch)["logits"], expected, atol=1e-3)

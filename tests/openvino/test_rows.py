@@ -184,6 +184,6 @@ def test_rows_are_calibrated_on_the_torch_model(masked: Any, make_openvino_model
     _, batches = masked
     model = make_openvino_model("llama", "INT8_ASYM")
     before = picture(model)
-    with pytest.raises(ActsparseError, match="calibrate that, save_thresholds, and load_thresholds here"):
+    with pytest.raises(ActsparseError, match="calibrate the torch model, save_thresholds, and load_thresholds here"):
         sparsify_activations(model, batches, 0.5, algorithm="auto")
     assert picture(model) == before
