@@ -11,6 +11,8 @@ from actsparse.runtime.progress import Say
 # What masks lose before any was measured: c s^p, as `auto` on small models; one measurement moves c, two move p.
 USUAL_LOSS, USUAL_SPARSITY, USUAL_POWER = 0.1, 0.4, 3.0
 POWERS = (1.5, 6.0)
+# What masks cost may be lost in noise, or below 0: a step goes no farther than where they cost so many times as much.
+LARGEST_LEAP = 8.0
 # The share of the room that a guess aims at: a little too much is a step for nothing.
 AIM = 0.95
 # So near to the limit another step is not worth its minutes.
@@ -172,9 +174,9 @@ class Search:
         trained = self._costs(name, self._steps) if self._steps else []
         plain = [cost for other in (name, *self._rooms) for cost in self._costs(other, 0)[::-1]]
         known = [*trained[::-1], *((sparsity, factor * loss) for sparsity, loss in plain)]
-        known = [cost for cost in known if cost[1] > 0]
         sparsity, loss = known[0] if known else (USUAL_SPARSITY, factor * USUAL_LOSS)
-        return sparsity * (room / loss) ** (1 / _fit_power([cost for cost in plain if cost[1] > 0]))
+        power = _fit_power([cost for cost in plain if cost[1] > 0])
+        return sparsity * min(room / loss if loss > 0 else math.inf, LARGEST_LEAP) ** (1 / power)
 
 
 def _fit_power(points: list[tuple[float, float]]) -> float:
