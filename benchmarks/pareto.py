@@ -88,7 +88,7 @@ def measure_openvino(workshop: Workshop, options: argparse.Namespace) -> list[Po
             pace = pace or timed[yardstick].decode
             scale = pace / timed[yardstick].decode
             for candidate, speed in timed.items():
-                speeds.setdefault(candidate, Speed(scale * speed.decode, scale * speed.first, speed.precision))
+                speeds.setdefault(candidate, speed.at_pace(scale))
         for candidate in candidates:
             low, high = bootstrap_ratio(more[candidate], tokens)
             speed = speeds[candidate]

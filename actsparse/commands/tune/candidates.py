@@ -48,3 +48,11 @@ class Speed:
     decode: float
     first: float
     precision: str
+
+    def at_pace(self, pace: float) -> "Speed":
+        """
+        Tell how fast it would have been at another minute.
+
+        :param pace: How many times as long everything took then.
+        """
+        return Speed(self.decode * pace, self.first * pace, self.precision)

@@ -195,7 +195,7 @@ class _Run:
         pace = self._speeds[first].decode / timed[first].decode if first in self._speeds else 1.0
         for candidate, speed in timed.items():
             if candidate not in self._speeds and not candidate.algorithm:
-                self._speeds[candidate] = Speed(speed.decode * pace, speed.first * pace, speed.precision)
+                self._speeds[candidate] = speed.at_pace(pace)
         if timed[probe].decode >= timed[kernel].decode:
             self._left_out[f"masks on {name}"] = "masks do not make it faster here"
             return None
@@ -220,8 +220,10 @@ class _Run:
         ]:
             if candidate is not None and candidate not in finalists:
                 finalists.append(candidate)
-        # Once more together, so that no minute favours one of them.
-        self._speeds |= workshop.speeds(finalists)
+        # Once more together, so that no minute favours one of them; others as fast as they were beside the yardstick.
+        final, yardstick = workshop.speeds(finalists), Candidate(self._yardstick)
+        pace = final[yardstick].decode / self._speeds[yardstick].decode
+        self._speeds = {x: speed.at_pace(pace) for x, speed in self._speeds.items()} | final
         chosen = min((x for x in finalists if self._lose(x) <= limit), key=lambda x: self._speeds[x].decode)
         self._say(f"writing {chosen.name}")
         confirmed = self._confirm(chosen)
