@@ -1,6 +1,7 @@
 """The search: predict what every candidate loses and how fast it is, measure the best one, and learn from it."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -127,10 +128,15 @@ class Search:
             expected, name, sparsity = min(ahead)
             candidate = Candidate(name, KERNEL, self._algorithm, round(sparsity, 3), self._steps)
             self._say(f"measuring {candidate.name}: {expected:.2f} ms a token expected")
+            begin = time.monotonic()
             loss = self._measure(candidate)
             self._tried.append(Tried(candidate, loss))
             is_within = loss <= self._limit
-            self._say(f"{candidate.name} costs {math.expm1(loss):+.2%}: {'within' if is_within else 'above'} the limit")
+            minutes, left = (time.monotonic() - begin) / 60, self._count_left()
+            self._say(
+                f"{candidate.name} costs {math.expm1(loss):+.2%}, {'within' if is_within else 'above'} the limit; "
+                f"it took {minutes:.1f} minutes, and {left} more at most are to be measured: {left * minutes:.0f} minutes"
+            )
             if is_within and expected < milliseconds:
                 best, milliseconds = candidate, expected
 
@@ -141,10 +147,13 @@ class Search:
             return "the limit is reached as nearly as another step would reach it"
         if min(ahead)[0] > (1 - LEAST_GAIN) * milliseconds:
             return f"no other candidate promises {LEAST_GAIN:.0%} more speed"
-        most = MOST_TRAININGS if self._steps else MOST_STEPS
-        if sum(tried.candidate.recover == self._steps for tried in self._tried) >= most:
-            return f"{most} candidates were measured"
+        if not self._count_left():
+            return f"{MOST_TRAININGS if self._steps else MOST_STEPS} candidates were measured"
         return "" if self._has_time() else "the time was up"
+
+    def _count_left(self) -> int:
+        done = sum(tried.candidate.recover == self._steps for tried in self._tried)
+        return (MOST_TRAININGS if self._steps else MOST_STEPS) - done
 
     def _guesses(self) -> dict[str, float]:
         """Guess for each kind of weights the next sparsity to measure; none where another step brings nothing."""
