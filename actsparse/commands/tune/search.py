@@ -135,7 +135,7 @@ class Search:
             minutes, left = (time.monotonic() - begin) / 60, self._count_left()
             self._say(
                 f"{candidate.name} costs {math.expm1(loss):+.2%}, {'within' if is_within else 'above'} the limit; "
-                f"it took {minutes:.1f} minutes, and {left} more at most are to be measured: {left * minutes:.0f} minutes"
+                f"it took {minutes:.1f} minutes, and {left} more are measured at most: {left * minutes:.0f} minutes"
             )
             if is_within and expected < milliseconds:
                 best, milliseconds = candidate, expected
