@@ -8,6 +8,7 @@ import numpy as np
 import openvino as ov
 import torch
 
+from actsparse.algorithms import AUTO
 from actsparse.mask import Compensation, Mask
 from actsparse.openvino.graph_masks import (
     GraphMask,
@@ -23,6 +24,8 @@ from actsparse.openvino.linear import Linear
 
 # Where a model keeps what it says of its masks besides their thresholds; it is saved with it.
 _PATH = ["actsparse", "masks"]
+# What an algorithm that chooses has tried: once, as it is the same for all masks of a call.
+_SELECTION = ["actsparse", "selection"]
 
 
 def masks_of(model: ov.Model) -> dict[str, Mask]:
@@ -56,6 +59,9 @@ def replace_masks(model: ov.Model, masks: Mapping[str, Mask]) -> None:
         require_sequences(model)
     records = {name: mask.to_record() for name, mask in masks.items() if mask.target_sparsity is not None}
     model.set_rt_info(json.dumps(records), _PATH)
+    selection = next((mask.selection for mask in masks.values() if mask.selection), None)
+    if selection or model.has_rt_info(_SELECTION):
+        model.set_rt_info(json.dumps(selection), _SELECTION)
 
 
 def _group_by_mask(
@@ -92,6 +98,11 @@ def read_records(model: ov.Model) -> dict[str, Mask]:
         return {}
     try:
         records = json.loads(str(model.get_rt_info(_PATH).value))
-        return {name: Mask.from_record(torch.empty(0), record) for name, record in records.items()}
+        selection = json.loads(str(model.get_rt_info(_SELECTION).value)) if model.has_rt_info(_SELECTION) else None
+        masks = {name: Mask.from_record(torch.empty(0), record) for name, record in records.items()}
+        return {
+            name: replace(mask, selection=selection if mask.algorithm.startswith(AUTO) else None)
+            for name, mask in masks.items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}

@@ -59,6 +59,8 @@ def require_equal(found: dict[str, Mask], expected: dict[str, Mask], rtol: float
         # Without a twin, a site is named after the first layer in OpenVINO's order.
         assert mask.site == other.site or mask.algorithm == "magnitude"
         assert (mask.algorithm, mask.gate_function) == (other.algorithm, other.gate_function)
+        assert (mask.selection is None) == (other.selection is None)
+        assert mask.selection is None or mask.selection["chosen"] == (other.selection or {})["chosen"]
         assert mask.allocation == pytest.approx(other.allocation, abs=2e-3)
         assert torch.allclose(mask.threshold, other.threshold, rtol=rtol), name
 
