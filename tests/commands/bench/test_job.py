@@ -100,7 +100,7 @@ MISTAKES = [
     Mistake("sparsity twice", {"sparsities": ("0.5", "0.5")}, "twice"),
     Mistake("two kinds of target", {"sparsities": ("0.5",), "roles": ("ffn.down=0.5",)}, "give either"),
     Mistake("target without number", {"targets": (".*down.*",)}, "--target takes PATTERN=S"),
-    Mistake("unknown weights", {"weights": "int9"}, "int8, int4, f16"),
+    Mistake("unknown weights", {"weights": "int9"}, "int8, int4, int4-aware, f16"),
     Mistake("too few tokens", {"num_tokens": 3}, "--tokens is 3"),
     Mistake("too many threads", {"threads": 10_000}, "--threads is 10000"),
     Mistake("empty prompt", {"prompt_lengths": (0,)}, "--prompt-lengths is 0"),
