@@ -13,7 +13,7 @@ from actsparse.runtime.progress import Say
 USUAL_LOSS, USUAL_SPARSITY, USUAL_POWER = 0.1, 0.4, 3.0
 POWERS = (1.5, 6.0)
 # What masks cost may be lost in noise, or below 0: a step goes no farther than where they cost so many times as much.
-LARGEST_LEAP = 8.0
+LARGEST_LEAP = 4.0
 # The share of the room that a guess aims at: a little too much is a step for nothing.
 AIM = 0.95
 # So near to the limit another step is not worth its minutes.
