@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 TOKENS = ("all", "decode")
+# The algorithm that tries several and chooses.
+AUTO = "auto"
 # The threshold of a channel that never passes: a number, as files hold, which smaller types round to infinity.
 LARGEST = torch.finfo(torch.float32).max
 # A low-rank part is stored in half precision at best: INT8 would round it as coarsely as the weights it repairs.
@@ -191,6 +193,16 @@ class Mask:
             raise ValueError(msg)
         known = {**record, "roles": tuple(record["roles"]), "is_of_rows": bool(record.get("gate_function", ""))}
         return cls(threshold, compensation=compensation, **known)
+
+    def with_selection(self, selection: object) -> "Mask":
+        """
+        Add what was tried and chosen, which files keep once for all masks of a call.
+
+        :param selection: What a file says of it.
+        :return: The mask with it, if an algorithm that chooses has made it; the mask itself otherwise.
+        """
+        is_chosen = self.algorithm.startswith(AUTO) and isinstance(selection, dict)
+        return replace(self, selection=selection) if is_chosen else self
 
     @property
     def allocation(self) -> float | None:

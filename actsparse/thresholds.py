@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from actsparse.algorithms import AUTO
 from actsparse.backend import backend_of
 from actsparse.errors import ActsparseError, ThresholdsError
 from actsparse.mask import Compensation, Mask
@@ -214,9 +213,7 @@ def _parse(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Thresh
         mask = Mask.from_record(thresholds[name], record, compensation)
         if not mask.can_be_saved:
             raise ValueError
-        # What `auto` has chosen is kept once for all layers.
-        is_chosen = mask.algorithm.startswith(AUTO) and isinstance(notes.get("selection"), dict)
-        masks[name] = replace(mask, selection=notes["selection"]) if is_chosen else mask
+        masks[name] = mask.with_selection(notes.get("selection"))
     return ThresholdsFile(masks, metadata["fingerprint"], notes)
 
 

@@ -43,8 +43,8 @@ from actsparse.algorithms.selection import Selection as Selection
 from actsparse.algorithms.selection import Way as Way
 from actsparse.algorithms.selection import select as select
 from actsparse.errors import ActsparseError, nearest
+from actsparse.mask import AUTO
 
-AUTO = "auto"
 # What `auto` chooses among, by measurement on batches held out.
 CANDIDATES = ("magnitude", "magnitude+uniform+rows", "magnitude+attribution+rows", "magnitude+perturbation+rows")
 ALGORITHMS = {

@@ -8,7 +8,6 @@ import numpy as np
 import openvino as ov
 import torch
 
-from actsparse.algorithms import AUTO
 from actsparse.mask import Compensation, Mask
 from actsparse.openvino.graph_masks import (
     GraphMask,
@@ -100,9 +99,6 @@ def read_records(model: ov.Model) -> dict[str, Mask]:
         records = json.loads(str(model.get_rt_info(_PATH).value))
         selection = json.loads(str(model.get_rt_info(_SELECTION).value)) if model.has_rt_info(_SELECTION) else None
         masks = {name: Mask.from_record(torch.empty(0), record) for name, record in records.items()}
-        return {
-            name: replace(mask, selection=selection if mask.algorithm.startswith(AUTO) else None)
-            for name, mask in masks.items()
-        }
+        return {name: mask.with_selection(selection) for name, mask in masks.items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
