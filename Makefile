@@ -34,8 +34,8 @@ test: lint ## Check style and types, and run every test
 	@echo 'testing …'
 	@$(PYTEST)
 
-test-fast: $(STAMP) ## Run the tests that need no real model
-	@$(PYTEST) -m 'not real_model'
+test-fast: $(STAMP) ## Run the quick tests: no real model, no conversion, no other process
+	@$(PYTEST) -m 'not real_model and not slow'
 
 lint: $(STAMP) ## Check style and types
 	@echo 'checking style and types …'

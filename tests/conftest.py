@@ -98,6 +98,14 @@ MIXTURES: dict[str, Callable[[], PretrainedConfig]] = {
 MakeModel = Callable[..., PreTrainedModel]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def single_traces() -> Iterator[None]:
+    """Trace once: torch traces again to warn of differences, and exports keep its warnings to themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.jit._trace._check_trace", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def quiet_libraries() -> Iterator[None]:
     # Not nncf.set_log_level, which also turns down pytest's own handlers.

@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from actsparse import cli
+from actsparse.commands import common
 from actsparse.commands.bench import decoding
 from actsparse.openvino.toolchain import BuildError
 from actsparse.thresholds import read_thresholds
@@ -245,10 +246,14 @@ def test_an_interrupted_run_leaves_nothing_half_written(files, tmp_path):
 
 @pytest.mark.real_model
 def test_the_fast_demo_runs_on_the_default_model(monkeypatch, tmp_path, capsys):
-    assert run(monkeypatch, "demo", "--fast", "--out", tmp_path) == 0
+    # An eighth of the data that it calibrates with, and few tokens to time.
+    monkeypatch.setattr(common, "CALIBRATION_LENGTH", 32)
+    monkeypatch.setattr(decoding, "CALIBRATION_LENGTH", 32)
+    monkeypatch.setattr(decoding, "TIMED_TOKENS", 8)
+    assert run(monkeypatch, "demo", "--fast", "--pages", "1", "--out", tmp_path) == 0
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     dense, *sparse = (row["word_perplexity"] for row in rows)
     assert all(dense < perplexity < 2 * dense for perplexity in sparse)
     printed = capsys.readouterr().out
-    assert "4 pages" in printed
+    assert "pages" in printed
     assert "How fast it decodes" in printed

@@ -11,6 +11,8 @@ import pytest
 
 from actsparse import cli
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "magnitude": ("--sparsity", "0.5", "--algorithm", "magnitude"),
     "auto": ("--sparsity", "0.5", "--algorithm", "auto", "--int8", "asym"),

@@ -27,6 +27,8 @@ from actsparse.openvino import export_model
 from actsparse.recovery.checkpoint import Checkpoint, write_checkpoint
 from actsparse.storage import assets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:

@@ -18,8 +18,10 @@ from actsparse.sparsify import calibrate
 from actsparse.thresholds import read_thresholds
 from actsparse.torch.insertion import named_sparsifiers
 
+pytestmark = pytest.mark.slow
+
 WORDS, LENGTH, BOS = 24, 48, 0
-STEPS, BATCH = 300, 16
+STEPS, BATCH = 150, 16
 
 
 def make_windows(count: int, seed: int) -> torch.Tensor:
@@ -112,7 +114,7 @@ def model(request: pytest.FixtureRequest, models: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def batches() -> list[dict[str, torch.Tensor]]:
-    return [{"input_ids": window} for window in make_windows(64, seed=2).split(4)]
+    return [{"input_ids": window} for window in make_windows(32, seed=2).split(4)]
 
 
 @torch.no_grad()

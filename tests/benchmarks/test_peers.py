@@ -13,6 +13,8 @@ import pytest
 from actsparse.errors import ActsparseError
 from actsparse.texts import load_pages
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = ("peers", "llama_cpp", "decode_speed", "bars", "command", "real_models", "workload")
 

@@ -21,6 +21,8 @@ from actsparse.console.report import print_result
 from actsparse.errors import ActsparseError
 from actsparse.evaluation import comparison
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def job(files: Path, tmp_path: Path) -> SweepJob:

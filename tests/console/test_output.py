@@ -19,6 +19,8 @@ from actsparse.errors import ActsparseError, OutputError
 from actsparse.runtime.process import EXIT_CODES_HELP, ExitCode
 from actsparse.runtime.progress import progress_bar, shows_progress, status_console
 
+pytestmark = pytest.mark.slow
+
 FIGURES = {"perplexity": 12.5, "rows": [{"name": "dense"}]}
 
 

@@ -17,6 +17,8 @@ from actsparse.openvino.linear import find_linears
 from actsparse.openvino.runner import EXACT, Runner
 from actsparse.openvino.toolchain import BuildError
 
+pytestmark = pytest.mark.slow
+
 DEFAULT = {**EXACT, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
 
 

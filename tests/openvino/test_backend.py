@@ -21,6 +21,8 @@ from actsparse.openvino.masks import masks_of
 from actsparse.openvino.runner import Runner
 from actsparse.torch.insertion import named_sparsifiers
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("llama", "qwen3", "phi3", "mistral", "gpt2", "gpt_neox", "opt")
 DOWN = TargetScope(roles=("ffn.down",))
 GATE_AND_UP = TargetScope(roles=("ffn.gate", "ffn.up"))

@@ -35,7 +35,10 @@ def has_compiler() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler"),
+]
 
 
 @pytest.fixture(autouse=True)

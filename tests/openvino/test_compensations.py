@@ -21,6 +21,8 @@ from actsparse.openvino.masks import masks_of
 from actsparse.openvino.runner import EXACT, Runner
 from actsparse.torch.insertion import named_sparsifiers
 
+pytestmark = pytest.mark.slow
+
 
 def fill_in(model: Any) -> Any:
     """Give masks of attention's inputs a shift, of its output a basis, and all a bias, whatever the weights are."""

@@ -19,6 +19,8 @@ from actsparse.openvino.runner import EXACT
 from actsparse.openvino.toolchain import find_compiler, find_openvino, run_command
 from actsparse.torch.compression import compress_int8
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "generate.cc"
 PROMPT = [1, 5, 9, 13]
 NEW_TOKENS = 24

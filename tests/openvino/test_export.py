@@ -22,6 +22,8 @@ from actsparse.openvino.masks import masks_of
 from actsparse.openvino.runner import Runner
 from actsparse.torch.insertion import named_sparsifiers
 
+pytestmark = pytest.mark.slow
+
 # pyright cannot tell the overloads of its constructor apart.
 make_graph: Any = ov.Model
 

@@ -18,6 +18,8 @@ import pytest
 from actsparse.openvino.build import SOURCES
 from actsparse.openvino.toolchain import BuildError, find_compiler
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent / "extension"
 # They need OpenVINO's headers.
 OPENVINO_SOURCES = {"operations.cc", "site_bytes.cc", "extension.cc"}

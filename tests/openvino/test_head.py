@@ -15,6 +15,8 @@ from actsparse.openvino.layers import find_openvino_layers
 from actsparse.openvino.linear import find_head, find_linears
 from actsparse.openvino.runner import EXACT, Runner
 
+pytestmark = pytest.mark.slow
+
 HEAD = TargetScope(roles=("head",))
 
 

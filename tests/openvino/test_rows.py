@@ -18,6 +18,8 @@ from actsparse.openvino.runner import EXACT
 from actsparse.sparsify import remove_sparsifiers
 from actsparse.torch.compression import compress_int8
 
+pytestmark = pytest.mark.slow
+
 make_graph: Any = ov.Model
 FEATURES, HIDDEN = 128, 384
 

@@ -32,6 +32,8 @@ from actsparse.openvino.weights import dequantise
 from actsparse.torch.compression import compress_weights
 from actsparse.torch.insertion import named_masks, named_sparsifiers
 
+pytestmark = pytest.mark.slow
+
 TARGET = 0.5
 
 

@@ -16,6 +16,8 @@ from actsparse.thresholds import read_thresholds
 
 from ..distributed_job import ALGORITHMS
 
+pytestmark = pytest.mark.slow
+
 JOB = Path(__file__).parents[1] / "distributed_job.py"
 # Gradients are sums of floats, whose order differs; all the others are counts.
 WITH_GRADIENTS = {"auto", "fisher", "corrected-gxo+global"}

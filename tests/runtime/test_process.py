@@ -14,6 +14,8 @@ from actsparse.errors import ActsparseError, OutputError, SourceError
 from actsparse.runtime.process import explain_output_errors, require_encodable, stand_in_for_home
 from actsparse.storage import assets
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 # Python knows a home folder from $HOME or from the user's entry; a container's user may have neither.
 WITHOUT_ENTRY = """

@@ -18,12 +18,17 @@ from actsparse.errors import OutputError
 from actsparse.storage.disk_cache import DiskCache
 from actsparse.thresholds import read_thresholds
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "actsparse"]
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return start_job([*TORCHRUN, *map(str, arguments)])
+
+
+def start_job(command: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*TORCHRUN, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -65,27 +70,56 @@ def figures_named(value: Any, ending: str) -> list[float]:
     return [figure for item in value for figure in figures_named(item, ending)] if isinstance(value, list) else []
 
 
-@pytest.mark.parametrize("command", ["evaluate", "sweep", "demo"])
-def test_what_shares_its_work_finds_what_one_process_does(command, files, tmp_path, monkeypatch, own_cache):
+def command_lines(files: Path, out: Path) -> dict[str, list[str]]:
+    """The commands that share their work, each with its figures in a file of its name."""
     text = ["--text", files / "evaluation.txt"]
     calibration = ["--calibration", files / "calibration.txt", "--batches", "4"]
-    options = {
+    lines = {
         "evaluate": [files / "model", *text, "--max-length", "64"],
         "sweep": [files / "model", "--algorithms", "magnitude", "--sparsity", "0.5", *text, *calibration],
         "demo": ["--model", files / "model", *text, *calibration],
-    }[command]
-    found = []
-    for name in ("one", "two"):
-        out = [] if command == "evaluate" else ["--out", tmp_path / name]
-        arguments = [command, *options, *out, "--quiet", "--json", tmp_path / f"{name}.json"]
-        if name == "one":
-            assert run_alone(monkeypatch, *arguments) == 0
-        else:
-            process = start(*arguments)
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-        found.append(json.loads((tmp_path / f"{name}.json").read_text()))
-    one, two = found
+    }
+    return {
+        name: [name, *map(str, line), *([] if name == "evaluate" else ["--out", str(out / name)])]
+        + ["--quiet", "--json", str(out / f"{name}.json")]
+        for name, line in lines.items()
+    }
+
+
+# One job runs them all: most of its time goes into the start.
+JOB = """
+import json, sys
+import torch.distributed as dist
+from actsparse import cli
+dist.init_process_group("gloo")
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["actsparse", *line]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert not stop.code, line
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes found."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "job.py").write_text(JOB)
+    lines = list(command_lines(files, folder).values())
+    process = start_job([*TORCHRUN[:-2], str(folder / "job.py"), json.dumps(lines)])
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sweep", "demo"])
+def test_what_shares_its_work_finds_what_one_process_does(command, files, tmp_path, monkeypatch, shared):
+    # Several processes do not time it.
+    monkeypatch.setattr("actsparse.commands.demo._time_decoding", lambda *_: "not here")
+    assert run_alone(monkeypatch, *command_lines(files, tmp_path)[command]) == 0
+    one, two = (json.loads((folder / f"{command}.json").read_text()) for folder in (tmp_path, shared))
     for ending in ("perplexity", "sparsity"):
         expected = figures_named(one, ending)
         assert expected or (command, ending) == ("evaluate", "sparsity")

@@ -12,6 +12,8 @@ import pytest
 from actsparse import TargetScope, cli, save_thresholds, sparsify_activations
 from actsparse.commands.bench.prepare import find_source, prepare_dense
 
+pytestmark = pytest.mark.slow
+
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     monkeypatch.setattr(sys, "argv", ["actsparse", "bench", *map(str, arguments)])

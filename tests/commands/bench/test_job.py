@@ -14,6 +14,8 @@ from actsparse.commands.bench.results import BenchReport, make_tables
 from actsparse.errors import ActsparseError
 from actsparse.openvino.toolchain import BuildError
 
+pytestmark = pytest.mark.slow
+
 
 def ignore(message: str) -> None:
     del message

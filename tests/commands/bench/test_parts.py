@@ -30,6 +30,8 @@ from actsparse.openvino.linear import find_linears
 from actsparse.openvino.weights import read_weights
 from actsparse.texts import load_pages
 
+pytestmark = pytest.mark.slow
+
 
 class Recorder:
     """A decoder that takes down what it is fed, in a list that all share."""

@@ -21,6 +21,8 @@ from actsparse.commands.regression.measure import measure_case
 from actsparse.commands.regression.reference import read_reference
 from actsparse.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 WriteCase = Callable[..., Path]
 
 

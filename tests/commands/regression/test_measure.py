@@ -19,6 +19,8 @@ from actsparse.sparsity_report import LayerSparsity, SparsityReport
 from actsparse.texts import load_pages, token_batches
 from actsparse.torch.compression import compress_int8
 
+pytestmark = pytest.mark.slow
+
 WriteCase = Callable[..., Path]
 
 

@@ -25,6 +25,8 @@ from actsparse.commands.studies.units import HEADS, NEURONS, UnitLayer, find_uni
 from actsparse.errors import ActsparseError, ScopeError
 from actsparse.texts.questions import load_questions
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[1, 2, 3, 4], [5, 6], [9, 8, 7]]
 EXAMPLE = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
 

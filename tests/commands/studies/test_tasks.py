@@ -13,6 +13,8 @@ from actsparse.cli import app
 from actsparse.commands.studies.tasks import GROUPS, TasksJob, compare_results, run_tasks
 from actsparse.errors import ActsparseError
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = """\
 Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source
 x,y,the of and?,to in a,to in a; is that; for,it was; with be,z

@@ -17,6 +17,8 @@ from actsparse.models import load_model
 from actsparse.openvino.acceleration import is_accelerated
 from actsparse.openvino.toolchain import BuildError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:  # noqa: ARG001
