@@ -87,7 +87,7 @@ class Backend(Protocol):
         """
         Find the Linear layers that the model calls, as they are without masks.
 
-        :param example: A model input.
+        :param example: A model input; None for a language model, which any tokens do.
         :return: The layers, and the graph that they were found on.
         :raises DatasetError: If the model cannot take the input.
         :raises ScopeError: If it calls no Linear layer.
@@ -106,7 +106,7 @@ class Backend(Protocol):
         """
         Find the activation functions f of gated networks down(f(gate(x)) * up(x)), where masks of rows sit.
 
-        :param example: A model input.
+        :param example: A model input, or None as for `layers`.
         :param matched: The layers among which up is looked for.
         :param layers: All Linear layers.
         :return: The name of f by the name of up.

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from actsparse.algorithms import get_algorithm
+from actsparse.algorithms import get_allocating_algorithm
 from actsparse.algorithms.bisection import Tried, next_guess
 from actsparse.calibration import Settings
 from actsparse.console.report import percent
@@ -129,7 +129,7 @@ def sparsify_to_perplexity(
     if not is_number or not 0 < max_perplexity_increase < math.inf:
         msg = f"max_perplexity_increase is {max_perplexity_increase!r}; it must be a positive number, such as 0.01"
         raise ActsparseError(msg)
-    settings = Settings(get_algorithm(algorithm), skip_first=skip_first)
+    settings = Settings(get_allocating_algorithm(algorithm), skip_first=skip_first)
     if len(dataset):
         warn_of_missing_bos(tokenizer, dataset[0])
     limit = math.log1p(max_perplexity_increase)

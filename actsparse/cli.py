@@ -124,7 +124,8 @@ def sparsify(
         typer.Option(
             metavar="NAME",
             help="How thresholds are found: a name or a pair SCORE+ALLOCATION. [bold]auto[/] tries several and takes "
-            "what measures best on calibration batches held out.",
+            "what measures best on calibration batches held out; [bold]zeros[/] leaves out what is zero by itself, "
+            "behind ReLU, and needs no sparsity.",
         ),
     ] = "auto",
     max_perplexity_increase: Annotated[
@@ -267,8 +268,8 @@ def bench(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="[bold]1b[/] or [bold]3b[/] (random weights, no hub), [bold]default[/], a hub id, a folder "
-            "(of an OpenVINO model too), or a GGUF file.",
+            help="[bold]1b[/], [bold]1b-relu[/] or [bold]3b[/] (random weights, no hub), [bold]default[/], a hub id, a "
+            "folder (of an OpenVINO model too), or a GGUF file.",
         ),
     ],
     sparsities: Annotated[
@@ -285,6 +286,9 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="Instead of targets: the masks of this file, as sparsify writes it."),
     ] = None,
+    zeros: Annotated[
+        bool, typer.Option("--zeros", help="Instead of targets: leave out what is zero by itself, behind ReLU.")
+    ] = False,
     weights: Annotated[
         str | None, typer.Option(metavar="int8|int4|int4-aware|f16", help="How weights are stored; int8 by default.")
     ] = None,

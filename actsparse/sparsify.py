@@ -1,5 +1,6 @@
 """The call: check, find the layers, match scopes, group sites, decide, calibrate, place."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,20 +9,24 @@ import nncf
 import torch
 from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import GraphModelWrapper
 
-from actsparse.algorithms import BIAS, Algorithm, get_algorithm
-from actsparse.backend import backend_of
+from actsparse.algorithms import BIAS, ZEROS, Algorithm, get_algorithm
+from actsparse.backend import Backend, backend_of
 from actsparse.calibration import Calibration, CalibrationBatches, Decision, Loss, Settings, decide
-from actsparse.errors import ActsparseError
+from actsparse.errors import ActsparseError, DatasetError, ScopeError
 from actsparse.mask import NO_COMPENSATION, TOKENS, Compensation, Mask
 from actsparse.scopes import Layer, Site, group_sites, match_targets
-from actsparse.scopes.matching import Target, validate_targets
+from actsparse.scopes.matching import Target, describe_scope, validate_targets
+from actsparse.scopes.roles import is_alone
+from actsparse.scopes.zeros import describe_functions
 from actsparse.texts.bos import warn_of_missing_bos
+
+_logger = logging.getLogger(__name__)
 
 
 def sparsify_activations(
     model: Any,
-    dataset: nncf.Dataset | Iterable[Any],
-    target_sparsity_by_scope: Mapping[Any, float] | float,
+    dataset: nncf.Dataset | Iterable[Any] | None = None,
+    target_sparsity_by_scope: Mapping[Any, float] | float | None = None,
     ignored_scope: nncf.IgnoredScope | None = None,
     *,
     algorithm: str | Algorithm = "magnitude",
@@ -41,12 +46,15 @@ def sparsify_activations(
     Names and patterns of an OpenVINO model are those of its nodes and of the torch modules that they come from.
 
     :param model: Any torch module, `openvino.Model` or optimum-intel `OVModelForCausalLM`; changed in place.
-    :param dataset: Calibration data: an `nncf.Dataset`, or any iterable of model inputs (tensor, tuple or dict).
+    :param dataset: Calibration data: an `nncf.Dataset`, or any iterable of model inputs (tensor, tuple or dict). The
+        algorithm ``zeros`` takes none.
     :param target_sparsity_by_scope: Target sparsity in [0, 1] for each `TargetScope`, or one number for every Linear
-        layer of the model's blocks.
+        layer of the model's blocks. For ``zeros`` it says where alone, with 1.0 for all zeros that there are; nothing
+        is everywhere.
     :param ignored_scope: Layers to leave out.
     :param algorithm: How thresholds are found: ``magnitude`` (the quantile over all calibration tokens), ``auto`` (the
-        best of several), ``nncf`` (NNCF's moving average), another name of `actsparse.algorithms.ALGORITHMS`, or
+        best of several), ``zeros`` (what ReLU and its kin make zero, exactly that: the model's outputs stay what they
+        are), ``nncf`` (NNCF's moving average), another name of `actsparse.algorithms.ALGORITHMS`, or
         SCORE+ALLOCATION, such as ``layer-fisher+global``; or an `Algorithm`, such as
         ``Algorithm("magnitude", "attribution", rows=True)``. All but ``magnitude`` and ``nncf`` run the data several
         times and keep it in memory for that; an allocation other than uniform gives layers different sparsities that
@@ -65,20 +73,22 @@ def sparsify_activations(
     :raises DatasetError: If the dataset is empty, does not fit the model, or gives NaN or infinite activations.
     :raises ActsparseError: If the algorithm or `tokens` is unknown, or the model does not take what is asked for.
     """
-    validate_targets(target_sparsity_by_scope, ignored_scope)
+    wanted = get_algorithm(algorithm)
+    targets: Any = _complete(dataset, target_sparsity_by_scope, wanted)
+    validate_targets(targets, ignored_scope)
     if tokens not in TOKENS:
         msg = f"tokens must be one of {', '.join(TOKENS)}, not {tokens!r}"
         raise ActsparseError(msg)
     if isinstance(skip_first, bool) or not isinstance(skip_first, int) or skip_first < 0:
         msg = f"skip_first is {skip_first!r}; it must be a whole number of tokens, 0 or more"
         raise ActsparseError(msg)
-    settings = Settings(get_algorithm(algorithm), tokens, keep_existing, loss, skip_first)
-    if tokenizer is not None:
+    settings = Settings(wanted, tokens, keep_existing, loss, skip_first)
+    if tokenizer is not None and dataset is not None:
         dataset = CalibrationBatches(dataset)
         warn_of_missing_bos(tokenizer, dataset.first)
     if isinstance(model, GraphModelWrapper):  # what `nncf.torch.wrap_model` returns, which NNCF's call takes too
         model = model.model
-    calibrate(model, dataset, target_sparsity_by_scope, ignored_scope, settings)
+    calibrate(model, dataset, targets, ignored_scope, settings)
     return model
 
 
@@ -89,7 +99,7 @@ def calibrate(
     Mask a model, as `sparsify_activations` says, and tell what it took.
 
     :param model: The model; changed in place.
-    :param dataset: Calibration data.
+    :param dataset: Calibration data; None for an algorithm that takes none.
     :param targets: Target sparsity for each scope, or one number.
     :param ignored_scope: Layers to leave out.
     :param settings: The rest.
@@ -100,6 +110,9 @@ def calibrate(
     backend, algorithm = backend_of(model), settings.algorithm
     with backend.editing():
         backend.check(settings)
+        if not algorithm.needs_data:
+            _mask_zeros(backend, dataset, targets, ignored_scope, settings)
+            return Calibration(0, 0)
         batches = CalibrationBatches.of(dataset)
         found = backend.layers(batches.first)
         by_layer = match_targets(targets, ignored_scope, found)
@@ -129,6 +142,68 @@ def remove_sparsifiers(model: Any) -> Any:
     """
     backend_of(model).replace_masks({})
     return model
+
+
+def _complete(dataset: Any, targets: Any, algorithm: Algorithm) -> Any:
+    """Check what was left out."""
+    if algorithm.needs_data:
+        if dataset is None:
+            msg = f"{algorithm.name} needs a calibration dataset; {ZEROS} alone takes none"
+            raise DatasetError(msg)
+        if targets is None:
+            msg = "target_sparsity_by_scope is missing: give one number for all block layers, or one for each scope"
+            raise ScopeError(msg)
+        return targets
+    return 1.0 if targets is None else targets
+
+
+def _mask_zeros(
+    backend: Backend, dataset: Any, targets: Any, ignored_scope: nncf.IgnoredScope | None, settings: Settings
+) -> None:
+    """Mask what is zero by itself, and nothing else: all thresholds are zero."""
+    example = None if dataset is None else CalibrationBatches.of(dataset).first
+    found = backend.layers(example)
+    by_layer = match_targets(targets, ignored_scope, found)
+    if any(target.sparsity != 1 for target in by_layer.values()):
+        msg = f"{ZEROS} leaves out all that is zero, and nothing else: targets are 1.0; ignored_scope leaves layers out"
+        raise ScopeError(msg)
+    networks = [layer for layer in found.all if layer.name in by_layer and layer.activation]
+    zeroed = [layer for layer in networks if layer.activation and layer.activation.zeroed_by]
+    functions = describe_functions(layer.activation for layer in networks if layer.activation)
+    if not zeroed:
+        msg = f"no activations are zero by themselves: the activation functions of these networks are {functions}"
+        raise ScopeError(msg)
+    missing = {target.scope for target in by_layer.values()} - {by_layer[layer.name].scope for layer in zeroed}
+    if missing:
+        scope = describe_scope([*targets][min(missing)])
+        msg = f"{scope} has no layer whose input, or whose gate, is zero by itself"
+        raise ScopeError(msg)
+    ups = [layer for layer in zeroed if is_alone("ffn.up", layer.roles)]
+    gates: Mapping[str, str] = {}
+    if settings.algorithm.rows and ups:
+        try:
+            gates = backend.gate_functions(example, ups, found.all)
+        except ScopeError as error:
+            # Their inputs have zeros all the same.
+            _logger.warning("rows of up projections are not masked: %s", error)
+    kept = {x: mask for x, mask in backend.masks().items() if settings.keep_existing and x not in by_layer}
+    sites = group_sites([layer for layer in zeroed if layer not in ups or layer.name in gates], gates)
+    made = {
+        layer.name: Mask(
+            torch.tensor(0.0),
+            1.0,
+            tokens=settings.tokens,
+            algorithm=settings.algorithm.name,
+            site=site.name,
+            roles=layer.roles,
+            is_of_rows=bool(site.gate_function),
+            gate_function=site.gate_function,
+            skip_first=settings.skip_first,
+        )
+        for site in sites
+        for layer in site.layers
+    }
+    backend.replace_masks({**kept, **made})
 
 
 def _lay_out(

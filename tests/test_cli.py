@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,22 @@ def test_sparsify_writes_a_folder_that_evaluate_reads(monkeypatch, files, tmp_pa
     }
     assert row["word_perplexity"] > 1
     assert "INT8_ASYM" in capsys.readouterr().out
+
+
+def test_sparsify_masks_zeros_without_a_sparsity(monkeypatch, files, tmp_path, capsys):
+    config = shutil.copytree(files / "model", tmp_path / "relu") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "relu"}))
+    texts = ("--calibration", files / "calibration.txt", "--text", files / "evaluation.txt", "--batches", "2")
+    options = (*texts, "--max-length", "64", "--int8", "asym", "--json", tmp_path / "figures.json")
+    command = ("sparsify", tmp_path / "relu", "--out", tmp_path / "out", "--algorithm", "zeros")
+    assert run(monkeypatch, *command, *options) == 0
+    dense, sparse = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert sparse["word_perplexity"] == dense["word_perplexity"]
+    assert 0.3 < sparse["sparsity"]["sparsity"] < 0.7
+    for more in (("--sparsity", "0.5"), ("--max-perplexity-increase", "0.1")):
+        capsys.readouterr()
+        assert run(monkeypatch, *command, *more, *options) == 2
+        assert "zero" in capsys.readouterr().err
 
 
 def test_sparsify_with_a_text_compares_dense_and_sparse(monkeypatch, files, tmp_path, capsys):

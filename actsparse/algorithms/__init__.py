@@ -9,6 +9,10 @@ To use one::
 
     sparsify_activations(model, dataset, 0.5, algorithm="teal+low-rank")
 
+``zeros`` leaves out what is zero by itself, behind ReLU and its kin; it takes no data::
+
+    sparsify_activations(model, algorithm="zeros")
+
 ``auto`` tries several algorithms and takes the best; see `selection.py`. ``rows`` masks rows of up projections, told by
 the gate, where the others mask their input channels; ``shift`` and ``low-rank`` put something else than zeros in the
 place of what is left out, and ``bias`` adds its mean.
@@ -20,6 +24,7 @@ one.
 from actsparse.algorithms.algorithm import BIAS as BIAS
 from actsparse.algorithms.algorithm import ESTIMATORS as ESTIMATORS
 from actsparse.algorithms.algorithm import ROWS as ROWS
+from actsparse.algorithms.algorithm import ZEROS as ZEROS
 from actsparse.algorithms.algorithm import Algorithm as Algorithm
 from actsparse.algorithms.algorithm import Plan as Plan
 from actsparse.algorithms.allocations import ALLOCATIONS as ALLOCATIONS
@@ -58,9 +63,23 @@ ALGORITHMS = {
     "fisher": "layer-fisher+global",
     "scap": "magnitude+uniform+shift",
     "r-sparse": "weight-norm+uniform+low-rank",
+    ZEROS: f"magnitude+{ZEROS}+rows",
 }
 # What may follow a score and an allocation.
 OPTIONS = (ROWS, *COMPENSATIONS, BIAS)
+
+
+def get_allocating_algorithm(name: str | Algorithm) -> Algorithm:
+    """
+    Look up an algorithm that reaches the sparsity that it is asked for.
+
+    :raises ActsparseError: As `get_algorithm`, and for `ZEROS`.
+    """
+    algorithm = get_algorithm(name)
+    if not algorithm.needs_data:
+        msg = f"{algorithm.name} leaves out what is zero by itself: it has no sparsity to choose"
+        raise ActsparseError(msg)
+    return algorithm
 
 
 def get_algorithm(name: str | Algorithm) -> Algorithm:

@@ -21,6 +21,8 @@ from actsparse.mask import Compensation
 # magnitudes of its input finds the threshold. To add one, write a `ThresholdEstimator` and name it here.
 EstimatorName = Literal["nncf-ema"]
 ESTIMATORS: dict[str, Callable[[tuple[float, ...]], ThresholdEstimator]] = {"nncf-ema": NncfMovingAverage}
+# In the place of an allocation: only what is zero by itself is left out, which takes no data.
+ZEROS = "zeros"
 # What asks for masks of rows, behind a score and an allocation.
 ROWS = "rows"
 # What asks for the mean of what is left out, which is measured once the thresholds are known.
@@ -49,7 +51,7 @@ class Algorithm:
     How thresholds are found.
 
     :param score: A name of `SCORES`.
-    :param allocation: A name of `ALLOCATIONS` or `ESTIMATORS`.
+    :param allocation: A name of `ALLOCATIONS` or `ESTIMATORS`, or `ZEROS`.
     :param rows: Whether, in gated feed-forward networks, rows of the up projection are masked, told by the gate, and
         not its input channels.
     :param compensation: A name of `COMPENSATIONS`, or `BIAS`; or nothing: what is left out becomes zero.
@@ -59,7 +61,7 @@ class Algorithm:
     """
 
     score: ScoreName
-    allocation: AllocationName | EstimatorName = "uniform"
+    allocation: AllocationName | EstimatorName | Literal["zeros"] = "uniform"
     rows: bool = False
     compensation: CompensationName | Literal["bias", ""] = ""
     name: str = field(default="", compare=False)
@@ -68,7 +70,7 @@ class Algorithm:
     def __post_init__(self) -> None:
         for kind, name, known in (
             ("score", self.score, SCORES),
-            ("allocation", self.allocation, [*ALLOCATIONS, *ESTIMATORS]),
+            ("allocation", self.allocation, [*ALLOCATIONS, *ESTIMATORS, ZEROS]),
             ("compensation", self.compensation, ["", *COMPENSATIONS, BIAS]),
         ):
             if name not in known:
@@ -78,7 +80,10 @@ class Algorithm:
             option = ROWS if self.rows else self.compensation
             msg = f"{self.allocation} puts zeros into inputs: leave +{option} out"
             raise ActsparseError(msg)
-        if self.allocation in ESTIMATORS and self.score != "magnitude":
+        if self.allocation == ZEROS and self.compensation:
+            msg = f"{ZEROS} leaves out zeros alone, for which nothing compensates: leave +{self.compensation} out"
+            raise ActsparseError(msg)
+        if self.allocation in (*ESTIMATORS, ZEROS) and self.score != "magnitude":
             msg = f"{self.allocation} sees magnitudes alone: it goes with the score magnitude, not {self.score}"
             raise ActsparseError(msg)
         if not self.name:
@@ -90,6 +95,11 @@ class Algorithm:
         """Whether thresholds can be calibrated at once, without measuring anything before."""
         is_plain = not self.rows and not self.compensation
         return self.score == "magnitude" and self.allocation in ("uniform", *ESTIMATORS) and is_plain
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether thresholds are calibrated."""
+        return self.allocation != ZEROS
 
     def without_rows(self) -> "Algorithm":
         """

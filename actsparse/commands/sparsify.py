@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from actsparse.algorithms import get_algorithm
+from actsparse.algorithms import get_algorithm, get_allocating_algorithm
 from actsparse.budget import sparsify_to_perplexity
 from actsparse.calibration import Settings
 from actsparse.commands.common import (
@@ -102,6 +102,8 @@ class SparsifyJob:
         if self.max_perplexity_increase is not None and (self.targets or self.roles or self.sparsity is not None):
             msg = "--max-perplexity-increase finds the sparsity of all block layers itself: leave other targets out"
             raise ScopeError(msg)
+        if self.max_perplexity_increase is not None:
+            get_allocating_algorithm(self.algorithm)
         if self.recover < 0:
             msg = f"--recover takes a number of steps, not {self.recover}"
             raise ActsparseError(msg)
@@ -138,6 +140,17 @@ class SparsifyJob:
     def trains_weights(self) -> bool:
         """Whether the model's weights change."""
         return bool(self.recover) and self.train == "weights"
+
+    def parse_targets(self) -> Any:
+        """
+        Turn the options into what `sparsify_activations` takes.
+
+        :raises ScopeError: If they cannot be understood.
+        """
+        has_targets = self.targets or self.roles or self.sparsity is not None
+        if not get_algorithm(self.algorithm).needs_data and not has_targets:
+            return 1.0
+        return parse_targets(self.targets, self.roles, self.sparsity)
 
     @property
     def ignored_scope(self) -> TargetScope | None:
@@ -180,7 +193,7 @@ class _Run:
         self.tables: list[Table] = []
         self._job, self._say = job, say
         is_search = job.max_perplexity_increase is not None
-        self._targets: Any = None if is_search else parse_targets(job.targets, job.roles, job.sparsity)
+        self._targets: Any = None if is_search else job.parse_targets()
         if not is_search:
             validate_targets(self._targets, job.ignored_scope)
         calibration = load_pages(job.calibration, purpose="calibration")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from actsparse.algorithms import Algorithm, MeasurementCache, get_algorithm
+from actsparse.algorithms import Algorithm, MeasurementCache, get_algorithm, get_allocating_algorithm
 from actsparse.calibration import Calibration, Settings
 from actsparse.commands.common import (
     CALIBRATION_LENGTH,
@@ -74,7 +74,7 @@ class SweepJob:
             msg = "a sweep needs at least one algorithm and one sparsity"
             raise ActsparseError(msg)
         for name in self.algorithms:
-            get_algorithm(name)
+            get_allocating_algorithm(name)
         if self.roles:
             TargetScope(roles=self.roles)
         for sparsity in self.sparsities:

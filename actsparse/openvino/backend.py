@@ -12,7 +12,7 @@ from actsparse.errors import ActsparseError, ScopeError
 from actsparse.mask import Mask
 from actsparse.openvino.calibration import run_intercepted
 from actsparse.openvino.counting import OpenVinoZeroCounter
-from actsparse.openvino.layers import find_openvino_layers, measure_sizes
+from actsparse.openvino.layers import find_openvino_layers, measure_sizes, name_gate_functions
 from actsparse.openvino.masks import masks_of, replace_masks
 from actsparse.openvino.measurements import OpenVinoMeasurements, can_measure
 from actsparse.openvino.runner import OpenVinoLanguageModel, Runner
@@ -46,7 +46,7 @@ class OpenVinoBackend:
         if settings.skip_first:
             msg = "the masks of an OpenVINO model cannot let the first tokens pass: leave skip_first out"
             raise ActsparseError(msg)
-        self._needs_twin = not can_measure(settings.algorithm)
+        self._needs_twin = settings.algorithm.needs_data and not can_measure(settings.algorithm)
         if self._needs_twin and not hasattr(self._owner, "config"):
             msg = (
                 f"{settings.algorithm.name} measures what an openvino.Model does not tell: give an OVModelForCausalLM, "
@@ -75,8 +75,10 @@ class OpenVinoBackend:
         return measure_sizes(self._model)
 
     def gate_functions(self, example: Any, matched: Sequence[Layer], layers: Sequence[Layer]) -> dict[str, str]:  # noqa: ARG002
-        """Find them on the twin."""
-        return self._twin.gate_functions(matched, layers) if self._twin else {}
+        """Find them on the twin, or without one in the graph."""
+        if self._twin:
+            return self._twin.gate_functions(matched, layers)
+        return name_gate_functions(self._model, [layer.name for layer in matched])
 
     def masks(self) -> dict[str, Mask]:
         """List the masks by layer."""

@@ -46,15 +46,14 @@ def find_feed_forward(hidden: ov.Output, linears: dict[str, Linear], tokens: str
     node = hidden.get_node()
     if not _is_only_masked(hidden, tokens):
         return None
-    if node.get_type_name() == "Multiply":
+    found = _behind_activation(hidden, linears)
+    if found is None and node.get_type_name() == "Multiply":
         factors = [node.input_value(0), node.input_value(1)]
         for gated, up in (factors, factors[::-1]):
             gate = _behind_activation(gated, linears)
             up_layer = linears.get(up.get_node().get_friendly_name())
             if gate and up_layer and _has_one_reader(gated) and _has_one_reader(up):
                 return FeedForward((gate[0], up_layer), gate[1])
-        return None
-    found = _behind_activation(hidden, linears)
     return FeedForward((found[0],), found[1]) if found else None
 
 
@@ -78,6 +77,10 @@ def _behind_activation(output: ov.Output, linears: dict[str, Linear]) -> tuple[L
     if name is None:
         return None
     before = output.get_node().input_value(0)
+    if name == "relu_squared":
+        if any(reader.get_node().get_name() != output.get_node().get_name() for reader in before.get_target_inputs()):
+            return None
+        before = before.get_node().input_value(0)
     layer = linears.get(before.get_node().get_friendly_name())
     return (layer, name) if layer and _has_one_reader(before) else None
 
@@ -90,6 +93,11 @@ def _activation(node: ov.Node) -> str | None:
         return "silu" if is_plain else None
     if kind == "Relu":
         return "relu"
+    if kind in ("Power", "Multiply") and node.input_value(0).get_node().get_type_name() == "Relu":
+        power = find_constant(node.input_value(1)) if kind == "Power" else None
+        is_square = node.input_value(0) == node.input_value(1)
+        is_square |= power is not None and bool(np.all(np.asarray(power.data) == 2))
+        return "relu_squared" if is_square else None
     if kind == "Gelu":
         mode = str(node.get_attributes().get("approximation_mode", "ERF")).lower()
         return "gelu_tanh" if mode == "tanh" else "gelu_erf"

@@ -1,16 +1,18 @@
 """The Linear layers of an OpenVINO model as scopes see them: named after torch modules, with roles."""
 
 import re
+from collections.abc import Iterable
 
 import openvino as ov
 from nncf.common.graph.graph import NNCFGraph
 from nncf.openvino.graph.nncf_graph_builder import GraphConverter
 
 from actsparse.errors import ActsparseError
-from actsparse.openvino.linear import Linear, find_linears
+from actsparse.openvino.linear import Linear, find_linears, module_of_node
 from actsparse.scopes.graph import CONSTANT, INPUT, SHAPE, Flow, Tensor
 from actsparse.scopes.layers import Layer, Layers, LayerSize
 from actsparse.scopes.roles import find_roles
+from actsparse.scopes.zeros import find_activations
 
 # What torch calls the operations that roles are told by.
 OPERATIONS = {
@@ -19,15 +21,20 @@ OPERATIONS = {
     "Elu": "elu",
     "Erf": "erf",
     "Gelu": "gelu",
+    "Greater": "gt",
+    "GreaterEqual": "ge",
     "HSigmoid": "hardsigmoid",
     "HSwish": "hardswish",
     "HardSigmoid": "hardsigmoid",
     "MatMul": "matmul",
     "Mish": "mish",
+    "Multiply": "mul",
     "PRelu": "prelu",
     "Parameter": INPUT,
+    "Power": "pow",
     "Relu": "relu",
     "ScaledDotProductAttention": "scaled_dot_product_attention",
+    "Select": "where",
     "Selu": "selu",
     "ShapeOf": SHAPE,
     "Sigmoid": "sigmoid",
@@ -81,8 +88,9 @@ def find_openvino_layers(model: ov.Model) -> Layers:
     }
     shared = {name: tuple(flow.origin(tensor, SAME_VALUES) for tensor in tensors) for name, tensors in sources.items()}
     roles = find_roles(flow, linears, sizes, shared)
+    activations = find_activations(flow, linears, roles)
     layers = [
-        Layer(name, tuple(call.name for call in group), sources[name], roles.get(name, ()))
+        Layer(name, tuple(call.name for call in group), sources[name], roles.get(name, ()), activations.get(name))
         for name, group in calls.items()
     ]
     return Layers(graph, layers, _block_layers(graph, layers))
@@ -94,6 +102,23 @@ def measure_sizes(model: ov.Model) -> dict[str, LayerSize]:
         name: LayerSize(call.in_features, call.out_features, float(call.weight_bytes))
         for name, (call, *_) in named_calls(model).items()
     }
+
+
+def name_gate_functions(model: ov.Model, ups: Iterable[str]) -> dict[str, str]:
+    """
+    Name the activation functions that layers' outputs are multiplied by, and nothing else.
+
+    :param ups: The layers; those of which that does not hold are left out.
+    :return: The functions' modules, or nodes where no module is known, by layer.
+    """
+    calls = named_calls(model)
+    found = {}
+    for up in ups:
+        readers = list(calls[up][0].node.output(0).get_target_inputs())
+        if len(calls[up]) == len(readers) == 1 and readers[0].get_node().get_type_name() == "Multiply":
+            factor = readers[0].get_node().input_value(1 - readers[0].get_index()).get_node().get_friendly_name()
+            found[up] = module_of_node(factor) or factor
+    return found
 
 
 def _block_layers(graph: NNCFGraph, layers: list[Layer]) -> list[Layer]:

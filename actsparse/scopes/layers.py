@@ -7,6 +7,7 @@ from typing import NamedTuple
 from nncf.common.graph.graph import NNCFGraph
 
 from actsparse.scopes.graph import Tensor
+from actsparse.scopes.zeros import Activation
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Layer:
     :param nodes: Names of its calls in the NNCF graph, in order.
     :param inputs: The graph's tensors that it reads, one per call.
     :param roles: What it does in its block; empty where no graph pattern fits.
+    :param activation: For a down projection, and an up projection with a gate of its own: that of their network.
     """
 
     name: str
     nodes: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     roles: tuple[str, ...] = ()
+    activation: Activation | None = None
 
 
 @dataclass(frozen=True)

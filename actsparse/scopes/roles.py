@@ -7,6 +7,11 @@ ACTIVATION_FUNCTIONS = frozenset((
     "relu", "relu_", "relu6", "leaky_relu", "prelu", "gelu", "silu", "silu_", "sigmoid", "tanh", "elu", "selu", "celu",
     "softplus", "mish", "hardswish", "hardsigmoid", "hardtanh", "erf", "logsigmoid", "threshold",
 ))
+# Functions that give zero for many numbers. A comparison gives zeros for a product; a `where` chooses between x and 0.
+ZERO_MAKERS = frozenset((
+    "relu", "relu_", "relu6", "threshold", "threshold_", "hardshrink", "softshrink", "where", "masked_fill",
+    "masked_fill_", "gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__",
+))
 # fmt: on
 MATRIX_PRODUCTS = frozenset(("matmul", "bmm", "baddbmm", "einsum", "__matmul__", "__rmatmul__"))
 
@@ -59,6 +64,17 @@ def find_roles(
     return {name: tuple(given) for name, given in roles.items()}
 
 
+def is_alone(role: str, roles: tuple[str, ...]) -> bool:
+    """
+    Tell gate or up from a layer that is both at once.
+
+    :param role: ``ffn.gate`` or ``ffn.up``.
+    :param roles: A layer's.
+    :return: Whether it has this role of the two, and not the other.
+    """
+    return role in roles and not {"ffn.gate", "ffn.up"} <= {*roles}
+
+
 def _is_attention_product(flow: Flow, node: int) -> bool:
     kind = flow.type_of(node)
     return kind == "scaled_dot_product_attention" or (kind in MATRIX_PRODUCTS and len(flow.inputs[node]) >= 2)
@@ -75,7 +91,7 @@ def _ffn_roles(
     down = linears[down_node]
     first_nodes = sorted(cone & linears.keys())
     first = list(dict.fromkeys(linears[n] for n in first_nodes))
-    activations = {n for n in cone if flow.type_of(n) in ACTIVATION_FUNCTIONS}
+    activations = {n for n in cone if flow.type_of(n) in ACTIVATION_FUNCTIONS | ZERO_MAKERS}
     is_ffn = (
         len(first) in (1, 2)
         and bool(activations)

@@ -54,6 +54,7 @@ class TorchBackend:
 
     def layers(self, example: Any) -> Layers:
         """Trace the model without its masks."""
+        example = _find_example(self._model, example)
         with self._without_masks(), evaluation_mode(self._model):
             try:
                 graph = trace_graph(self._model, example)
@@ -73,7 +74,7 @@ class TorchBackend:
     def gate_functions(self, example: Any, matched: Sequence[Layer], layers: Sequence[Layer]) -> dict[str, str]:
         """Run the model once, without its masks, to see which module reads what a gate computes."""
         with self._without_masks():
-            return find_gate_functions(self._model, example, matched, layers)
+            return find_gate_functions(self._model, _find_example(self._model, example), matched, layers)
 
     def masks(self) -> dict[str, Mask]:
         """List the masks by layer."""
@@ -203,6 +204,17 @@ class TorchCalibrationRun:
 
     def _by_layer(self, sites: Sequence[Site]) -> dict[str, ActivationSparsifier]:
         return {mask.rows_of or place: mask for place, mask in self.sparsifiers_of(sites).items()}
+
+
+def _find_example(model: nn.Module, example: Any) -> Any:
+    if example is not None:
+        return example
+    tokens = getattr(model, "dummy_inputs", None)
+    if not isinstance(tokens, dict):
+        msg = f"what {type(model).__name__} takes is not known: give a dataset of at least one batch"
+        raise DatasetError(msg)
+    device = next(model.parameters()).device
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in tokens.items()}
 
 
 def _restore(model: nn.Module, places: Iterable[str], existing: Mapping[str, ActivationSparsifier]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from actsparse.errors import ScopeError
 from actsparse.scopes.layers import Layer
+from actsparse.scopes.roles import is_alone
 from actsparse.torch.insertion import record_calls
 from actsparse.torch.running import evaluation_mode, run_model
 from actsparse.torch.sparsifier import ActivationSparsifier
@@ -27,11 +28,16 @@ def find_gate_functions(
     :return: The name of f by the name of up.
     :raises ScopeError: If f is no module of its own.
     """
-    gates = {layer.inputs: layer.name for layer in layers if layer.roles == ("ffn.gate",)}
-    networks = {x.name: gates[x.inputs] for x in matched if x.roles == ("ffn.up",) and x.inputs in gates}
+    layers = list(layers)
+    gates = {layer.inputs: layer.name for layer in layers if is_alone("ffn.gate", layer.roles)}
+    networks = {x.name: gates[x.inputs] for x in matched if is_alone("ffn.up", x.roles) and x.inputs in gates}
     if not networks:
         return {}
     functions = _find_readers(model, example, set(networks.values()))
+    if functions.keys() < {*networks.values()}:
+        downs = {layer.name for layer in layers if "ffn.down" in layer.roles}
+        by_up = _find_factors(model, example, {up for up, gate in networks.items() if gate not in functions}, downs)
+        functions |= {networks[up]: function for up, function in by_up.items()}
     for up, gate in networks.items():
         if gate not in functions:
             msg = f"no module computes the activation function between {gate} and {up}: its output cannot be masked"
@@ -61,6 +67,39 @@ def _find_readers(model: nn.Module, example: Any, gates: set[str]) -> dict[str, 
                 stack.enter_context(watch(name, module))
         run_model(model, example)
     # A function that several gates share cannot be masked for one of them.
+    return found if len(set(found.values())) == len(found) else {}
+
+
+def _find_factors(model: nn.Module, example: Any, ups: set[str], downs: set[str]) -> dict[str, str]:
+    """
+    Find the modules without parameters whose output times up's is what a down projection reads.
+
+    For networks that compute something between the gate and its activation function, as Gemma 3n's do.
+    """
+    found: dict[str, str] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    multiplied: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, module: nn.Module) -> Any:
+        if name in downs:
+            return record_calls(module, lambda args, _kwargs, _output: see(args))
+        kept = multiplied if name in ups else outputs
+        return record_calls(module, lambda _args, _kwargs, output: kept.__setitem__(name, output))
+
+    def see(args: tuple[Any, ...]) -> None:
+        for up, rows in multiplied.items():
+            for function, factor in outputs.items():
+                is_shaped = isinstance(factor, torch.Tensor) and factor.shape == rows.shape == args[0].shape
+                if is_shaped and torch.equal(factor * rows, args[0]):
+                    found[up] = function
+        outputs.clear()
+        multiplied.clear()
+
+    with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if name in ups or name in downs or _is_function(module):
+                stack.enter_context(watch(name, module))
+        run_model(model, example)
     return found if len(set(found.values())) == len(found) else {}
 
 

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from actsparse.scopes.graph import Flow
 from actsparse.scopes.layers import Layer, LayerSize
 from actsparse.scopes.roles import find_roles
+from actsparse.scopes.zeros import find_activations
 from actsparse.torch.offload import placeholder_weights
 
 LINEAR_OPERATIONS = ("linear", "addmm", "matmul")
@@ -86,9 +87,17 @@ def find_layers(model: nn.Module, graph: NNCFGraph) -> list[Layer]:
     modules = {name: model.get_submodule(name) for name in calls}
     sizes = {name: (in_features(module), out_features(module)) for name, module in modules.items()}
     inputs = {name: tuple(flow.origin(flow.inputs[n][0], SAME_VALUES) for n in nodes) for name, nodes in calls.items()}
-    roles = find_roles(flow, {n: name for name, nodes in calls.items() for n in nodes}, sizes, inputs)
+    linears = {n: name for name, nodes in calls.items() for n in nodes}
+    roles = find_roles(flow, linears, sizes, inputs)
+    activations = find_activations(flow, linears, roles)
     return [
-        Layer(name, tuple(flow.nodes[n].node_name for n in nodes), inputs[name], roles.get(name, ()))
+        Layer(
+            name,
+            tuple(flow.nodes[n].node_name for n in nodes),
+            inputs[name],
+            roles.get(name, ()),
+            activations.get(name),
+        )
         for name, nodes in calls.items()
     ]
 

@@ -39,6 +39,8 @@ def make_network(
         return node
 
     functions = {"silu": ops.swish, "relu": ops.relu, "gelu_tanh": lambda y: ops.gelu(y, "tanh")}
+    functions["relu_squared"] = lambda y: ops.power(ops.relu(y), np.float32(2))
+    functions["relu_times_relu"] = lambda y: ops.multiply(z := ops.relu(y), z)
     gated = functions[activation](layer("gate", x, FEATURES, HIDDEN))
     hidden = ops.multiply(gated, layer("up", x, FEATURES, HIDDEN))
     model = make_graph([ops.result(layer("down", hidden, HIDDEN, 72))], [x], "network")
@@ -122,7 +124,7 @@ def test_the_operation_equals_the_portable_graph(mode: str | None, group_size: i
         assert error(run(model, x), expected) < bound
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ["relu", "relu_squared", "relu_times_relu", "gelu_tanh"])
 @pytest.mark.parametrize("masks", ["up", "gate up", "up down"])
 def test_what_has_no_mask_of_its_own_runs_dense(masks: str, activation: str) -> None:
     expected = run(make_network("INT8_ASYM", masks=masks, activation=activation), inputs(4))

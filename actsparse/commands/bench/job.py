@@ -11,6 +11,7 @@ from typing import Any
 
 import openvino as ov
 
+from actsparse.algorithms import ZEROS
 from actsparse.commands.bench import tokens as bench_tokens
 from actsparse.commands.bench.decoder import compile_decoders, list_precisions, make_core, name_processor
 from actsparse.commands.bench.memory import measure_memory, measure_peak_memory, require_memory
@@ -58,6 +59,7 @@ class BenchJob:
     targets: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     thresholds: Path | None = None
+    zeros: bool = False
     weights: str | None = None
     is_exact: bool = False
     num_tokens: int = 60
@@ -92,14 +94,20 @@ class BenchJob:
             if not 1 < self.target_speedup < math.inf:
                 msg = f"--target-speedup is {self.target_speedup}; it must be above 1, such as 1.5"
                 raise ActsparseError(msg)
-            if self.targets or self.roles or self.thresholds or len(_parse_sparsities(self.sparsities)) < 2:
+            is_one_point = self.targets or self.roles or self.thresholds or self.zeros
+            if is_one_point or len(_parse_sparsities(self.sparsities)) < 2:
                 msg = "--target-speedup needs at least two points between which to tell: --sparsity 0.3,0.6"
                 raise ScopeError(msg)
-        if self.thresholds is not None:
-            if self.sparsities or self.targets or self.roles:
-                msg = "--thresholds says how sparse each layer is: leave --sparsity, --target and --role out"
+        for option, is_given in (("--thresholds", self.thresholds is not None), ("--zeros", self.zeros)):
+            if is_given and (self.sparsities or self.targets or self.roles):
+                msg = f"{option} says how sparse each layer is: leave --sparsity, --target and --role out"
                 raise ScopeError(msg)
+        if self.thresholds is not None and self.zeros:
+            msg = "--thresholds and --zeros are two ways to say what is masked: give one of them"
+            raise ScopeError(msg)
+        if self.thresholds is not None:
             read_thresholds(self.thresholds)
+        if self.thresholds is not None or self.zeros:
             return
         for target in self.parsed_targets():
             validate_targets(target, None)
@@ -112,6 +120,8 @@ class BenchJob:
         """
         if self.thresholds is not None:
             return [self.thresholds]
+        if self.zeros:
+            return [ZEROS]
         if self.targets or self.roles:
             first = _parse_sparsities(self.sparsities)[0] if self.sparsities else None
             return [parse_targets(self.targets, self.roles, first)]
@@ -312,6 +322,8 @@ def _require_range(option: str, value: int, low: int, high: int) -> None:
 def _name_target(target: Any) -> float | str | dict[str, float]:
     if isinstance(target, Path):
         return target.name
+    if isinstance(target, str):
+        return target
     if not isinstance(target, Mapping):
         return float(target)
     return {", ".join((*scope.names, *scope.patterns, *scope.roles)): value for scope, value in target.items()}

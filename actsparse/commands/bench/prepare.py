@@ -47,6 +47,7 @@ _TINYLLAMA_1B: dict[str, Any] = {
     "vocab_size": 32000,
     "max_position_embeddings": 2048,
 }
+_RELU_1B: dict[str, Any] = {**_TINYLLAMA_1B, "hidden_act": "relu"}
 _LLAMA_3B: dict[str, Any] = {
     "hidden_size": 3072,
     "intermediate_size": 8192,
@@ -58,7 +59,15 @@ _LLAMA_3B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 # Models with random weights, so that speed can be measured without a hub.
-SHAPES: dict[str, PretrainedConfig] = {"1b": LlamaConfig(**_TINYLLAMA_1B), "3b": LlamaConfig(**_LLAMA_3B)}
+SHAPES: dict[str, PretrainedConfig] = {
+    "1b": LlamaConfig(**_TINYLLAMA_1B),
+    "1b-relu": LlamaConfig(**_RELU_1B),
+    "3b": LlamaConfig(**_LLAMA_3B),
+}
+# What share of a gate is zero in those of them that have ReLU, as in models that were trained for it (ProSparse: 89%).
+PLANTED_ZEROS = 0.9
+# Of many sequences, as attention gives all tokens of one much in common.
+_PLANTED_TOKENS = (12, 128)
 
 # What compresses weights with data, and not with their values alone.
 AWARE = "int4-aware"
@@ -220,7 +229,33 @@ def make_random_model(config: PretrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         # A copy, as transformers notes in the configuration what it was used for.
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float16).eval()
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float16).eval()
+        if getattr(config, "hidden_act", "") == "relu":
+            _plant_zeros(model, torch.randint(config.vocab_size, _PLANTED_TOKENS))
+        return model
+
+
+@torch.no_grad()
+def _plant_zeros(model: Any, tokens: torch.Tensor) -> None:
+    """
+    Lower what gates give until most of it is negative.
+
+    Random weights have half their gates open. Without biases, a gate is lowered along a direction that all tokens have
+    in common; random embeddings have none, and get one.
+    """
+    table = model.get_input_embeddings().weight
+    table += table.std()
+
+    def lower(gate: Any, args: tuple[torch.Tensor, ...]) -> None:
+        weight, x = gate.weight, args[0].flatten(0, -2).float()
+        common = x.mean(0)
+        excess = (x @ weight.float().T).quantile(PLANTED_ZEROS, dim=0) / common.square().sum()
+        weight -= (excess[:, None] * common).to(weight.dtype)
+
+    handles = [layer.mlp.gate_proj.register_forward_pre_hook(lower) for layer in model.model.layers]
+    model(input_ids=tokens)
+    for handle in handles:
+        handle.remove()
 
 
 def count_parameters(config: PretrainedConfig) -> int:

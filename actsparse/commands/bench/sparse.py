@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from actsparse.algorithms import ZEROS
 from actsparse.commands.bench.decoder import Decoder, make_settings
 from actsparse.errors import ActsparseError
 from actsparse.openvino.acceleration import Acceleration, accelerate
@@ -48,13 +49,15 @@ def make_sparse(
     """
     Sparsify a dense model, accelerate it, and save it.
 
-    :param targets: As for `sparsify_activations`, or a thresholds file.
+    :param targets: As for `sparsify_activations`, or a thresholds file; or `ZEROS`, for what is zero by itself.
     :param is_exact: Whether the kernel keeps 24 bits of activations.
     :raises ActsparseError: If the targets do not fit the model, or the kernel runs none of its masks.
     """
     model = core.read_model(dense)
     if isinstance(targets, Path):
         load_thresholds(model, targets)
+    elif targets == ZEROS:
+        sparsify_activations(model, algorithm=ZEROS)
     else:
         sparsify_activations(model, batches, targets)
     portable = model.clone()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actsparse.algorithms import get_algorithm
+from actsparse.algorithms import get_allocating_algorithm
 from actsparse.commands.bench.prepare import AWARE, find_source
 from actsparse.commands.tune.candidates import KERNEL, REFERENCE, Candidate, Speed
 from actsparse.commands.tune.results import TuneReport, TuneRow
@@ -73,7 +73,7 @@ class TuneJob:
         if self.num_batches < 1:
             msg = f"--batches is {self.num_batches}; it must be at least 1"
             raise ActsparseError(msg)
-        get_algorithm(self.algorithm)
+        get_allocating_algorithm(self.algorithm)
         require_optimum("tuning")
 
 

@@ -60,6 +60,9 @@ CLONES void gelu_erf(float* h, size_t n) {
 CLONES void relu(float* h, size_t n) {
     for (size_t i = 0; i < n; ++i) h[i] = h[i] < 0 ? 0.0f : h[i];
 }
+CLONES void relu_squared(float* h, size_t n) {
+    for (size_t i = 0; i < n; ++i) h[i] = h[i] < 0 ? 0.0f : h[i] * h[i];
+}
 CLONES void multiply_by(float* h, const float* up, size_t n) {
     for (size_t i = 0; i < n; ++i) h[i] *= up[i];
 }
@@ -91,7 +94,9 @@ Activation activation_of(const std::string& name) {
     if (name == "gelu_erf") return Activation::gelu_erf;
     if (name == "gelu_tanh") return Activation::gelu_tanh;
     if (name == "relu") return Activation::relu;
-    throw std::invalid_argument("actsparse: activation must be silu, gelu_erf, gelu_tanh or relu, not '" + name + "'");
+    if (name == "relu_squared") return Activation::relu_squared;
+    throw std::invalid_argument(
+        "actsparse: activation must be silu, gelu_erf, gelu_tanh, relu or relu_squared, not '" + name + "'");
 }
 
 void activate(Activation activation, float* hidden, const float* up, size_t n) {
@@ -100,6 +105,7 @@ void activate(Activation activation, float* hidden, const float* up, size_t n) {
         case Activation::gelu_erf: gelu_erf(hidden, n); break;
         case Activation::gelu_tanh: gelu_tanh(hidden, n); break;
         case Activation::relu: relu(hidden, n); break;
+        case Activation::relu_squared: relu_squared(hidden, n); break;
     }
     if (up) multiply_by(hidden, up, n);
 }

@@ -7,7 +7,7 @@
 
 namespace actsparse {
 
-enum class Activation { silu, gelu_erf, gelu_tanh, relu };
+enum class Activation { silu, gelu_erf, gelu_tanh, relu, relu_squared };
 
 // The activation of that name, or an std::invalid_argument that lists the names.
 Activation activation_of(const std::string& name);

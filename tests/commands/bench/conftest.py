@@ -1,5 +1,6 @@
 """A tiny shape, exported and measured once."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ def use_tiny_shape(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """Make `tiny` a built-in shape, and keep what is made of it in a cache of the session, but not the extension."""
     patch.setattr(assets, "cache_dir", lambda: cache)
     patch.setitem(prepare.SHAPES, "tiny", TINY)
+    relu = copy.deepcopy(TINY)
+    relu.hidden_act = "relu"
+    patch.setitem(prepare.SHAPES, "tiny-relu", relu)
 
 
 @pytest.fixture(autouse=True)

@@ -61,16 +61,35 @@ def test_the_masks_of_a_file_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "leave --sparsity" in capsys.readouterr().err
 
 
+def test_what_is_zero_by_itself_is_measured_as_one_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few = ("--tokens", "10", "--prompt-lengths", "8", "--batch-sizes", "2", "--quiet")
+    assert run(monkeypatch, "tiny-relu", "--zeros", *few, "--json", tmp_path / "zeros.json") == 0
+    (point,) = json.loads((tmp_path / "zeros.json").read_text())["points"]
+    assert point["target"] == "zeros"
+    # Random weights alone would leave half of them.
+    assert point["measured_sparsity"] > 0.75
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "Missing argument 'MODEL'"),
+        (("tiny", "--zeros", "--sparsity", "0.5"), "--zeros says how sparse each layer is"),
+        (("tiny", "--zeros", "--prompt-lengths", "8", "--quiet"), "no activations are zero by themselves"),
         (("tiny", "--sparsity", "2"), "in range [0, 1], not 2"),
         (("tiny", "--prompt-lengths", "short"), "--prompt-lengths takes whole numbers"),
         (("tiny", "--batch-sizes", "4-16"), "--batch-sizes takes whole numbers"),
         (("./nowhere",), "nowhere"),
     ],
-    ids=["no model", "sparsity above 1", "lengths that are no numbers", "sizes that are no numbers", "no such model"],
+    ids=[
+        "no model",
+        "zeros and a sparsity",
+        "no zeros",
+        "sparsity above 1",
+        "lengths that are no numbers",
+        "sizes that are no numbers",
+        "no such model",
+    ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, arguments: tuple[str, ...], message: str

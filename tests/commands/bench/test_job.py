@@ -159,7 +159,7 @@ def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_shapes_are_told_from_hub_models() -> None:
-    with pytest.raises(ActsparseError, match="no built-in shape '7b'; there are: 1b, 3b"):
+    with pytest.raises(ActsparseError, match="no built-in shape '7b'; there are: 1b, 1b-relu, 3b"):
         run_bench(BenchJob("7b"), ignore)
 
 
