@@ -220,7 +220,7 @@ def give_bad_first(batches: list[Any]) -> list[Any]:
     return give_bad_third(batches)[::-1]
 
 
-BAD_TARGETS = [-0.1, 1.1, math.nan, math.inf, "0.5", True, None]
+BAD_TARGETS = [-0.1, 1.1, math.nan, math.inf, "0.5", True]
 FAILURES = [
     FailureCase(
         "pattern", ScopeError, r"pattern 'mlp' matches nothing.*; nearest: ", {TargetScope(patterns=["mlp"]): 0.5}
@@ -240,6 +240,7 @@ FAILURES = [
     ),
     FailureCase("embeddings", ScopeError, "matches no Linear layer", {TargetScope(types=["embedding"]): 0.5}),
     FailureCase("no scope", ScopeError, "target_sparsity_by_scope is empty", {}),
+    FailureCase("no target", ScopeError, "target_sparsity_by_scope is missing", None),
     FailureCase("text as a scope", ScopeError, "must be a TargetScope or one of NNCF's scopes", {".*mlp.*": 0.5}),
     *(FailureCase(f"target {t!r}", ScopeError, r"should be a number in range \[0, 1\]", t) for t in BAD_TARGETS),
     *(FailureCase(f"scope's {t!r}", ScopeError, r"for TargetScope\(roles.*in range", {DOWN: t}) for t in BAD_TARGETS),

@@ -35,6 +35,7 @@ from actsparse.storage import assets
 from actsparse.storage.files import kind_of
 from actsparse.texts import Text, load_pages, take_batches
 from actsparse.torch.compression import compress_weights
+from actsparse.torch.insertion import intercept_inputs
 
 SEED = 0
 
@@ -246,16 +247,16 @@ def _plant_zeros(model: Any, tokens: torch.Tensor) -> None:
     table = model.get_input_embeddings().weight
     table += table.std()
 
-    def lower(gate: Any, args: tuple[torch.Tensor, ...]) -> None:
-        weight, x = gate.weight, args[0].flatten(0, -2).float()
+    def lower(name: str, read: torch.Tensor) -> torch.Tensor:
+        weight, x = model.get_submodule(name).weight, read.flatten(0, -2).float()
         common = x.mean(0)
         excess = (x @ weight.float().T).quantile(PLANTED_ZEROS, dim=0) / common.square().sum()
         weight -= (excess[:, None] * common).to(weight.dtype)
+        return read
 
-    handles = [layer.mlp.gate_proj.register_forward_pre_hook(lower) for layer in model.model.layers]
-    model(input_ids=tokens)
-    for handle in handles:
-        handle.remove()
+    gates = [name for name, _ in model.named_modules() if name.endswith(".gate_proj")]
+    with intercept_inputs(model, gates, lower):
+        model(input_ids=tokens)
 
 
 def count_parameters(config: PretrainedConfig) -> int:

@@ -88,9 +88,9 @@ def inspect(
     method: Annotated[
         str,
         typer.Option(
-            metavar="topk|fat|cett|pplp",
-            help="Keep a share of entries; those beyond a threshold; all but what makes a relative output error; or as "
-            "few as perplexity allows.",
+            metavar="topk|fat|cett|pplp|zeros",
+            help="Keep a share of entries; those beyond a threshold; all but what makes a relative output error; as "
+            "few as perplexity allows; or all but what is zero by itself, behind ReLU and its kin.",
         ),
     ] = "pplp",
     value: Annotated[

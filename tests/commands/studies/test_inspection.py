@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
 from actsparse import load_thresholds, measure_sparsity, save_thresholds
+from actsparse.algorithms import ZEROS
 from actsparse.algorithms.bisection import next_guess
 from actsparse.cli import app
 from actsparse.commands.studies.inspection import InspectJob, run_inspect, run_series
@@ -37,6 +38,8 @@ from actsparse.sparsify import remove_sparsifiers
 from actsparse.texts import load_pages
 from actsparse.torch.compression import compress_int8
 from actsparse.torch.insertion import named_sparsifiers, placed_sparsifiers
+
+from ...conftest import GROUPED
 
 Small = tuple[Any, Any, tuple[str, ...], Any]
 
@@ -393,3 +396,19 @@ def test_thresholds_go_into_a_deployed_model(
     deployed = deploy_model(model, tmp_path / "deployed")
     assert not deployed.kept
     assert masked <= {name for site in deployed.accelerated for name in site.layers}
+
+
+def test_what_is_zero_by_itself_is_counted_layer_by_layer(small_language_model: Small, tmp_path: Path) -> None:
+    _, tokenizer, pages, batches = small_language_model
+    torch.manual_seed(0)
+    config = LlamaConfig(**GROUPED | {"vocab_size": len(tokenizer)}, hidden_act="relu")
+    model = LlamaForCausalLM(config).eval()
+    found = inspect((model, tokenizer, pages, batches), ZEROS)
+    expected = {
+        name: float((a != 0).float().mean()) for name, a in down_inputs(remove_sparsifiers(model), batches).items()
+    }
+    assert dict(zip(found.layers, found.calibration_activation, strict=True)) == pytest.approx(expected)
+    assert found.ratio == found.calibration_ratio == 1
+    assert found.line is None
+    with pytest.raises(ActsparseError, match="leave --value out"):
+        InspectJob(out=tmp_path, model="default", method="zeros", value=0.5)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from actsparse.algorithms import ZEROS
 from actsparse.algorithms.bisection import next_guess
 from actsparse.commands.studies.inspection.cett import TailErrors
 from actsparse.commands.studies.inspection.networks import (
@@ -27,12 +28,13 @@ from actsparse.evaluation.comparison import compare_losses
 from actsparse.evaluation.sparsity import count_zeros
 from actsparse.runtime.environment import peak_memory
 from actsparse.runtime.progress import Say, progress_bar
+from actsparse.sparsify import sparsify_activations
 from actsparse.sparsity_report import SparsityReport
 from actsparse.torch.insertion import intercept_inputs, named_sparsifiers
 from actsparse.torch.running import evaluation_mode
 
 PPLP = "pplp"
-METHODS = (TOPK, FAT, CETT, PPLP)
+METHODS = (TOPK, FAT, CETT, PPLP, ZEROS)
 MAX_EVALUATIONS = 15
 # So far may the perplexity ratio stay below the one allowed.
 RATIO_TOLERANCE = 0.0005
@@ -63,12 +65,16 @@ def inspect_model(
     if line is not None and len(line.thresholds) != len(networks):
         msg = f"--thresholds has {len(line.thresholds)} thresholds, but the model has {len(networks)} networks"
         raise ActsparseError(msg)
-    names = tuple(network.down.name for network in networks)
     errors: TailErrors | None = None
     error, evaluations = value if kind == CETT else None, 0
     with run.timed("dense"):
         dense, _ = run.loss()
-    if kind in (TOPK, FAT):
+    if kind == ZEROS:
+        sparsify_activations(model, algorithm=ZEROS)
+        masked_layers = dict(named_sparsifiers(model))
+        networks = [network for network in networks if network.down.name in masked_layers]
+        found = None
+    elif kind in (TOPK, FAT):
         values = line.thresholds if line else (value or 0.0,) * len(networks)
         mask_gates(model, networks, kind, values)
         # What counts among the largest differs from token to token: there is no threshold to hand on.
@@ -89,6 +95,7 @@ def inspect_model(
         compared = compare_losses(model, tokenizer, pages, max_length=max_length)
         heat = _draw_heat(model, tokenizer, networks, pages[0], heat_tokens)
     assert sparsity is not None
+    names = tuple(network.down.name for network in networks)
     return Inspection(
         method=kind,
         value=value if line is None else None,

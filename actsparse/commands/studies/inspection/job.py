@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actsparse.algorithms import ZEROS
 from actsparse.commands.common import (
     CALIBRATION_LENGTH,
     DTYPES,
@@ -54,6 +55,11 @@ class InspectJob:
         if self.thresholds is not None:
             Line.parse(self.thresholds)
             return
+        if self.method == ZEROS:
+            if self.value is not None:
+                msg = f"{ZEROS} counts what is zero by itself: leave --value out"
+                raise ActsparseError(msg)
+            return
         value = self.chosen_value
         limits = {TOPK: (0, 1), FAT: (-1e-300, 1e300), CETT: (0, 1), PPLP: (0, 1e6)}
         low, high = limits[self.method]
@@ -70,7 +76,7 @@ class InspectJob:
     @property
     def chosen_value(self) -> float:
         """What the method is given: `value`, or the usual one."""
-        usual = {TOPK: 0.5, FAT: 0.01, CETT: 0.2, PPLP: 1.0}
+        usual = {TOPK: 0.5, FAT: 0.01, CETT: 0.2, PPLP: 1.0, ZEROS: 0.0}
         return usual[self.method] if self.value is None else self.value
 
     @property
@@ -78,7 +84,7 @@ class InspectJob:
         """The method and its value, for tables and plots."""
         if self.thresholds is not None:
             return "given thresholds"
-        names = {TOPK: "top-{:g}", FAT: "FAT-{:g}", CETT: "CETT {:g}", PPLP: "PPL-{:g}%"}
+        names = {TOPK: "top-{:g}", FAT: "FAT-{:g}", CETT: "CETT {:g}", PPLP: "PPL-{:g}%", ZEROS: "zeros"}
         return names[self.method].format(self.chosen_value)
 
 
@@ -95,7 +101,7 @@ def run_inspect(job: InspectJob, say: Say) -> tuple[Inspection, dict[str, Any]]:
     prepare_folder(job.out)
     found, model = _inspect(job, job.model, calibration, text, say)
     settings = {"model": job.model} | settings_of(job, calibration, text)
-    if found.line is not None:
+    if found.line is not None or found.method == ZEROS:
         notes = {"source": job.model, "int8": None, "calibration": settings["calibration text"]}
         save_thresholds(model, job.out / "thresholds.safetensors", **notes)
     report = found.to_dict() | {"settings": settings, "environment": describe_environment()}
