@@ -1,6 +1,9 @@
 """Models in GGUF files."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,24 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedMode
     with quiet_libraries(), explain_errors(name):
         _check_gguf(path, name)
         check_header(path)
-        tokenizer = build_gguf_tokenizer(path) or AutoTokenizer.from_pretrained(path.parent, **options)
-        model = load_weights(path.parent, name, dtype=dtype, **options)
+        with _read_once():
+            tokenizer = build_gguf_tokenizer(path) or AutoTokenizer.from_pretrained(path.parent, **options)
+            model = load_weights(path.parent, name, dtype=dtype, **options)
     return model, tokenizer
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Parse a file's vocabulary once, which takes seconds: for tokenizer, configuration and weights alike."""
+    import gguf  # only installed with the `hub` extra
+
+    reader = gguf.GGUFReader
+    parse = cache(reader)
+    gguf.GGUFReader = lambda path, *options: parse(str(path), *options)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def _check_gguf(path: Path, name: str) -> None:
