@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Plot
 from rich.console import Console
 from run import BENCHMARKS, CASE_RESULTS, DEMO, LONG, RESULTS, ROOT
 from stale import find_reason, find_sources
-from summary import make_summary, read_results
+from summary import make_choices, make_summary, read_results
 
 from actsparse.commands.regression.figures import CaseResult
 from actsparse.commands.regression.reference import read_result
@@ -26,6 +26,7 @@ from actsparse.errors import ActsparseError, SourceError, shorten_message
 
 FRONT_PAGE = ROOT / "README.md"
 PAGE = ROOT / "docs" / "results.md"
+CHOICES_PAGE = ROOT / "docs" / "choosing.md"
 CASES_PLOT = ROOT / "docs" / "figures" / "cases.png"
 # What results are made of beside their own program and what it imports.
 SOURCES = {
@@ -238,6 +239,9 @@ def write_tables(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult], 
     summary = make_summary(read_results(RESULTS))
     if summary:
         replace_part(FRONT_PAGE, "summary", summary)
+    choices = make_choices(read_results(RESULTS))
+    if choices:
+        replace_part(CHOICES_PAGE, "choices", choices)
     origins = "\n".join(f"- {describe_origin(report)}" for report in bars.values())
     replace_part(PAGE, "missed", make_table(bars, stale, only_missed=True))
     replace_part(PAGE, "results", f"{make_table(bars, stale)}\n\n{origins}")

@@ -21,6 +21,8 @@ _COLUMNS = (
     "loss of `magnitude`",
     "loss of `auto`",
 )
+_BUDGETS = (0.01, 0.03, 0.1, 0.3)
+_CHOICES = ("model", "budget", "dense OpenVINO", "llama.cpp", "actsparse", "over the faster of both")
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -64,7 +66,7 @@ def read_results(folder: Path) -> Results:
     :param folder: The benchmarks' results.
     :return: The JSON files' contents by name.
     """
-    paths = {name: folder / f"{name}.json" for name in ("peers", "decode_speed", "frontier", "demo")}
+    paths = {name: folder / f"{name}.json" for name in ("peers", "decode_speed", "frontier", "demo", "pareto")}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
@@ -103,6 +105,46 @@ def make_summary(results: Results) -> str:
     alignment = ("---", "---", *("---:",) * (len(_COLUMNS) - 2))
     table = join_rows([_COLUMNS, alignment, *(line.cells for line in lines)])
     return "\n\n".join([table, *_describe_batches(results), *_describe_machine(results)])
+
+
+def make_choices(results: Results) -> str:
+    """
+    Write the table that users choose by: what is fastest within each budget of perplexity, on each model.
+
+    :param results: Of `read_results`.
+    :return: Markdown; empty where nothing was measured.
+    """
+    rows = []
+    for name, points in results.get("pareto", {}).get("samples", {}).items():
+        for budget in _BUDGETS:
+            within = [point for point in points if math.expm1(point["loss_increase"]) <= budget]
+            dense, llama, ours = (
+                min((x for x in within if kind_of_point(x) == kind), key=lambda x: x["decode_ms"], default=None)
+                for kind in ("OpenVINO", "llama.cpp", "actsparse")
+            )
+            others = [x["decode_ms"] for x in (dense, llama) if x]
+            over = f"{min(others) / ours['decode_ms']:.2f}×" if ours and others else "–"
+            rows.append((REAL_MODELS[name].title, f"{budget:.0%}", *map(_describe_point, (dense, llama, ours)), over))
+    if not rows:
+        return ""
+    return join_rows([_CHOICES, ("---", "---:", "---", "---", "---", "---:"), *rows])
+
+
+def kind_of_point(point: Mapping[str, Any]) -> str:
+    """
+    Tell what runs a point.
+
+    :param point: One of `pareto.py`'s.
+    :return: ``OpenVINO``, ``llama.cpp`` or ``actsparse``.
+    """
+    return str(point["group"]).split()[0] if point["is_dense"] else "actsparse"
+
+
+def _describe_point(point: Mapping[str, Any] | None) -> str:
+    if point is None:
+        return "nothing"
+    name = point["name"].removeprefix("llama.cpp ")
+    return f"{name}: {1e3 / point['decode_ms']:.0f} tokens/s, {math.expm1(point['loss_increase']):+.1%}"
 
 
 def _list_peers(results: Results, key: str, setting: str) -> list[Line]:

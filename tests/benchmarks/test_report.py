@@ -396,3 +396,31 @@ def test_a_result_depends_on_the_modules_that_the_program_imports(benchmarks: An
     sources = [source for paths in benchmarks.report.SOURCES.values() for source in paths]
     for source in (*sources, *benchmarks.report.CASE_SOURCES):
         assert (FOLDER.parent / source).exists(), source
+
+
+def test_the_fastest_of_each_kind_within_a_budget_are_chosen_from(benchmarks: Any) -> None:
+    def point(name: str, group: str, loss: float, milliseconds: float, *, is_dense: bool = True) -> dict[str, Any]:
+        return {
+            "name": name,
+            "group": group,
+            "loss_increase": loss,
+            "decode_ms": milliseconds,
+            "is_dense": is_dense,
+        }
+
+    points = [
+        point("int8, dense", "OpenVINO int8", 0.001, 10.0),
+        point("int4, dense", "OpenVINO int4", 0.2, 5.0),
+        point("llama.cpp Q8_0", "llama.cpp", 0.001, 8.0),
+        point("int8, auto 20.0%", "int8", 0.002, 7.0, is_dense=False),
+        point("int8, auto 50.0%", "int8", 0.09, 4.0, is_dense=False),
+    ]
+    assert [benchmarks.summary.kind_of_point(x) for x in points[:4:2]] == ["OpenVINO", "llama.cpp"]
+    table = benchmarks.summary.make_choices({"pareto": {"samples": {"qwen": points}}})
+    rows = [row for row in table.splitlines() if row.startswith("| Qwen")]
+    first, last = rows[0], rows[-1]
+    assert "int8, dense: 100 tokens/s, +0.1% | Q8_0: 125 tokens/s, +0.1% | int8, auto 20.0%: 143" in first
+    assert first.endswith("| 1.14× |")
+    assert "int4, dense: 200" in last
+    assert last.endswith("| 1.25× |")
+    assert benchmarks.summary.make_choices({}) == ""
