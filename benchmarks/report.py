@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Plot
 from rich.console import Console
 from run import BENCHMARKS, CASE_RESULTS, DEMO, LONG, RESULTS, ROOT
 from stale import find_reason, find_sources
-from summary import make_choices, make_summary, read_results
+from summary import make_choices, make_points, make_summary, read_results
 
 from actsparse.commands.regression.figures import CaseResult
 from actsparse.commands.regression.reference import read_result
@@ -242,6 +242,7 @@ def write_tables(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult], 
     choices = make_choices(read_results(RESULTS))
     if choices:
         replace_part(CHOICES_PAGE, "choices", choices)
+        replace_part(CHOICES_PAGE, "points", make_points(read_results(RESULTS)))
     origins = "\n".join(f"- {describe_origin(report)}" for report in bars.values())
     replace_part(PAGE, "missed", make_table(bars, stale, only_missed=True))
     replace_part(PAGE, "results", f"{make_table(bars, stale)}\n\n{origins}")

@@ -23,6 +23,7 @@ _COLUMNS = (
 )
 _BUDGETS = (0.01, 0.03, 0.1, 0.3)
 _CHOICES = ("model", "budget", "dense OpenVINO", "llama.cpp", "actsparse", "over the faster of both")
+_POINTS = ("form", "sparsity", "nats a token", "tokens/s", "first token of 128, ms", "MB on disk", "peak MB")
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -128,6 +129,26 @@ def make_choices(results: Results) -> str:
     if not rows:
         return ""
     return join_rows([_CHOICES, ("---", "---:", "---", "---", "---", "---:"), *rows])
+
+
+def make_points(results: Results) -> str:
+    """
+    Write all that was measured of bits and sparsity side by side.
+
+    :param results: Of `read_results`.
+    :return: Markdown, a table for each model; empty where nothing was measured.
+    """
+    tables = []
+    for name, points in results.get("pareto", {}).get("samples", {}).items():
+        rows = []
+        for x in points:
+            low, high = x["loss_increase_interval"]
+            peak = f"{x['peak'] / 1e6:.0f}" if x["peak"] else "–"
+            loss = f"{x['loss_increase']:.4f} ({low:.4f} to {high:.4f})"
+            speed = (f"{1e3 / x['decode_ms']:.0f}", f"{x['first_token_ms']:.0f}")
+            rows.append((x["name"], f"{x['measured_sparsity']:.1%}", loss, *speed, f"{x['disk'] / 1e6:.0f}", peak))
+        tables.append(f"{REAL_MODELS[name].title}:\n\n{join_rows([_POINTS, ('---', *('---:',) * 6), *rows])}")
+    return "\n\n".join(tables)
 
 
 def kind_of_point(point: Mapping[str, Any]) -> str:

@@ -406,6 +406,11 @@ def test_the_fastest_of_each_kind_within_a_budget_are_chosen_from(benchmarks: An
             "loss_increase": loss,
             "decode_ms": milliseconds,
             "is_dense": is_dense,
+            "loss_increase_interval": [loss - 0.001, loss + 0.001],
+            "measured_sparsity": 0.0 if is_dense else 0.2,
+            "first_token_ms": 50.0,
+            "disk": 100e6,
+            "peak": None,
         }
 
     points = [
@@ -416,7 +421,10 @@ def test_the_fastest_of_each_kind_within_a_budget_are_chosen_from(benchmarks: An
         point("int8, auto 50.0%", "int8", 0.09, 4.0, is_dense=False),
     ]
     assert [benchmarks.summary.kind_of_point(x) for x in points[:4:2]] == ["OpenVINO", "llama.cpp"]
-    table = benchmarks.summary.make_choices({"pareto": {"samples": {"qwen": points}}})
+    results = {"pareto": {"samples": {"qwen": points}}}
+    table = benchmarks.summary.make_choices(results)
+    everything = benchmarks.summary.make_points(results)
+    assert "| int8, auto 20.0% | 20.0% | 0.0020 (0.0010 to 0.0030) | 143 | 50 | 100 | – |" in everything
     rows = [row for row in table.splitlines() if row.startswith("| Qwen")]
     first, last = rows[0], rows[-1]
     assert "int8, dense: 100 tokens/s, +0.1% | Q8_0: 125 tokens/s, +0.1% | int8, auto 20.0%: 143" in first
