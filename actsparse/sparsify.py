@@ -14,7 +14,7 @@ from actsparse.backend import Backend, backend_of
 from actsparse.calibration import Calibration, CalibrationBatches, Decision, Loss, Settings, decide
 from actsparse.errors import ActsparseError, DatasetError, ScopeError
 from actsparse.mask import NO_COMPENSATION, TOKENS, Compensation, Mask
-from actsparse.scopes import Layer, Site, group_sites, match_targets
+from actsparse.scopes import Layer, Layers, Site, group_sites, match_targets
 from actsparse.scopes.matching import Target, describe_scope, validate_targets
 from actsparse.scopes.roles import is_alone
 from actsparse.scopes.zeros import describe_functions
@@ -110,17 +110,21 @@ def calibrate(
     backend, algorithm = backend_of(model), settings.algorithm
     with backend.editing():
         backend.check(settings)
-        if not algorithm.needs_data:
-            _mask_zeros(backend, dataset, targets, ignored_scope, settings)
-            return Calibration(0, 0)
-        batches = CalibrationBatches.of(dataset)
-        found = backend.layers(batches.first)
+        # What is zero by itself takes no data.
+        batches = CalibrationBatches.of(dataset) if algorithm.needs_data or dataset is not None else None
+        example = None if batches is None else batches.first
+        found = backend.layers(example)
         by_layer = match_targets(targets, ignored_scope, found)
-        matched = [layer for layer in found.all if layer.name in by_layer]
-        gates = backend.gate_functions(batches.first, matched, found.all) if algorithm.rows else {}
-        layouts = _lay_out(matched, gates, algorithm)
         masks = backend.masks()
         kept = {name: mask for name, mask in masks.items() if settings.keep_existing and name not in by_layer}
+        if batches is None or not algorithm.needs_data:
+            backend.replace_masks(
+                {**kept, **_make_masks_of_zeros(backend, example, found, targets, by_layer, settings)}
+            )
+            return Calibration(0, 0)
+        matched = [layer for layer in found.all if layer.name in by_layer]
+        gates = backend.gate_functions(example, matched, found.all) if algorithm.rows else {}
+        layouts = _lay_out(matched, gates, algorithm)
         with backend.calibrating([*layouts.values()], kept, settings) as run:
             decision = decide(algorithm, layouts, by_layer, backend.sizes(), batches, run.measure)
             count = max(run.calibrate(decision, batches.share_length), 1)
@@ -157,20 +161,17 @@ def _complete(dataset: Any, targets: Any, algorithm: Algorithm) -> Any:
     return 1.0 if targets is None else targets
 
 
-def _mask_zeros(
-    backend: Backend, dataset: Any, targets: Any, ignored_scope: nncf.IgnoredScope | None, settings: Settings
-) -> None:
+def _make_masks_of_zeros(
+    backend: Backend, example: Any, found: Layers, targets: Any, by_layer: Mapping[str, Target], settings: Settings
+) -> dict[str, Mask]:
     """Mask what is zero by itself, and nothing else: all thresholds are zero."""
-    example = None if dataset is None else CalibrationBatches.of(dataset).first
-    found = backend.layers(example)
-    by_layer = match_targets(targets, ignored_scope, found)
     if any(target.sparsity != 1 for target in by_layer.values()):
         msg = f"{ZEROS} leaves out all that is zero, and nothing else: targets are 1.0; ignored_scope leaves layers out"
         raise ScopeError(msg)
-    networks = [layer for layer in found.all if layer.name in by_layer and layer.activation]
-    zeroed = [layer for layer in networks if layer.activation and layer.activation.zeroed_by]
-    functions = describe_functions(layer.activation for layer in networks if layer.activation)
+    matched = [layer for layer in found.all if layer.name in by_layer]
+    zeroed = [layer for layer in matched if layer.activation.zeroed_by]
     if not zeroed:
+        functions = describe_functions(layer.activation for layer in matched)
         msg = f"no activations are zero by themselves: the activation functions of these networks are {functions}"
         raise ScopeError(msg)
     missing = {target.scope for target in by_layer.values()} - {by_layer[layer.name].scope for layer in zeroed}
@@ -186,24 +187,9 @@ def _mask_zeros(
         except ScopeError as error:
             # Their inputs have zeros all the same.
             _logger.warning("rows of up projections are not masked: %s", error)
-    kept = {x: mask for x, mask in backend.masks().items() if settings.keep_existing and x not in by_layer}
     sites = group_sites([layer for layer in zeroed if layer not in ups or layer.name in gates], gates)
-    made = {
-        layer.name: Mask(
-            torch.tensor(0.0),
-            1.0,
-            tokens=settings.tokens,
-            algorithm=settings.algorithm.name,
-            site=site.name,
-            roles=layer.roles,
-            is_of_rows=bool(site.gate_function),
-            gate_function=site.gate_function,
-            skip_first=settings.skip_first,
-        )
-        for site in sites
-        for layer in site.layers
-    }
-    backend.replace_masks({**kept, **made})
+    zero = torch.tensor(0.0)
+    return {layer.name: _make_mask(zero, 1.0, site, layer, settings) for site in sites for layer in site.layers}
 
 
 def _lay_out(
@@ -229,20 +215,33 @@ def _make_masks(decision: Decision, targets: Mapping[str, Target], settings: Set
     plan = decision.plan
     selection = decision.selection.to_dict() if decision.selection else None
     return {
-        layer.name: Mask(
+        layer.name: _make_mask(
             decision.estimates.threshold(site.name, plan.zeros[layer.name]),
             targets[layer.name].sparsity,
-            plan.sparsity[layer.name],
-            settings.tokens,
-            settings.algorithm.name,
-            site.name,
-            layer.roles,
-            is_of_rows=bool(site.gate_function),
-            gate_function=site.gate_function,
-            skip_first=settings.skip_first,
+            site,
+            layer,
+            settings,
+            allocated_sparsity=plan.sparsity[layer.name],
             compensation=plan.compensations.get(site.name, NO_COMPENSATION),
             selection=selection,
         )
         for site in decision.sites
         for layer in site.layers
     }
+
+
+def _make_mask(
+    threshold: torch.Tensor, target: float, site: Site, layer: Layer, settings: Settings, **decided: Any
+) -> Mask:
+    return Mask(
+        threshold,
+        target,
+        tokens=settings.tokens,
+        algorithm=settings.algorithm.name,
+        site=site.name,
+        roles=layer.roles,
+        is_of_rows=bool(site.gate_function),
+        gate_function=site.gate_function,
+        skip_first=settings.skip_first,
+        **decided,
+    )

@@ -236,13 +236,14 @@ def write_tables(bars: dict[str, dict[str, Any]], cases: dict[str, CaseResult], 
     :param cases: What the cases measured.
     :param stale: The results that are marked.
     """
-    summary = make_summary(read_results(RESULTS))
+    results = read_results(RESULTS)
+    summary = make_summary(results)
     if summary:
         replace_part(FRONT_PAGE, "summary", summary)
-    choices = make_choices(read_results(RESULTS))
+    choices = make_choices(results)
     if choices:
         replace_part(CHOICES_PAGE, "choices", choices)
-        replace_part(CHOICES_PAGE, "points", make_points(read_results(RESULTS)))
+        replace_part(CHOICES_PAGE, "points", make_points(results))
     origins = "\n".join(f"- {describe_origin(report)}" for report in bars.values())
     replace_part(PAGE, "missed", make_table(bars, stale, only_missed=True))
     replace_part(PAGE, "results", f"{make_table(bars, stale)}\n\n{origins}")

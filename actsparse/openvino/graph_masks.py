@@ -20,7 +20,7 @@ from actsparse.openvino.compensations import (
     unbiased,
     unshifted,
 )
-from actsparse.openvino.linear import Linear, find_constant, find_linears
+from actsparse.openvino.linear import Linear, find_constant, find_factor, find_linears
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,14 @@ def insert_row_mask(linear: Linear, threshold: np.ndarray | float, tokens: str =
     :return: The new mask.
     :raises ActsparseError: If the output goes anywhere but into one product.
     """
-    readers = list(linear.node.output(0).get_target_inputs())
-    product = readers[0].get_node() if len(readers) == 1 else None
-    if product is None or product.get_type_name() != "Multiply":
+    factor = find_factor(linear)
+    if factor is None:
         msg = f"the output of {linear.name} is not multiplied by an activation function's, whose mask it shall have"
         raise ActsparseError(msg)
-    port = 1 - readers[0].get_index()
-    source = product.input_value(port)
+    source = factor.get_source_output()
     select, bound = _make_mask(source, threshold, tokens)
     select.set_friendly_name(f"{source.get_node().get_friendly_name()}/activation_sparsifier")
-    product.input(port).replace_source_output(select.output(0))
+    factor.replace_source_output(select.output(0))
     return GraphMask(select, source, bound, (linear,), tokens, is_of_rows=True)
 
 

@@ -8,11 +8,11 @@ from nncf.common.graph.graph import NNCFGraph
 from nncf.openvino.graph.nncf_graph_builder import GraphConverter
 
 from actsparse.errors import ActsparseError
-from actsparse.openvino.linear import Linear, find_linears, module_of_node
+from actsparse.openvino.linear import Linear, find_factor, find_linears, module_of_node
 from actsparse.scopes.graph import CONSTANT, INPUT, SHAPE, Flow, Tensor
 from actsparse.scopes.layers import Layer, Layers, LayerSize
 from actsparse.scopes.roles import find_roles
-from actsparse.scopes.zeros import find_activations
+from actsparse.scopes.zeros import NO_ACTIVATION, find_activations
 
 # What torch calls the operations that roles are told by.
 OPERATIONS = {
@@ -90,7 +90,13 @@ def find_openvino_layers(model: ov.Model) -> Layers:
     roles = find_roles(flow, linears, sizes, shared)
     activations = find_activations(flow, linears, roles)
     layers = [
-        Layer(name, tuple(call.name for call in group), sources[name], roles.get(name, ()), activations.get(name))
+        Layer(
+            name,
+            tuple(call.name for call in group),
+            sources[name],
+            roles.get(name, ()),
+            activations.get(name, NO_ACTIVATION),
+        )
         for name, group in calls.items()
     ]
     return Layers(graph, layers, _block_layers(graph, layers))
@@ -114,10 +120,10 @@ def name_gate_functions(model: ov.Model, ups: Iterable[str]) -> dict[str, str]:
     calls = named_calls(model)
     found = {}
     for up in ups:
-        readers = list(calls[up][0].node.output(0).get_target_inputs())
-        if len(calls[up]) == len(readers) == 1 and readers[0].get_node().get_type_name() == "Multiply":
-            factor = readers[0].get_node().input_value(1 - readers[0].get_index()).get_node().get_friendly_name()
-            found[up] = module_of_node(factor) or factor
+        factor = find_factor(calls[up][0]) if len(calls[up]) == 1 else None
+        if factor is not None:
+            name = factor.get_source_output().get_node().get_friendly_name()
+            found[up] = module_of_node(name) or name
     return found
 
 

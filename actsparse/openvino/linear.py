@@ -107,6 +107,15 @@ def module_of_node(name: str) -> str | None:
     return found[1] if found else None
 
 
+def find_factor(linear: Linear) -> ov.Input | None:
+    """Return where a product takes what a layer's output is multiplied by, if that goes nowhere else."""
+    readers = list(linear.node.output(0).get_target_inputs())
+    product = readers[0].get_node() if len(readers) == 1 else None
+    if product is None or product.get_type_name() != "Multiply":
+        return None
+    return product.input(1 - readers[0].get_index())
+
+
 @dataclass(frozen=True)
 class LayerBias:
     """

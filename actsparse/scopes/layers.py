@@ -7,7 +7,7 @@ from typing import NamedTuple
 from nncf.common.graph.graph import NNCFGraph
 
 from actsparse.scopes.graph import Tensor
-from actsparse.scopes.zeros import Activation
+from actsparse.scopes.zeros import NO_ACTIVATION, Activation
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Layer:
     nodes: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     roles: tuple[str, ...] = ()
-    activation: Activation | None = None
+    activation: Activation = NO_ACTIVATION
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,11 @@ class Activation:
         that its output is multiplied by; empty where nothing does.
     """
 
-    functions: tuple[str, ...]
+    functions: tuple[str, ...] = ()
     zeroed_by: str = ""
+
+
+NO_ACTIVATION = Activation()
 
 
 def find_activations(

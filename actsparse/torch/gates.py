@@ -1,7 +1,7 @@
 """The activation functions that gate feed-forward networks: where masks of whole neurons sit."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -61,13 +61,8 @@ def _find_readers(model: nn.Module, example: Any, gates: set[str]) -> dict[str, 
             if args and args[0] is output:
                 found[gate] = name
 
-    with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
-        for name, module in model.named_modules():
-            if name in gates or _is_function(module):
-                stack.enter_context(watch(name, module))
-        run_model(model, example)
-    # A function that several gates share cannot be masked for one of them.
-    return found if len(set(found.values())) == len(found) else {}
+    _run_watched(model, example, gates, watch)
+    return _unshared(found)
 
 
 def _find_factors(model: nn.Module, example: Any, ups: set[str], downs: set[str]) -> dict[str, str]:
@@ -95,11 +90,23 @@ def _find_factors(model: nn.Module, example: Any, ups: set[str], downs: set[str]
         outputs.clear()
         multiplied.clear()
 
+    _run_watched(model, example, ups | downs, watch)
+    return _unshared(found)
+
+
+def _run_watched(
+    model: nn.Module, example: Any, layers: set[str], watch: Callable[[str, nn.Module], AbstractContextManager[None]]
+) -> None:
+    """Run a model once, watching some layers and all modules without parameters."""
     with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
         for name, module in model.named_modules():
-            if name in ups or name in downs or _is_function(module):
+            if name in layers or _is_function(module):
                 stack.enter_context(watch(name, module))
         run_model(model, example)
+
+
+def _unshared(found: dict[str, str]) -> dict[str, str]:
+    # A function that several gates share cannot be masked for one of them.
     return found if len(set(found.values())) == len(found) else {}
 
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from actsparse.scopes.graph import Flow
 from actsparse.scopes.layers import Layer, LayerSize
 from actsparse.scopes.roles import find_roles
-from actsparse.scopes.zeros import find_activations
+from actsparse.scopes.zeros import NO_ACTIVATION, find_activations
 from actsparse.torch.offload import placeholder_weights
 
 LINEAR_OPERATIONS = ("linear", "addmm", "matmul")
@@ -96,7 +96,7 @@ def find_layers(model: nn.Module, graph: NNCFGraph) -> list[Layer]:
             tuple(flow.nodes[n].node_name for n in nodes),
             inputs[name],
             roles.get(name, ()),
-            activations.get(name),
+            activations.get(name, NO_ACTIVATION),
         )
         for name, nodes in calls.items()
     ]
