@@ -18,6 +18,7 @@ from actsparse.openvino.require import missing_optimum
 from actsparse.storage.files import as_os_error, publish, unfinished_folder
 from actsparse.torch.insertion import named_masks, named_sparsifiers
 from actsparse.torch.offload import require_weights
+from actsparse.torch.wrappers import unwrap
 
 Result = TypeVar("Result")
 
@@ -54,7 +55,7 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     :return: What `rewrite` returns.
     :raises ActsparseError: As `export_model`.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unwrap(model)
     require_weights(model, "the export")
     masks = _active_masks(model)
     try:

@@ -28,6 +28,7 @@ from actsparse.torch.layers import measure_sizes
 from actsparse.torch.offload import require_weights
 from actsparse.torch.running import evaluation_mode, run_model
 from actsparse.torch.sparsifier import ActivationSparsifier
+from actsparse.torch.wrappers import as_written, unwrap
 
 # The learning rate rises over this share of the steps, then falls along a cosine to this share of its height.
 WARM_UP = 0.1
@@ -222,6 +223,7 @@ def recover(
     :raises OutputError: If the checkpoint cannot be written.
     """
     start = time.perf_counter()
+    model = unwrap(model)
     require_weights(model, "recovery")
     settings = Settings(
         steps, learning_rate, batches_per_step, rank, evaluate_every, patience, seed, dtype, train
@@ -244,7 +246,7 @@ def recover(
         weights = WholeWeights(layers) if rank is None else LowRankWeights(layers, rank, seed)
     save = (lambda state: write_checkpoint(path, state, run)) if path is not None else (lambda _state: None)
     try:
-        with evaluation_mode(model), _only(model, weights.parameters.values()):
+        with as_written(), evaluation_mode(model), _only(model, weights.parameters.values()):
             looks = _Trainer(model, weights, settings, batches, judge).run(state, save)
     except BaseException:
         weights.undo()

@@ -20,6 +20,9 @@ _SEPARATOR = re.compile(r"[./]")
 _SIGNS = re.compile(r"\\[a-zA-Z]|\[[^]]*\]|\{[^}]*\}|\(\?[P<]*")
 
 
+_RULES = ("names", "patterns", "types", "roles", "subgraphs")
+
+
 class Target(NamedTuple):
     """
     What one layer is to become.
@@ -59,13 +62,17 @@ def match_targets(
 
     :param targets: Target sparsity for each scope, or one number for every layer of the model's blocks.
     :param ignored_scope: Layers to leave out, or None.
-    :raises ScopeError: If a rule matches nothing, a scope matches no Linear layer, a layer is matched by two scopes, or
-        no layer is left.
+    :raises ScopeError: If a rule matches nothing, a name or a scope matches no Linear layer, a layer is matched by two
+        scopes, or no layer is left.
     """
     graph, layers = found.graph, found.all
     if not isinstance(targets, Mapping):
         targets = {TargetScope(names=[layer.name for layer in found.of_blocks]): targets}
     ignored = _match_scope(ignored_scope, graph, layers) if ignored_scope is not None else set()
+    if ignored_scope is not None and not ignored and ignored_scope.validate and _has_rules(ignored_scope):
+        rules = describe_scope(ignored_scope)
+        msg = f"ignored_scope {rules} protects nothing: no Linear layer fits; some that there are: {_examples(layers)}"
+        raise ScopeError(msg)
     matched: dict[str, Target] = {}
     owner: dict[str, nncf.IgnoredScope] = {}
     for number, (scope, target) in enumerate(targets.items()):
@@ -91,17 +98,26 @@ def describe_scope(scope: nncf.IgnoredScope) -> str:
 
     :return: Its rules, without those that are empty.
     """
-    rules = [(kind, list(getattr(scope, kind, ()))) for kind in ("names", "patterns", "types", "roles", "subgraphs")]
+    rules = [(kind, list(getattr(scope, kind, ()))) for kind in _RULES]
     return f"TargetScope({', '.join(f'{kind}={values}' for kind, values in rules if values)})"
 
 
+def _has_rules(scope: nncf.IgnoredScope) -> bool:
+    return any(getattr(scope, kind, ()) for kind in _RULES)
+
+
 def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: Sequence[Layer]) -> set[str]:
-    names = {node.node_name for node in graph.get_all_nodes()} | {layer.name for layer in layers}
+    types = {node.node_name: node.node_type for node in graph.get_all_nodes()}
+    modules = {layer.name for layer in layers}
+    names = types.keys() | modules
     by_node = {node: layer.name for layer in layers for node in layer.nodes}
     found: set[str] = set()
     for name in scope.names:
         hits = {name} & names
         _require_match(hits, f"name {quote(name)}", name, scope, layers)
+        if scope.validate and hits - by_node.keys() - modules:
+            msg = f"{quote(name)} names no Linear layer but {types[name]!r}; some layers are: {_examples(layers)}"
+            raise ScopeError(msg)
         found |= hits
     for pattern in scope.patterns:
         match = compile_pattern(pattern).match
@@ -116,7 +132,7 @@ def _match_scope(scope: nncf.IgnoredScope, graph: NNCFGraph, layers: Sequence[La
             raise ScopeError(msg)
         found |= hits
     found |= _match_types_and_subgraphs(scope, graph)
-    return {by_node.get(name, name) for name in found} & {layer.name for layer in layers}
+    return {by_node.get(name, name) for name in found} & modules
 
 
 def _match_types_and_subgraphs(scope: nncf.IgnoredScope, graph: NNCFGraph) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from actsparse.errors import SourceError, nearest, shorten_message
 from actsparse.storage.files import kind_of
-from actsparse.texts.pages import split_rows, split_text
+from actsparse.texts.pages import split_rows, split_text, unify_line_ends
 from actsparse.texts.rows import read_jsonl, read_parquet
 from actsparse.texts.text import Text
 
@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
         msg = f"{path.name} is a binary file, not text"
         raise SourceError(msg)
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        return unify_line_ends(data.decode())
     except UnicodeDecodeError as error:
         msg = f"{path.name} is not UTF-8 text (at byte {error.start})"
         raise SourceError(msg) from error

@@ -28,11 +28,17 @@ def split_rows(rows: list[str]) -> tuple[list[str], bool]:
 
     :return: The pages, and whether they are WikiText.
     """
+    rows = [unify_line_ends(row) for row in rows]
     lines = [row.removesuffix("\n") for row in rows]
     if len(lines) > 1 and any(map(is_heading, lines)) and not any("\n" in line for line in lines):
         return split_pages("".join((line or " ") + "\n" for line in lines)), True
     pages = [row for row in rows if row.strip()]
     return pages, any(is_heading(page.lstrip().split("\n", 1)[0]) for page in pages)
+
+
+def unify_line_ends(text: str) -> str:
+    """Write a text alike, whatever wrote it and whatever holds it: lines end in one character, no mark is in front."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def _split_articles(text: str) -> list[str] | None:

@@ -9,6 +9,7 @@ from actsparse.errors import SourceError, nearest, shorten_message
 from actsparse.storage.files import kind_of
 from actsparse.texts.files import names_beside, read_text
 from actsparse.texts.hub import load_hub_rows
+from actsparse.texts.pages import unify_line_ends
 from actsparse.texts.rows import read_objects
 
 FIELD = "question"
@@ -71,4 +72,4 @@ def _find_question(row: dict[str, Any], where: str) -> str:
     if not isinstance(question, str) or not question.strip():
         msg = f"{where} has no field {FIELD!r} with text in it"
         raise SourceError(msg)
-    return question.strip()
+    return unify_line_ends(question).strip()

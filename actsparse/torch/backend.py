@@ -29,6 +29,7 @@ from actsparse.torch.layers import block_layers, find_layers, measure_sizes, nam
 from actsparse.torch.measurements import Probe, TorchMeasurements, find_biases
 from actsparse.torch.running import evaluation_mode, run_batches
 from actsparse.torch.sparsifier import ActivationSparsifier
+from actsparse.torch.wrappers import unwrap
 
 
 class TorchBackend:
@@ -37,7 +38,8 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model: nn.Module = unwrap(model)
+        self._as_given = model
 
     def check(self, settings: Settings) -> None:
         """Refuse models without Linear layers, and what experts cannot tell."""
@@ -125,8 +127,8 @@ class TorchBackend:
             yield counter
 
     def language_model(self) -> Callable[..., Any]:
-        """Take the model as it is."""
-        return self._model
+        """Take the model as it is, compiled or not."""
+        return self._as_given
 
     def _without_masks(self) -> AbstractContextManager[None]:
         return suspend_sparsifiers([sparsifier for _, sparsifier in placed_sparsifiers(self._model)])

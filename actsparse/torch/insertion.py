@@ -12,6 +12,7 @@ from actsparse.calibration import Passes
 from actsparse.mask import Mask
 from actsparse.torch.offload import computing_device
 from actsparse.torch.sparsifier import ActivationSparsifier
+from actsparse.torch.wrappers import as_written
 
 CHILD = "activation_sparsifier"
 
@@ -49,6 +50,10 @@ def insert_sparsifier(model: nn.Module, name: str, sparsifier: ActivationSparsif
     module.add_module(CHILD, sparsifier.to(device).train(module.training))
     if had_mask:
         return
+    if "forward" not in vars(module):
+        # For torch.compile, whose guards do not look at hooks, but at this: what it made of a module without a mask
+        # does not run for one with a mask, nor the other way round.
+        module.forward = module.forward
     if sparsifier.rows_of:
         module.register_forward_hook(mask_output)
     else:
@@ -62,6 +67,8 @@ def remove_sparsifier(module: nn.Module) -> None:
         for key, hook in list(hooks.items()):
             if hook in (mask_input, mask_output):
                 del hooks[key]
+    if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+        del module.forward
 
 
 def named_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsifier]]:
@@ -123,7 +130,8 @@ def intercept_outputs(
         for name, sparsifier in sparsifiers.items():
             hook = partial(_intercept_output, intercept, name)
             handles.append(sparsifier.register_forward_hook(hook))
-        yield
+        with as_written():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -143,7 +151,8 @@ def intercept_inputs(
         for name in layers:
             hook = partial(_intercept_input, intercept, name)
             handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
-        yield
+        with as_written():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -162,7 +171,8 @@ def record_calls(module: nn.Module, record: Callable[[tuple[Any, ...], dict[str,
 
     handle = module.register_forward_hook(see, with_kwargs=True)
     try:
-        yield
+        with as_written():
+            yield
     finally:
         handle.remove()
 
@@ -184,7 +194,8 @@ def call_before(module: nn.Module, call: Callable[[nn.Module], None]) -> Iterato
     """Call something whenever a module is about to run."""
     handle = module.register_forward_pre_hook(lambda module, _args: call(module))
     try:
-        yield
+        with as_written():
+            yield
     finally:
         handle.remove()
 

@@ -14,6 +14,7 @@ from actsparse.scopes.layers import Layer, LayerSize
 from actsparse.scopes.roles import find_roles
 from actsparse.scopes.zeros import NO_ACTIVATION, find_activations
 from actsparse.torch.offload import placeholder_weights
+from actsparse.torch.wrappers import as_written
 
 LINEAR_OPERATIONS = ("linear", "addmm", "matmul")
 # Operations that hand on the same values, so that two layers behind them still read one tensor.
@@ -27,7 +28,7 @@ def trace_graph(model: nn.Module, example_input: Any) -> NNCFGraph:
     :param example_input: One model input: a tensor, a tuple of arguments or a dict of keyword arguments.
     :return: The graph that `nncf.build_graph` gives for the same model.
     """
-    with torch.no_grad(), placeholder_weights(model):
+    with torch.no_grad(), placeholder_weights(model), as_written():
         return build_nncf_graph(model, example_input)
 
 

@@ -164,6 +164,7 @@ BAD_CASES = [
     BadCase("subgraph", TargetScope(subgraphs=[nncf.Subgraph(["x"], ["y"])]), "Could not find a node x"),
     BadCase("NNCF's pattern", nncf.IgnoredScope(patterns=["("], validate=False), "is not a regular expression"),
     BadCase("not validated", TargetScope(names=["x"], validate=False), "No layers to conduct activation spars"),
+    BadCase("weight", TargetScope(names=["lm_head.weight", UP.format(0)]), "names no Linear layer but"),
     BadCase("empty", TargetScope(), r"TargetScope\(\) matches no Linear layer; some that there are: model"),
 ]
 
@@ -175,6 +176,21 @@ def test_a_scope_without_layers_is_refused_in_one_line(case: BadCase, found: Lay
     with pytest.raises(ScopeError, match=case.message) as caught:
         match_targets(targets, None, found)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"names": ["lm_head.weight"]}, {"types": ["silu"]}, {"patterns": [".*layernorm.*"]}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [TargetScope, nncf.IgnoredScope])
+def test_an_ignored_scope_that_protects_nothing_is_refused(rules: dict[str, Any], kind: Any, found: Layers) -> None:
+    everything = {TargetScope(types=["linear"]): 0.5}
+    with pytest.raises(ScopeError, match="protects nothing: no Linear layer fits|names no Linear layer but") as caught:
+        match_targets(everything, kind(**rules), found)
+    assert "\n" not in str(caught.value)
+    assert len(match_targets(everything, kind(**rules, validate=False), found)) == len(found.all)
+    assert len(match_targets(everything, kind(), found)) == len(found.all)
 
 
 class _Pairs(dict[Any, float]):

@@ -70,6 +70,28 @@ def test_rows_that_are_lines_of_wikitext_give_its_articles(tmp_path: Path, endin
     assert load_pages(path) == Text("lines.parquet", WIKITEXT_PAGES, is_wikitext=True)
 
 
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("lines", [WIKITEXT_LINES, ["One.", "", "Two."]], ids=["wikitext", "plain"])
+def test_a_text_is_the_same_however_its_lines_end_and_whatever_holds_it(
+    tmp_path: Path, lines: list[str], suffix: str
+) -> None:
+    def write(text: str) -> Path:
+        path = tmp_path / f"text.{suffix}"
+        if suffix == "parquet":
+            return write_parquet(path, {"text": [text]})
+        path.write_bytes((json.dumps({"text": text}) if suffix == "jsonl" else text).encode())
+        return path
+
+    expected = load_pages(write("\n".join(lines)))
+    assert load_pages(write("\ufeff" + "\r\n".join(lines))) == expected
+    assert "\r" not in "".join(expected.pages)
+
+
+def test_lines_of_wikitext_may_end_as_windows_ends_them(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "lines.parquet", {"text": [f"{line}\r\n" for line in WIKITEXT_LINES]})
+    assert load_pages(path) == Text("lines.parquet", WIKITEXT_PAGES, is_wikitext=True)
+
+
 @pytest.mark.parametrize(
     ("folder", "name", "num_pages"),
     [("wikitext-2-raw", "wiki.test.raw", 62), ("wikitext-2-v1", "wiki.valid.tokens", 60)],
