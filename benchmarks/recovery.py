@@ -33,7 +33,7 @@ from actsparse.recovery.recover import LARGEST_GRADIENT, RATES, learning_rate
 from actsparse.runtime.progress import progress_bar
 from actsparse.sparsify import sparsify_activations
 from actsparse.texts import load_pages, take_batches, token_batches
-from actsparse.torch.layers import named_linears
+from actsparse.torch.wrappers import named_linears
 
 SPARSITY = 0.5
 BATCH = 4

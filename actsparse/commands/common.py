@@ -113,11 +113,12 @@ def load_for_job(name: str, job: Any) -> LoadedModel:
     """
     Load a torch model of the type and in the place that a job says.
 
-    :param job: What to do; its `dtype`, `device` and `max_memory` count.
+    :param job: What to do; its `dtype`, `tokenizer`, `device` and `max_memory` count.
     :raises ActsparseError: If it cannot be loaded so.
     """
     max_memory = None if job.max_memory is None else parse_memory(job.max_memory)
-    return load_model(name, dtype=DTYPES[job.dtype], device=job.device, max_memory=max_memory, torch_only=True)
+    placement = {"device": job.device, "max_memory": max_memory}
+    return load_model(name, dtype=DTYPES[job.dtype], torch_only=True, tokenizer=job.tokenizer, **placement)
 
 
 def read_batches(loaded: LoadedModel, calibration: Text, num_batches: int) -> list[dict[str, torch.Tensor]]:

@@ -30,6 +30,7 @@ class EvaluateJob:
     thresholds: Path | None = None
     int8: str | None = None
     dtype: str = "fp32"
+    tokenizer: str | None = None
     device: str = "cpu"
     max_memory: str | None = None
 
@@ -102,7 +103,7 @@ def _load_openvino(job: EvaluateJob, say: Say) -> LoadedModel:
         )
         raise ActsparseError(msg)
     say(f"loading {job.model}")
-    return load_model(job.model)
+    return load_model(job.model, tokenizer=job.tokenizer)
 
 
 def _row_name(model: Any, cost: Cost) -> str:

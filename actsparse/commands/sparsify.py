@@ -93,6 +93,7 @@ class SparsifyJob:
     max_length: int | None = None
     fail_above: float | None = None
     dtype: str = "fp32"
+    tokenizer: str | None = None
     device: str = "cpu"
     max_memory: str | None = None
 

@@ -65,6 +65,7 @@ class SweepJob:
     text: str = "default"
     num_pages: int | None = None
     max_length: int = 512
+    tokenizer: str | None = None
     device: str = "cpu"
     max_memory: str | None = None
 
@@ -278,10 +279,10 @@ def _meet(sparsity: float, first: float, attempt: Callable[[float], Attempt]) ->
 
 
 def _settings(job: SweepJob, calibration: Text, text: Text) -> dict[str, Any]:
-    layers = {"layers": ", ".join(job.roles)} if job.roles else {}
+    optional = {"layers": ", ".join(job.roles), "tokenizer": job.tokenizer}
     return {
         "model": job.model,
-        **layers,
+        **{name: value for name, value in optional.items() if value},
         "weights": name_weights(job.int8, job.dtype),
         "calibration text": f"{calibration.name}: {job.num_batches} x {CALIBRATION_LENGTH} tokens",
         "evaluation text": f"{text.name}: {len(text.pages)} pages, windows of {job.max_length}",

@@ -49,6 +49,14 @@ TargetOption = Annotated[
 RoleOption = Annotated[
     list[str], typer.Option("--role", metavar="ROLE=S", help="Sparsity of a role such as ffn.down; may be repeated.")
 ]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="The tokenizer of this folder instead of the model's own, as for GGUF files.",
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option(

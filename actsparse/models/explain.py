@@ -17,7 +17,6 @@ _UNREADABLE = (
     TypeError,
     AttributeError,
     ArithmeticError,
-    ImportError,
     SafetensorError,
     StrictDataclassError,
 )
@@ -35,6 +34,9 @@ def explain_errors(name: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
+    except (ImportError, NameError) as error:
+        msg = f"cannot load {name} without a package that is missing: {shorten_message(error)}"
+        raise SourceError(msg) from error
     except Exception as error:
         # tokenizers raises nothing more special than Exception itself.
         if not isinstance(error, _UNREADABLE) and type(error) is not Exception:

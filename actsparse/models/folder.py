@@ -1,5 +1,6 @@
 """Models in folders: laid out as on the hub, or with an OpenVINO model."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def load_folder(
     with quiet_libraries(), explain_errors(name):
         config = AutoConfig.from_pretrained(folder, **options)
         _check_is_causal(config, name)
+        _check_packages(config, name)
         tokenizer = load_tokenizer(folder, name)
         options |= {"use_safetensors": True, **placement}
         model = load_weights(folder, name, config=config, dtype=dtype, **options)
@@ -88,6 +90,16 @@ def _check_is_causal(config: PretrainedConfig, name: str) -> None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (declared and not classes.intersection(declared)):
         what = ", ".join(declared) or f"model type {config.model_type!r}"
         msg = f"{name} is no causal language model but {what}; only models that predict the next token are supported"
+        raise SourceError(msg)
+
+
+def _check_packages(config: PretrainedConfig, name: str) -> None:
+    """Name what transformers does not: without it, it fails at a name that the package would have brought."""
+    settings = getattr(config, "quantization_config", None) or {}
+    is_gptq = isinstance(settings, dict) and settings.get("quant_method") == "gptq"
+    if is_gptq and find_spec("gptqmodel") is None:
+        msg = f"the weights of {name} are quantized by GPTQ, which needs a package that is missing: gptqmodel; or give"
+        msg += " the model before it was quantized, and compress it by nncf.compress_weights (--int8)"
         raise SourceError(msg)
 
 

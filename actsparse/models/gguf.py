@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actsparse.errors import SourceError
 from actsparse.models.explain import explain_errors
@@ -18,10 +18,13 @@ from actsparse.models.quiet import quiet_libraries
 from actsparse.models.weights import load_weights
 
 
-def load_gguf(path: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_gguf(
+    path: Path, name: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a GGUF file, dequantising its weights.
 
+    :param tokenizer: The tokenizer to take; None builds the file's own.
     :raises SourceError: If the file is not a complete GGUF file of a supported causal language model.
     """
     options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
@@ -29,7 +32,7 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype) -> tuple[PreTrainedMode
         _check_gguf(path, name)
         check_header(path)
         with _read_once():
-            tokenizer = build_gguf_tokenizer(path) or AutoTokenizer.from_pretrained(path.parent, **options)
+            tokenizer = build_gguf_tokenizer(path, name) if tokenizer is None else tokenizer
             model = load_weights(path.parent, name, dtype=dtype, **options)
     return model, tokenizer
 

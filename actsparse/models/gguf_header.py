@@ -4,10 +4,16 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from actsparse.errors import SourceError
+
 # Bytes of a value, by GGUF's number for its type.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 _DEEPEST = 8
+_LONGEST_KEY = 100
+# What files say that `llama-gguf-split` made.
+_COUNT, _NUMBER = "split.count", "split.no"
+_WHOLE_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
 
 
 def check_header(path: Path) -> None:
@@ -16,9 +22,15 @@ def check_header(path: Path) -> None:
 
     :param path: A file that begins as GGUF files do.
     :raises ValueError: If the header is cut short, or counts more than the file has.
+    :raises SourceError: If the file is one of the parts of a model.
     """
     with path.open("rb") as stream:
-        _Header(stream, path.stat().st_size).walk()
+        parts = _Header(stream, path.stat().st_size).walk()
+    count = parts.get(_COUNT, 1)
+    if count > 1:
+        msg = f"{path.name} is part {parts.get(_NUMBER, 0) + 1} of {count} of a split GGUF file; join them:"
+        msg += " llama-gguf-split --merge FIRST_PART WHOLE.gguf"
+        raise SourceError(msg)
 
 
 class _Header:
@@ -27,18 +39,25 @@ class _Header:
         self._size = size
         self._order = "<"
 
-    def walk(self) -> None:
+    def walk(self) -> dict[str, int]:
+        """Return what the file says of its parts."""
+        parts: dict[str, int] = {}
         self._skip(4)
         if self._number("I") & 0xFFFF == 0:  # a version written by a big-endian machine
             self._order = ">"
         num_tensors, num_fields = self._number("Q"), self._number("Q")
         for _ in range(num_fields):
-            self._skip_string()
-            self._skip_value(self._number("I"))
+            key = self._read_string()
+            kind = self._number("I")
+            if key in (_COUNT, _NUMBER) and kind in _WHOLE_NUMBERS:
+                parts[key] = self._number(_WHOLE_NUMBERS[kind])
+            else:
+                self._skip_value(kind)
         for _ in range(num_tensors):
             self._skip_string()
             # Dimensions, then the type and where the data begins.
             self._skip(8 * self._number("I") + 12)
+        return parts
 
     def _skip_value(self, kind: int, depth: int = 0) -> None:
         if kind == _STRING:
@@ -58,6 +77,12 @@ class _Header:
 
     def _skip_string(self) -> None:
         self._skip(self._number("Q"))
+
+    def _read_string(self) -> str:
+        length = self._number("Q")
+        data = self._stream.read(min(length, _LONGEST_KEY))
+        self._skip(length - len(data))
+        return data.decode(errors="replace")
 
     def _skip(self, length: int) -> None:
         if self._stream.tell() + length > self._size:

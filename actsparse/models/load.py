@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actsparse.errors import SourceError
 from actsparse.models.default import load_default
-from actsparse.models.folder import is_openvino_folder, load_folder, load_openvino_folder
+from actsparse.models.folder import is_openvino_folder, load_folder, load_openvino_folder, load_tokenizer
 from actsparse.models.gguf import load_gguf
 from actsparse.models.hub import fetch_from_hub
 from actsparse.storage.files import kind_of
@@ -43,6 +43,7 @@ def load_model(
     device: str = "cpu",
     max_memory: int | None = None,
     torch_only: bool = False,
+    tokenizer: str | None = None,
 ) -> LoadedModel:
     """
     Load a causal language model and its tokenizer; no code and no pickle from the source is ever run.
@@ -55,27 +56,44 @@ def load_model(
     :param max_memory: With ``auto``, how much of this machine's memory weights may take, in bytes; None takes what is
         free.
     :param torch_only: Whether to take a folder's torch weights even where an OpenVINO model lies beside them.
+    :param tokenizer: A folder with the tokenizer to take instead of the model's own.
     :return: The model in eval mode, and its tokenizer.
     :raises SourceError: If the model cannot be found, reached or read, or is no causal language model.
     """
     placement = _place(name, device, max_memory)
+    given = None if tokenizer is None else load_given_tokenizer(tokenizer)
     if name == "default":
-        model, tokenizer = load_default(dtype, **placement)
+        model, own = load_default(dtype, **placement)
     elif (path := find_local(name)) is None:
-        model, tokenizer = load_folder(fetch_from_hub(name), name, dtype, **placement)
+        model, own = load_folder(fetch_from_hub(name), name, dtype, **placement)
     elif is_openvino_folder(path) and not torch_only:
         if placement:
             msg = f"{name} is an OpenVINO model, which is loaded as a whole: --device auto is for torch models"
             raise SourceError(msg)
-        return LoadedModel(*load_openvino_folder(path, name), name)
+        model, own = load_openvino_folder(path, name)
+        return LoadedModel(model, own if given is None else given, name)
     elif kind_of(path) == "folder":
-        model, tokenizer = load_folder(path, name, dtype, **placement)
+        model, own = load_folder(path, name, dtype, **placement)
     elif placement:
         msg = f"{name} is a GGUF file, whose weights are all loaded at once: --device auto is for folders and hub ids"
         raise SourceError(msg)
     else:
-        model, tokenizer = load_gguf(path, name, dtype)
-    return LoadedModel(model.eval(), tokenizer, name)
+        model, own = load_gguf(path, name, dtype, given)
+    return LoadedModel(model.eval(), own if given is None else given, name)
+
+
+def load_given_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """
+    Load the tokenizer that a user names.
+
+    :param folder: A local folder.
+    :raises SourceError: If there is none, or it is unreadable.
+    """
+    path = Path(folder).expanduser()
+    if kind_of(path) != "folder":
+        msg = f"there is no folder {folder!r} with a tokenizer"
+        raise SourceError(msg)
+    return load_tokenizer(path, folder)
 
 
 def _place(name: str, device: str, max_memory: int | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from actsparse.openvino.require import missing_optimum
 from actsparse.storage.files import as_os_error, publish, unfinished_folder
 from actsparse.torch.insertion import named_masks, named_sparsifiers
 from actsparse.torch.offload import require_weights
-from actsparse.torch.wrappers import unwrap
+from actsparse.torch.wrappers import named_adapters, unwrap
 
 Result = TypeVar("Result")
 
@@ -57,6 +57,9 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     """
     folder, model = Path(folder), unwrap(model)
     require_weights(model, "the export")
+    if next(named_adapters(model), None):
+        msg = "the model has adapters beside its layers: merge them first, model = model.merge_and_unload()"
+        raise ActsparseError(msg)
     masks = _active_masks(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ OPERATIONS = {
     "Selu": "selu",
     "ShapeOf": SHAPE,
     "Sigmoid": "sigmoid",
+    "Softmax": "softmax",
     "SoftPlus": "softplus",
     "Swish": "silu",
     "Tanh": "tanh",

@@ -28,7 +28,7 @@ from actsparse.torch.layers import measure_sizes
 from actsparse.torch.offload import require_weights
 from actsparse.torch.running import evaluation_mode, run_model
 from actsparse.torch.sparsifier import ActivationSparsifier
-from actsparse.torch.wrappers import as_written, unwrap
+from actsparse.torch.wrappers import as_written, get_layer, unwrap
 
 # The learning rate rises over this share of the steps, then falls along a cosine to this share of its height.
 WARM_UP = 0.1
@@ -395,7 +395,7 @@ def _masked_layers(
     if not isinstance(model, nn.Module):
         msg = f"recovery trains torch models, not {type(model).__name__}; deploy the recovered model afterwards"
         raise ActsparseError(msg)
-    layers = {name: model.get_submodule(name) for name, _ in named_sparsifiers(model)}
+    layers = {name: get_layer(model, name) for name, _ in named_sparsifiers(model)}
     # Nothing makes up for a row whose gate is closed.
     masks = {name: mask for name, mask in named_sparsifiers(model) if not mask.rows_of}
     if not layers:
@@ -433,7 +433,7 @@ def _name_run(model: nn.Module, train: list[Any], settings: Settings) -> str:
     digest = hashlib.sha256(json.dumps(asdict(settings), default=str, sort_keys=True).encode())
     digest.update(f"{len(train)} {describe_batch(train[0])}".encode())
     for name, mask in named_sparsifiers(model):
-        weight = model.get_submodule(name).weight
+        weight = get_layer(model, name).weight
         sums = [float(weight.detach().double().sum()), float(weight.detach().double().square().sum())]  # type: ignore[union-attr]
         bias = None if mask.bias is None else float(mask.bias.double().sum())
         digest.update(f"{name} {mask.threshold.flatten()[:4].tolist()} {bias} {sums}".encode())

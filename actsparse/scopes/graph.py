@@ -26,13 +26,16 @@ class Flow:
     on the shapes of tensors alone.
 
     :param operations: For a graph that is not of a torch model: what torch calls its operations.
+    :param aside: Nodes into which nothing is to flow: what is computed from them alone is as good as constant.
     """
 
-    def __init__(self, graph: NNCFGraph, operations: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, graph: NNCFGraph, operations: Mapping[str, str] | None = None, aside: Collection[int] = ()
+    ) -> None:
         self.nodes = {node.node_id: node for node in graph.get_all_nodes()}
         self._operations = operations or {}
         inputs = {i: [Tensor(e.from_node.node_id, e.output_port_id) for e in graph.get_input_edges(n)]
-                  if self.type_of(i) != SHAPE else [] for i, n in self.nodes.items()}  # fmt: skip
+                  if self.type_of(i) != SHAPE and i not in aside else [] for i, n in self.nodes.items()}  # fmt: skip
         self.dynamic = _reachable(inputs, [i for i in self.nodes if self.type_of(i) == INPUT])
         self.inputs = {i: [t for t in ts if t.node in self.dynamic] for i, ts in inputs.items()}
         self.constant_inputs = {i: [t for t in ts if t.node not in self.dynamic] for i, ts in inputs.items()}

@@ -1,6 +1,6 @@
 """The Linear layers of a model, as scopes see them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,12 +35,16 @@ class Layers:
     The Linear layers of a model, with the graph that they were found on.
 
     :param all: Every Linear layer that the model calls, in call order.
-    :param of_blocks: Those of the model's repeated blocks: what a single target sparsity applies to.
+    :param of_blocks: Those of the model's repeated blocks that can be masked: what a single target sparsity applies to.
+    :param bypassed: Those whose weights the model reads without calling them, so that no mask of theirs would run.
+    :param others: What the model has instead of layers that can be masked, for an error message.
     """
 
     graph: NNCFGraph
     all: Sequence[Layer]
     of_blocks: Sequence[Layer]
+    bypassed: Collection[str] = ()
+    others: str = ""
 
 
 class LayerSize(NamedTuple):

@@ -67,6 +67,10 @@ def match_targets(
     """
     graph, layers = found.graph, found.all
     if not isinstance(targets, Mapping):
+        if not found.of_blocks:
+            reason = found.others or f"the model's Linear layers: {_examples(layers)}"
+            msg = f"a single target sparsity is for the model's blocks, which have no Linear layer to mask; {reason}"
+            raise ScopeError(msg)
         targets = {TargetScope(names=[layer.name for layer in found.of_blocks]): targets}
     ignored = _match_scope(ignored_scope, graph, layers) if ignored_scope is not None else set()
     if ignored_scope is not None and not ignored and ignored_scope.validate and _has_rules(ignored_scope):
@@ -84,6 +88,10 @@ def match_targets(
             if name in matched:
                 scopes = f"{describe_scope(owner[name])} and {describe_scope(scope)}"
                 msg = f"layer {name} is matched by multiple items in `target_sparsity_by_scope`: {scopes}"
+                raise ScopeError(msg)
+            if name in found.bypassed:
+                msg = f"{name} cannot be masked: the model reads its weights without calling it, as"
+                msg += " torch.nn.MultiheadAttention does with out_proj; leave it out by ignored_scope"
                 raise ScopeError(msg)
             matched[name], owner[name] = Target(float(target), number), scope
     if not matched:

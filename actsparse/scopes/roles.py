@@ -1,5 +1,7 @@
 """What each Linear layer does in its block, told from graph patterns, so that it holds for any architecture."""
 
+from collections.abc import Collection
+
 from actsparse.scopes.graph import INPUT, Flow, Tensor
 
 # fmt: off
@@ -14,6 +16,11 @@ ZERO_MAKERS = frozenset((
 ))
 # fmt: on
 MATRIX_PRODUCTS = frozenset(("matmul", "bmm", "baddbmm", "einsum", "__matmul__", "__rmatmul__"))
+ATTENTION, SOFTMAX = "scaled_dot_product_attention", "softmax"
+# What mixes tokens, besides attention: state-space models, convolutions, linear recurrences.
+_MIXERS = frozenset(
+    ("conv1d", "conv2d", "cumsum", "cumprod", "Convolution", "GroupConvolution", "Loop", "TensorIterator")
+)
 
 
 def find_roles(
@@ -27,15 +34,18 @@ def find_roles(
 
     Walking against the data flow and stopping at Linear layers and attention products:
 
-    - ``attention.qkv``: what an attention product is computed from, fused or not;
+    - ``attention.qkv``: what an attention product is computed from, fused or not: a product of two computed tensors on
+      either side of a softmax. A product without one is that of a state-space model or another mixer, whose layers have
+      no role;
     - ``attention.out``: a layer computed from an attention product;
     - ``ffn.down``: a layer computed from one input tensor through one or two Linear layers and an activation
       function, giving back as many channels as those layers read;
     - with two Linear layers, ``ffn.gate`` is the one behind the activation function and ``ffn.up`` the other;
     - with one as wide as the down projection's input, that is ``ffn.in``; twice as wide, it is both gate and up;
-    - ``head``: a layer without another role that one of the model's outputs is computed from, and from nothing else.
+    - ``head``: a layer without another role that one of the model's outputs is computed from, and from nothing else,
+      and no other Linear layer: what mixers keep of a text for later, and what routers chose, are outputs too.
     """
-    products = {n for n in flow.nodes if n not in linears and _is_attention_product(flow, n)}
+    products = _attention_products(flow, linears)
     roles: dict[str, dict[str, None]] = {}
 
     def assign(name: str, *given: str) -> None:
@@ -48,8 +58,10 @@ def find_roles(
     for product in products:
         for node in flow.upstream((t.node for t in flow.inputs[product]), stop) & linears.keys():
             assign(linears[node], "attention.qkv")
+    inner: set[str] = set()
     for node, down in linears.items():
         cone = flow.upstream((t.node for t in flow.inputs[node]), stop)
+        inner |= {linears[n] for n in cone & linears.keys()} - {down}
         if cone & products:
             assign(down, "attention.out")
             continue
@@ -59,7 +71,7 @@ def find_roles(
         cone = flow.upstream([output], stop)
         ends = {node for node in cone if stop(node) or not flow.inputs[node]}
         heads = {linears[node] for node in ends & linears.keys()}
-        if len(ends) == 1 and heads and not heads & roles.keys():
+        if len(ends) == 1 and heads and not heads & (roles.keys() | inner):
             assign(*heads, "head")
     return {name: tuple(given) for name, given in roles.items()}
 
@@ -75,9 +87,26 @@ def is_alone(role: str, roles: tuple[str, ...]) -> bool:
     return role in roles and not {"ffn.gate", "ffn.up"} <= {*roles}
 
 
-def _is_attention_product(flow: Flow, node: int) -> bool:
-    kind = flow.type_of(node)
-    return kind == "scaled_dot_product_attention" or (kind in MATRIX_PRODUCTS and len(flow.inputs[node]) >= 2)
+def _attention_products(flow: Flow, linears: Collection[int]) -> set[int]:
+    """Find the products of attention: fused ones, and those in front of a softmax and behind it."""
+    products = {node for node in flow.nodes if node not in linears and _is_product(flow, node)}
+
+    def stop(node: int) -> bool:
+        return node in linears or node in products
+
+    found = {node for node in flow.nodes if flow.type_of(node) == ATTENTION}
+    for product in products:
+        for tensor in flow.inputs[product]:
+            cone = flow.upstream([tensor.node], lambda node: stop(node) or flow.type_of(node) == SOFTMAX)
+            shares = [node for node in cone if flow.type_of(node) == SOFTMAX]
+            scores = flow.upstream((x.node for node in shares for x in flow.inputs[node]), stop) & products
+            if scores:
+                found |= {product, *scores}
+    return found
+
+
+def _is_product(flow: Flow, node: int) -> bool:
+    return flow.type_of(node) in MATRIX_PRODUCTS and len(flow.inputs[node]) >= 2
 
 
 def _ffn_roles(
@@ -95,7 +124,7 @@ def _ffn_roles(
     is_ffn = (
         len(first) in (1, 2)
         and bool(activations)
-        and all(flow.type_of(n) not in (INPUT, "embedding") for n in cone)
+        and all(flow.type_of(n) not in (INPUT, "embedding", *_MIXERS) and not _is_product(flow, n) for n in cone)
         and len({inputs[name] for name in first}) == 1
         and sizes[down][1] == sizes[first[0]][0]
     )

@@ -1,7 +1,8 @@
 """Torch models behind the door: masks on modules, placed by hooks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from actsparse.torch.counting import TorchZeroCounter
 from actsparse.torch.experts import has_split_experts, join_experts, with_split_experts
 from actsparse.torch.gates import find_gate_functions
 from actsparse.torch.insertion import (
+    call_before,
     count_passes,
     insert_sparsifier,
     intercept_outputs,
@@ -25,11 +27,11 @@ from actsparse.torch.insertion import (
     remove_sparsifier,
     suspend_sparsifiers,
 )
-from actsparse.torch.layers import block_layers, find_layers, measure_sizes, named_linears, trace_graph
+from actsparse.torch.layers import block_layers, describe_others, find_layers, measure_sizes, trace_graph
 from actsparse.torch.measurements import Probe, TorchMeasurements, find_biases
 from actsparse.torch.running import evaluation_mode, run_batches
 from actsparse.torch.sparsifier import ActivationSparsifier
-from actsparse.torch.wrappers import unwrap
+from actsparse.torch.wrappers import get_layer, named_linears, unwrap
 
 
 class TorchBackend:
@@ -44,7 +46,8 @@ class TorchBackend:
     def check(self, settings: Settings) -> None:
         """Refuse models without Linear layers, and what experts cannot tell."""
         if next(named_linears(self._model), None) is None:
-            msg = f"{type(self._model).__name__} has no Linear layers to sparsify"
+            others = describe_others(self._model, ())
+            msg = f"{type(self._model).__name__} has no Linear layers to sparsify{others and f': {others}'}"
             raise ScopeError(msg)
         if has_split_experts(self._model) and (settings.tokens == "decode" or settings.skip_first):
             msg = "experts see single tokens of a prompt: tokens='decode' and skip_first cannot be told there"
@@ -57,7 +60,10 @@ class TorchBackend:
     def layers(self, example: Any) -> Layers:
         """Trace the model without its masks."""
         example = _find_example(self._model, example)
-        with self._without_masks(), evaluation_mode(self._model):
+        called: set[str] = set()
+        with self._without_masks(), evaluation_mode(self._model), ExitStack() as stack:
+            for name, module in named_linears(self._model):
+                stack.enter_context(call_before(module, partial(_note, called, name)))
             try:
                 graph = trace_graph(self._model, example)
             except Exception as error:
@@ -65,9 +71,12 @@ class TorchBackend:
                 raise DatasetError(msg) from error
         layers = find_layers(self._model, graph)
         if not layers:
-            msg = f"{type(self._model).__name__} calls none of its Linear layers on batch 0 of the dataset"
+            others = describe_others(self._model, ())
+            msg = f"{type(self._model).__name__} calls none of its Linear layers on batch 0 of the dataset; {others}"
             raise ScopeError(msg)
-        return Layers(graph, layers, block_layers(self._model, layers))
+        bypassed = {layer.name for layer in layers} - called
+        of_blocks = [layer for layer in block_layers(self._model, layers) if layer.name not in bypassed]
+        return Layers(graph, layers, of_blocks, bypassed, describe_others(self._model, layers))
 
     def sizes(self) -> dict[str, LayerSize]:
         """Measure every Linear layer."""
@@ -85,7 +94,7 @@ class TorchBackend:
     def replace_masks(self, masks: Mapping[str, Mask]) -> None:
         """Put masks on modules; those that are there already stay the same objects."""
         places = {name: mask.gate_function or name for name, mask in masks.items()}
-        modules = dict(self._model.named_modules())
+        modules = {name for name, _ in self._model.named_modules()}
         missing = next((place for place in places.values() if place not in modules), None)
         if missing is not None:
             msg = f"the model has no activation function {missing}"
@@ -96,7 +105,7 @@ class TorchBackend:
             name: ActivationSparsifier.of(mask, name) for name, mask in masks.items() if places[name] not in unchanged
         }
         for place in existing.keys() - unchanged:
-            remove_sparsifier(self._model.get_submodule(place))
+            remove_sparsifier(get_layer(self._model, place))
         for name, sparsifier in made.items():
             insert_sparsifier(self._model, places[name], sparsifier)
         if not masks:
@@ -208,6 +217,10 @@ class TorchCalibrationRun:
         return {mask.rows_of or place: mask for place, mask in self.sparsifiers_of(sites).items()}
 
 
+def _note(called: set[str], name: str, _module: nn.Module) -> None:
+    called.add(name)
+
+
 def _find_example(model: nn.Module, example: Any) -> Any:
     if example is not None:
         return example
@@ -224,4 +237,4 @@ def _restore(model: nn.Module, places: Iterable[str], existing: Mapping[str, Act
         if place in existing:
             insert_sparsifier(model, place, existing[place])
         else:
-            remove_sparsifier(model.get_submodule(place))
+            remove_sparsifier(get_layer(model, place))

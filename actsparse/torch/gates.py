@@ -11,7 +11,7 @@ from torch import nn
 from actsparse.errors import ScopeError
 from actsparse.scopes.layers import Layer
 from actsparse.scopes.roles import is_alone
-from actsparse.torch.insertion import record_calls
+from actsparse.torch.insertion import input_of, record_calls
 from actsparse.torch.running import evaluation_mode, run_model
 from actsparse.torch.sparsifier import ActivationSparsifier
 
@@ -54,11 +54,11 @@ def _find_readers(model: nn.Module, example: Any, gates: set[str]) -> dict[str, 
     def watch(name: str, module: nn.Module) -> Any:
         if name in gates:
             return record_calls(module, lambda _args, _kwargs, output: last.__setitem__(name, output))
-        return record_calls(module, lambda args, _kwargs, _output: see(name, args))
+        return record_calls(module, lambda args, kwargs, _output: see(name, input_of(args, kwargs)))
 
-    def see(name: str, args: tuple[Any, ...]) -> None:
+    def see(name: str, x: Any) -> None:
         for gate, output in last.items():
-            if args and args[0] is output:
+            if x is output:
                 found[gate] = name
 
     _run_watched(model, example, gates, watch)
@@ -77,15 +77,15 @@ def _find_factors(model: nn.Module, example: Any, ups: set[str], downs: set[str]
 
     def watch(name: str, module: nn.Module) -> Any:
         if name in downs:
-            return record_calls(module, lambda args, _kwargs, _output: see(args))
+            return record_calls(module, lambda args, kwargs, _output: see(input_of(args, kwargs)))
         kept = multiplied if name in ups else outputs
         return record_calls(module, lambda _args, _kwargs, output: kept.__setitem__(name, output))
 
-    def see(args: tuple[Any, ...]) -> None:
+    def see(x: torch.Tensor) -> None:
         for up, rows in multiplied.items():
             for function, factor in outputs.items():
-                is_shaped = isinstance(factor, torch.Tensor) and factor.shape == rows.shape == args[0].shape
-                if is_shaped and torch.equal(factor * rows, args[0]):
+                is_shaped = isinstance(factor, torch.Tensor) and factor.shape == rows.shape == x.shape
+                if is_shaped and torch.equal(factor * rows, x):
                     found[up] = function
         outputs.clear()
         multiplied.clear()

@@ -12,24 +12,22 @@ from actsparse.calibration import Passes
 from actsparse.mask import Mask
 from actsparse.torch.offload import computing_device
 from actsparse.torch.sparsifier import ActivationSparsifier
-from actsparse.torch.wrappers import as_written
+from actsparse.torch.wrappers import as_written, get_layer, layer_name
 
 CHILD = "activation_sparsifier"
 
 
-def mask_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def mask_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
     """
     Run a layer's mask before the layer: the forward pre-hook of every masked layer.
 
     It finds the mask through its argument instead of closing over it, so that copies and pickles of the model use
     their own masks.
 
-    :raises TypeError: If the activations were passed by keyword.
+    :param kwargs: None in a pickle of earlier versions, whose hooks knew no keywords.
     """
-    if not args:
-        msg = f"a masked {type(module).__name__} takes its input as a positional argument"
-        raise TypeError(msg)
-    return (getattr(module, CHILD)(args[0]), *args[1:])
+    mask = getattr(module, CHILD)
+    return (mask(args[0]), *args[1:]) if kwargs is None else replace_input(mask, args, kwargs)
 
 
 def mask_output(module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
@@ -44,8 +42,8 @@ def insert_sparsifier(model: nn.Module, name: str, sparsifier: ActivationSparsif
     :param name: The Linear layer, or for a mask of rows the activation function.
     :param sparsifier: The mask; moved to the device of the layer and put in the mode of the module.
     """
-    module = model.get_submodule(name)
-    device = computing_device(model.get_submodule(sparsifier.rows_of or name))
+    module = get_layer(model, name)
+    device = computing_device(get_layer(model, sparsifier.rows_of or name))
     had_mask = CHILD in module._modules
     module.add_module(CHILD, sparsifier.to(device).train(module.training))
     if had_mask:
@@ -57,7 +55,7 @@ def insert_sparsifier(model: nn.Module, name: str, sparsifier: ActivationSparsif
     if sparsifier.rows_of:
         module.register_forward_hook(mask_output)
     else:
-        module.register_forward_pre_hook(mask_input)
+        module.register_forward_pre_hook(mask_input, with_kwargs=True)
 
 
 def remove_sparsifier(module: nn.Module) -> None:
@@ -67,6 +65,7 @@ def remove_sparsifier(module: nn.Module) -> None:
         for key, hook in list(hooks.items()):
             if hook in (mask_input, mask_output):
                 del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
     if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
         del module.forward
 
@@ -90,7 +89,7 @@ def placed_sparsifiers(model: nn.Module) -> Iterator[tuple[str, ActivationSparsi
     for name, module in model.named_modules():
         sparsifier = module._modules.get(CHILD)
         if isinstance(sparsifier, ActivationSparsifier):
-            yield name, sparsifier
+            yield layer_name(name), sparsifier
 
 
 def named_masks(model: nn.Module, *, only_active: bool = False) -> dict[str, Mask]:
@@ -150,7 +149,7 @@ def intercept_inputs(
     try:
         for name in layers:
             hook = partial(_intercept_input, intercept, name)
-            handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
+            handles.append(get_layer(model, name).register_forward_pre_hook(hook, with_kwargs=True))
         with as_written():
             yield
     finally:
@@ -213,10 +212,34 @@ def watch_gradient(x: torch.Tensor, take: Callable[[torch.Tensor], None] | None 
     return copy
 
 
+def replace_input(
+    replace: Callable[[torch.Tensor], torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """
+    Replace what a layer reads, its first argument whether it was given by keyword or not.
+
+    :param replace: Called with the input.
+    :return: The layer's arguments.
+    """
+    if args:
+        return (replace(args[0]), *args[1:]), kwargs
+    keyword, x = next(iter(kwargs.items()))
+    return args, {**kwargs, keyword: replace(x)}
+
+
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Find what a module reads: its first argument, or None where it has none."""
+    return next(iter((*args, *kwargs.values())), None)
+
+
 def _intercept_input(
-    intercept: Callable[[str, torch.Tensor], torch.Tensor], name: str, _module: nn.Module, args: tuple[Any, ...]
-) -> tuple[Any, ...]:
-    return (intercept(name, args[0]), *args[1:])
+    intercept: Callable[[str, torch.Tensor], torch.Tensor],
+    name: str,
+    _module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    return replace_input(partial(intercept, name), args, kwargs)
 
 
 def _intercept_output(

@@ -1,6 +1,7 @@
 """The Linear layers of a torch model, found on its NNCF graph."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from actsparse.scopes.layers import Layer, LayerSize
 from actsparse.scopes.roles import find_roles
 from actsparse.scopes.zeros import NO_ACTIVATION, find_activations
 from actsparse.torch.offload import placeholder_weights
-from actsparse.torch.wrappers import as_written
+from actsparse.torch.wrappers import as_written, get_layer, named_adapters, named_linears
 
 LINEAR_OPERATIONS = ("linear", "addmm", "matmul")
 # Operations that hand on the same values, so that two layers behind them still read one tensor.
@@ -59,13 +60,6 @@ def weight_bytes(module: nn.Module) -> int:
     return module.weight.numel() * module.weight.element_size()  # type: ignore[operator, union-attr]
 
 
-def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Iterate over every Linear layer of a model."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            yield name, module
-
-
 def measure_sizes(model: nn.Module) -> dict[str, LayerSize]:
     """Measure every Linear layer of a model."""
     return {
@@ -77,15 +71,11 @@ def measure_sizes(model: nn.Module) -> dict[str, LayerSize]:
 def find_layers(model: nn.Module, graph: NNCFGraph) -> list[Layer]:
     """Find the Linear layers that a model calls, with their graph nodes, inputs and roles."""
     flow = Flow(graph)
-    by_weight: dict[int, list[str]] = {}
-    for name, module in named_linears(model):
-        by_weight.setdefault(id(module.weight), []).append(name)
-    calls: dict[str, list[int]] = {}
-    for node in sorted(flow.nodes):
-        name = _layer_of(model, flow, node, by_weight)
-        if name is not None:
-            calls.setdefault(name, []).append(node)
-    modules = {name: model.get_submodule(name) for name in calls}
+    adapters = _find_calls(model, flow, named_adapters(model))
+    if adapters:
+        flow = Flow(graph, aside={node for nodes in adapters.values() for node in nodes})
+    calls = _find_calls(model, flow, named_linears(model))
+    modules = {name: get_layer(model, name) for name in calls}
     sizes = {name: (in_features(module), out_features(module)) for name, module in modules.items()}
     inputs = {name: tuple(flow.origin(flow.inputs[n][0], SAME_VALUES) for n in nodes) for name, nodes in calls.items()}
     linears = {n: name for name, nodes in calls.items() for n in nodes}
@@ -110,13 +100,28 @@ def block_layers(model: nn.Module, layers: list[Layer]) -> list[Layer]:
     Blocks are the elements of an `nn.ModuleList`, where every transformer keeps them; embeddings and the language
     modelling head stand outside. A model without any such block gives all its Linear layers but its output embedding.
     """
-    lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
-    inside = [layer for layer in layers if any(layer.name.startswith(prefix) for prefix in lists)]
-    if inside:
+    lists = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name)
+    inside = [layer for layer in layers if layer.name.startswith(lists)]
+    if inside or any(_is_linear(module) for name, module in model.named_modules() if name.startswith(lists)):
         return inside
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
-    return [layer for layer in layers if model.get_submodule(layer.name) is not head]
+    return [layer for layer in layers if get_layer(model, layer.name) is not head]
+
+
+def describe_others(model: nn.Module, layers: Iterable[Layer]) -> str:
+    """
+    Say what a model has instead of Linear layers that can be masked.
+
+    :param layers: Those that can be.
+    :return: For an error message.
+    """
+    known = {layer.name for layer in layers}
+    kinds = Counter(
+        type(module).__name__ for name, module in model.named_modules() if name not in known and _is_linear(module)
+    )
+    named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
+    return f"what it has ({named}) multiplies by code of its own, as quantized weights do" if named else ""
 
 
 def name_blocks(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
@@ -133,6 +138,23 @@ def name_blocks(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]
         number = layer.removeprefix(f"{owner}.").partition(".")[0]
         blocks.setdefault(f"{owner}.{number}" if owner else "", []).append(layer)
     return blocks
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Tell whether a module is a Linear layer, or says so."""
+    return isinstance(module, nn.Linear | Conv1D) or "linear" in type(module).__name__.lower()
+
+
+def _find_calls(model: nn.Module, flow: Flow, linears: Iterable[tuple[str, nn.Module]]) -> dict[str, list[int]]:
+    by_weight: dict[int, list[str]] = {}
+    for name, module in linears:
+        by_weight.setdefault(id(module.weight), []).append(name)
+    calls: dict[str, list[int]] = {}
+    for node in sorted(flow.dynamic) if by_weight else ():
+        name = _layer_of(model, flow, node, by_weight)
+        if name is not None:
+            calls.setdefault(name, []).append(node)
+    return calls
 
 
 def _layer_of(model: nn.Module, flow: Flow, node: int, by_weight: dict[int, list[str]]) -> str | None:

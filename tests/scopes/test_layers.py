@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from actsparse.torch.layers import block_layers, find_layers, in_features, named_linears, out_features, trace_graph
+from actsparse.torch.layers import block_layers, find_layers, in_features, out_features, trace_graph
+from actsparse.torch.wrappers import named_linears
 
 HEADS = {"lm_head", "embed_out", "cls.predictions.transform.dense", "cls.predictions.decoder"}
 

@@ -8,6 +8,7 @@ import nncf
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, JambaConfig, Lfm2Config, MambaConfig, RecurrentGemmaConfig
 
 from actsparse.torch.layers import find_layers, trace_graph
 
@@ -171,3 +172,44 @@ def test_the_head_alone_makes_an_output_of_the_model(is_sum: bool, roles: tuple[
     found = find_roles_of(TwoOutputs(is_sum), torch.ones(1, 2, 8))
     assert found["head"] == roles
     assert found["network.down"] == ("ffn.down",)
+
+
+# ---- Mixers that are no attention
+
+HYBRID: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+HYBRIDS: dict[str, tuple[Callable[[], Any], str]] = {
+    "mamba": (lambda: MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4), "mixer"),
+    "jamba": (
+        lambda: JambaConfig(
+            **HYBRID, num_experts=1, mamba_d_state=4, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False
+        ),
+        "mamba",
+    ),
+    "lfm2": (lambda: Lfm2Config(**HYBRID, full_attn_idxs=[1], block_auto_adjust_ff_dim=False), "conv"),
+    "recurrent_gemma": (
+        lambda: RecurrentGemmaConfig(**HYBRID | {"num_hidden_layers": 3}, lru_width=32, attention_window_size=16),
+        "temporal_block.linear",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_mixers_that_are_no_attention_have_no_role(name: str) -> None:
+    make, mixer = HYBRIDS[name]
+    model = AutoModelForCausalLM.from_config(make()).eval()
+    roles = find_roles_of(model, {"input_ids": torch.arange(12)[None]})
+    assert {role for layer, role in roles.items() if f".{mixer}" in layer} == {()}
+    assert roles["lm_head"] == ("head",)
+    rest = {layer: role for layer, role in roles.items() if f".{mixer}" not in layer and layer != "lm_head"}
+    assert all(rest.values())
+    if name != "mamba":
+        assert {role for given in rest.values() for role in given} == {
+            "attention.qkv", "attention.out", "ffn.gate", "ffn.up", "ffn.down"
+        }  # fmt: skip

@@ -25,6 +25,7 @@ from actsparse.torch.insertion import (
     insert_sparsifier,
     intercept_outputs,
     mask_input,
+    named_masks,
     named_sparsifiers,
     record_calls,
     suspend_sparsifiers,
@@ -108,10 +109,40 @@ def test_only_one_file_registers_hooks() -> None:
     assert files == {"insertion.py"}
 
 
-def test_an_input_by_keyword_is_refused() -> None:
-    model = make_masked_feedforward()
-    with pytest.raises(TypeError, match="a masked Linear takes its input as a positional argument"):
-        model.up_proj(input=make_input())
+def test_an_input_by_keyword_is_masked_too() -> None:
+    model, x = make_masked_feedforward(), make_input()
+    assert model.up_proj(input=x).equal(model.up_proj(x))
+
+
+class ByKeyword(nn.Module):
+    """A gated network whose layers are called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up, self.down, self.act = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8), nn.SiLU()
+
+    def forward(self, x: torch.Tensor, *, is_by_keyword: bool = True) -> torch.Tensor:
+        if is_by_keyword:
+            return self.down(input=self.act(input=self.gate(input=x)) * self.up(input=x))
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.parametrize("algorithm", ["magnitude", "magnitude+uniform+rows", "wina", "scap"])
+def test_a_model_that_calls_its_layers_by_keyword_is_masked_as_any_other(algorithm: str) -> None:
+    data = [{"x": torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(i))} for i in range(3)]
+    by_keyword = sparsify_activations(ByKeyword(), data, 0.5, algorithm=algorithm)
+    positional = [x | {"is_by_keyword": False} for x in data]
+    by_position = sparsify_activations(ByKeyword(), positional, 0.5, algorithm=algorithm)
+    assert named_masks(by_keyword) == named_masks(by_position)
+    assert by_keyword(**data[0]).equal(by_position(**positional[0]))
+
+
+def test_a_mask_of_earlier_versions_whose_hook_knew_no_keywords_still_runs() -> None:
+    model, x = make_masked_feedforward(), make_input()
+    expected = model.up_proj(x)
+    model.up_proj._forward_pre_hooks_with_kwargs.clear()
+    assert model.up_proj(x).equal(expected)
 
 
 def test_inserting_again_replaces_the_mask_and_adds_no_hook() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -210,17 +211,24 @@ def _load_harness(include: Path | None) -> tuple[Any, Any, Any]:
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
     except ImportError:
         msg = "tasks need lm-evaluation-harness, which is not installed: pip install 'actsparse[eval]'"
         raise ActsparseError(msg) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        manager = TaskManager(include_path=str(include) if include else None)
+        manager = _find_tasks(include)
     except Exception as error:  # what is wrong with a task file is told in many ways
         msg = f"the task files in {include} cannot be read: {shorten_message(error)}"
         raise ActsparseError(msg) from None
     return lm_eval.simple_evaluate, HFLM, manager
+
+
+@cache
+def _find_tasks(include: Path | None) -> Any:
+    """Read thousands of task files, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(include) if include else None)
 
 
 @contextmanager

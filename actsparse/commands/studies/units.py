@@ -11,6 +11,7 @@ from actsparse.errors import ActsparseError, ScopeError
 from actsparse.scopes.layers import Layer
 from actsparse.torch.layers import find_layers, in_features, name_blocks, out_features, trace_graph
 from actsparse.torch.running import evaluation_mode
+from actsparse.torch.wrappers import get_layer
 
 HEADS, NEURONS = "heads", "neurons"
 # The layer that reads the units' outputs, and the layers whose parameters they share.
@@ -72,7 +73,7 @@ def find_units(model: nn.Module, example: Mapping[str, Any]) -> dict[str, UnitLa
         for kind, role in READERS.items():
             for layer in block:
                 if role in layer.roles:
-                    count = heads if kind == HEADS else in_features(model.get_submodule(layer.name))
+                    count = heads if kind == HEADS else in_features(get_layer(model, layer.name))
                     found[layer.name] = _make_layer(model, layer, kind, count, block)
     missing = next((kind for kind in READERS if all(x.kind != kind for x in found.values())), None)
     if missing is not None:
@@ -91,7 +92,7 @@ def _count_heads(model: nn.Module) -> int:
 
 
 def _make_layer(model: nn.Module, layer: Layer, kind: str, count: int, block: list[Layer]) -> UnitLayer:
-    channels = in_features(model.get_submodule(layer.name))
+    channels = in_features(get_layer(model, layer.name))
     if channels % count:
         msg = f"{layer.name} reads {channels} channels, which are not those of {count} heads"
         raise ActsparseError(msg)

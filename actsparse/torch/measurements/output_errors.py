@@ -10,6 +10,7 @@ from actsparse.mask import mask_small
 from actsparse.torch.measurements.probe import Probe
 from actsparse.torch.measurements.reconstruction_errors import ReconstructionErrors
 from actsparse.torch.running import evaluation_mode, run_model
+from actsparse.torch.wrappers import get_layer
 
 
 def measure_output_errors(
@@ -42,7 +43,7 @@ def measure_output_errors(
             # The layer has not run yet: in the place of its outputs, their usual size.
             outputs = [y.float() * up_rms[site.name].to(x.device) for y in inputs]
         else:
-            layer = probe.model.get_submodule(name)
+            layer = get_layer(probe.model, name)
             outputs = [layer(y).float() for y in inputs]
         is_inside = False
         whole, *moved = (outputs[0] - y for y in outputs[1:])

@@ -20,6 +20,7 @@ from actsparse.torch.measurements.checkpoints import checkpoint_blocks, is_large
 from actsparse.torch.offload import is_offloaded
 from actsparse.torch.running import evaluation_mode, run_batches, run_model
 from actsparse.torch.sparsifier import ActivationSparsifier
+from actsparse.torch.wrappers import get_layer
 
 # On how many tokens it is measured what would take too long on all of them.
 PROBE_TOKENS = 512
@@ -72,7 +73,7 @@ class Probe:
 
     def channels(self, site: str) -> int:
         """Tell how wide a masked tensor is."""
-        layer = self.model.get_submodule(self.sites[site].layers[0].name)
+        layer = get_layer(self.model, self.sites[site].layers[0].name)
         return out_features(layer) if self.sites[site].gate_function else in_features(layer)
 
     def run(self, batches: list[Any], description: str) -> None:

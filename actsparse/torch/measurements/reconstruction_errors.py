@@ -10,6 +10,7 @@ from actsparse.algorithms.pooled_quantile import PooledQuantile
 from actsparse.calibration import blame_layer, run_each
 from actsparse.torch.measurements.probe import Probe
 from actsparse.torch.running import evaluation_mode, run_model
+from actsparse.torch.wrappers import get_layer
 
 
 class ReconstructionErrors:
@@ -68,7 +69,7 @@ def measure_reconstruction_errors(
         if is_inside or site not in by_site:
             return x
         is_inside = True
-        layer = probe.model.get_submodule(name)
+        layer = get_layer(probe.model, name)
         nothing = layer(torch.zeros_like(x[..., :1, :]))
         moved = []
         for number in by_site[site]:

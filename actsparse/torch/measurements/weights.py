@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from actsparse.calibration import require_seen
 from actsparse.torch.insertion import call_before
 from actsparse.torch.measurements.probe import Probe
+from actsparse.torch.wrappers import get_layer
 
 # The directions of a decomposition depend on what it starts from: the same for every run.
 SEED = 0
@@ -76,7 +77,7 @@ def _read_weights(probe: Probe, take: Callable[[str, torch.Tensor], None]) -> No
     reader = _WeightReader(take, set(probe.sparsifiers))
     with probe.suspend(), ExitStack() as stack, reader:
         for name in probe.sparsifiers:
-            stack.enter_context(call_before(probe.model.get_submodule(name), partial(reader.expect, name)))
+            stack.enter_context(call_before(get_layer(probe.model, name), partial(reader.expect, name)))
         for batch in probe.batches:
             if reader.missing:
                 probe.run([batch], "reading weights")

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernels.hpp"
 #include "threads.hpp"
 
 // Print a formatted message and end the program where `condition` does not hold.
@@ -33,6 +34,13 @@ inline int integer(int low, int high) { return std::uniform_int_distribution<int
 
 // Whether only some of many cases run: an emulator is slow.
 inline bool is_hurried = false;
+
+// What is tested: all that runs here; in a hurry the best alone, as each is the best of some processor.
+inline std::vector<const actsparse::Kernels*> kernels_to_test() {
+    auto kernels = actsparse::available_kernels();
+    if (is_hurried) kernels.resize(1);
+    return kernels;
+}
 
 // Whether a case is to be left out then: all but one in `stride`, which shares no divisor with the lengths of the loops
 // over cases, so that all that they go through comes up.

@@ -69,7 +69,7 @@ void test_not_finite(const Kernels& kernels, size_t n, float special) {
 }  // namespace
 
 void test_lists() {
-    for (const Kernels* kernels : available_kernels()) {
+    for (const Kernels* kernels : kernels_to_test()) {
         for (size_t n = 0; n < 70; ++n)
             for (const size_t begin : {size_t{0}, size_t{5}, size_t{32}}) test_compact(*kernels, begin, begin + n);
         for (size_t n = kPassRows; n <= kSegmentRows; n += kPassRows) {

@@ -127,7 +127,7 @@ void test_shape(const RandomRows& rows, size_t tokens) {
     for (float& value : gate) value = uniform(-3, 3);
     const std::vector<Expected> expected = compute_expected(rows, x, tokens);
     for (const bool is_exact : {false, true})
-        for (const Kernels* kernels : available_kernels())
+        for (const Kernels* kernels : kernels_to_test())
             for (size_t threads = 1; threads <= 3; ++threads) {
                 std::vector<float> y = gate;
                 std::thread([&] {
@@ -173,7 +173,7 @@ void test_rows() {
     const float kNan = std::numeric_limits<float>::quiet_NaN();
     for (const RowShape& shape : {RowShape{u8, 70, 5}, RowShape{f16, 70, 5}, RowShape{u4, 64, 5, 64}}) {
         const RandomRows rows(shape);
-        for (const Kernels* kernels : available_kernels())
+        for (const Kernels* kernels : kernels_to_test())
             for (const size_t tokens : {2, 17}) {
             std::vector<float> x(tokens * shape.in, 1.0f), gate(tokens * shape.out, 3.0f);
             x[3] = kNan;

@@ -74,7 +74,7 @@ void test_shape(RandomSite& site, size_t tokens, Kept kept, bool is_every_thread
     if (is_skipped(9)) return;
     const std::vector<float> x = random_input(site, tokens, kept);
     const Reference reference = compute_reference(site, x, tokens);
-    const auto all_kernels = available_kernels();
+    const auto all_kernels = kernels_to_test();
     for (const bool is_exact : {false, true}) {
         const Site saved = site.site(is_exact), packed = site.packed_site(is_exact);
         const auto first = compute(saved, site.shape, x, tokens, portable_kernels, 1);
@@ -147,7 +147,7 @@ void test_special_values() {
         for (const size_t tokens : {1, 3, 11, 19})
             for (const float special : {kNan, kInfinity, -kInfinity})
                 for (const bool is_exact : {false, shape.is_integer()})
-                    for (const Kernels* kernels : available_kernels()) {
+                    for (const Kernels* kernels : kernels_to_test()) {
                         if (is_skipped(7)) continue;
                         auto x = random_input(site, tokens, Kept::half);
                         const size_t spoilt = tokens / 2;
@@ -170,7 +170,7 @@ void test_special_values() {
                 auto x = random_input(site, tokens, Kept::all);
                 for (float& value : x) value *= tiny;
                 const Reference reference = compute_reference(site, x, tokens);
-                for (const Kernels* kernels : available_kernels()) {
+                for (const Kernels* kernels : kernels_to_test()) {
                     const auto y = compute(site.packed_site(true), shape, x, tokens, *kernels, 1);
                     for (size_t i = 0; i < y.size(); ++i)
                         CHECK(std::fabs(y[i] - reference.y[i]) <= 1e-5 * reference.magnitude[i] + 1e-28 * double(in),
