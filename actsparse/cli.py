@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Nothing is computed here."""
 
+import faulthandler
 import os
 import sys
 import time
@@ -408,6 +409,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     stand_in_for_home()
     accept_any_text()
+    # Where a library ends the process, say at least what was at work.
+    faulthandler.enable()
     try:
         require_encodable(sys.argv[1:])
         code = app(standalone_mode=False)

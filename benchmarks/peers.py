@@ -22,7 +22,8 @@ from bars import Bar, Measurement
 from command import announce, make_plain_parser, positive, run_benchmark
 from real_models import REAL_MODELS, fetch_qwen
 
-from actsparse.commands.bench.decoder import Decoder, compile_decoders, make_core, name_processor
+from actsparse.commands.bench.apart import compile_decoders
+from actsparse.commands.bench.decoder import Decoder, make_core, name_processor
 from actsparse.commands.bench.prepare import find_source, prepare_dense
 from actsparse.commands.bench.sparse import make_sparse, measure_reads
 from actsparse.commands.bench.timing import time_decoding, time_first_token
@@ -101,7 +102,7 @@ def run_case(model: str, weights: str, tools: Mapping[str, Path], options: argpa
             sparse = make_sparse(core, dense.xml, tokens.calibration, sparsity, is_exact=False, target=models[name])
             reads = measure_reads(core, sparse, tokens.measured, num_prompt_tokens=CONTEXT, threads=threads)
             case["sparsities"][name] = reads.measured_sparsity
-        decoders = compile_decoders(core, models, threads)
+        decoders = compile_decoders(core, models, extension_path(), threads, announce)
         for number in range(len(case["rounds"]), options.rounds):
             announce(f"{model}, {weights}: round {number + 1} of {options.rounds}")
             case["rounds"].append(time_round(decoders, tokens.measured, tools, gguf, threads))

@@ -208,6 +208,10 @@ class _Run:
         for option in ("recover", "accelerate"):
             if getattr(job, option):
                 require_weights(loaded.model, f"--{option}")
+        if job.accelerate:
+            from actsparse.openvino.export import require_exportable
+
+            require_exportable(loaded.model)
         self._batches = read_batches(loaded, calibration, job.num_batches)
         self._model: Any = loaded.model
         self._tokenizer = loaded.tokenizer

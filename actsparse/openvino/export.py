@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import openvino as ov
+import torch
 from torch import nn
 
 from actsparse.errors import ActsparseError, OutputError, one_line
@@ -21,6 +22,9 @@ from actsparse.torch.offload import require_weights
 from actsparse.torch.wrappers import named_adapters, unwrap
 
 Result = TypeVar("Result")
+
+_TASK = "text-generation-with-past"
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def export_model(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
@@ -57,9 +61,7 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     """
     folder, model = Path(folder), unwrap(model)
     require_weights(model, "the export")
-    if next(named_adapters(model), None):
-        msg = "the model has adapters beside its layers: merge them first, model = model.merge_and_unload()"
-        raise ActsparseError(msg)
+    require_exportable(model)
     masks = _active_masks(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,31 @@ def write_model(model: nn.Module, folder: str | Path, tokenizer: Any, rewrite: C
     return result
 
 
+def require_exportable(model: nn.Module) -> None:
+    """
+    Refuse what an export would refuse, before anything has been spent on it.
+
+    :raises ActsparseError: If optimum-intel is missing or does not know the architecture, or there are adapters.
+    """
+    if next(named_adapters(model), None):
+        msg = "the model has adapters beside its layers: merge them first, model = model.merge_and_unload()"
+        raise ActsparseError(msg)
+    try:
+        from optimum.exporters.openvino import model_configs  # noqa: F401  (makes architectures known)
+        from optimum.exporters.tasks import TasksManager
+    except ImportError:
+        purpose = "exporting a model"
+        raise missing_optimum(purpose) from None
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    try:
+        known = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
+    except KeyError:
+        known = {}
+    if _TASK not in known:
+        msg = f"optimum-intel cannot export this {type(model).__name__}: it knows no language model of type {kind!r}"
+        raise ActsparseError(msg)
+
+
 def run_optimum(model: nn.Module, folder: Path, **options: Any) -> Path:
     """
     Have optimum-intel export a model, without a tokenizer; its traces stay on the model.
@@ -97,7 +124,9 @@ def run_optimum(model: nn.Module, folder: Path, **options: Any) -> Path:
         purpose = "exporting a model"
         raise missing_optimum(purpose) from None
     # Left to itself, it saves the tokenizer of the folder that the model was loaded from, or makes one up.
-    options |= {"task": "text-generation-with-past", "stateful": True, "preprocessors": []}
+    options |= {"task": _TASK, "stateful": True, "preprocessors": []}
+    # Traced in f32 on the weights as they are, which is what OpenVINO computes with them.
+    options |= {"patch_16bit_model": model.dtype in HALVES}
     with warnings.catch_warnings():
         # What torch's tracer says of transformers' code.
         warnings.simplefilter("ignore")
@@ -113,9 +142,15 @@ def run_optimum(model: nn.Module, folder: Path, **options: Any) -> Path:
 
 
 def _copy_to_export(model: nn.Module) -> nn.Module:
-    # optimum-intel leaves traces on what it exports. The copy shares all tensors, so it costs no memory.
-    tensors = [*model.parameters(), *model.buffers()]
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    # optimum-intel leaves traces on what it exports, down to the type of a parameter's values. The copy shares all
+    # values, so it costs no memory.
+    shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()}
+    shared |= {id(tensor): tensor.detach() for tensor in model.buffers()}
+    copied = copy.deepcopy(model, shared).eval()
+    for module in copied.modules():
+        # Of NNCF, what turns its weights back into floating point.
+        if getattr(module, "result_dtype", None) in HALVES:
+            module.result_dtype = torch.float32
     for _, sparsifier in named_sparsifiers(copied):
         # A trace of several tokens would not hold the masks of single ones, and zeros are where masks are found.
         sparsifier.tokens = "all"

@@ -13,6 +13,7 @@ from optimum.intel import OVModelForCausalLM
 from torch import nn
 
 from actsparse import TargetScope, remove_sparsifiers, sparsify_activations
+from actsparse.backend import backend_of
 from actsparse.errors import ActsparseError, OutputError
 from actsparse.mask import Mask
 from actsparse.openvino import export_model, find_masks
@@ -65,17 +66,28 @@ def dequantize(linear: Linear) -> torch.Tensor:
     return found if linear.is_weight_transposed else found.T
 
 
-@pytest.mark.parametrize("is_masked_first", [False, True], ids=["INT8 then masks", "masks then INT8"])
-@pytest.mark.parametrize("mode", [nncf.CompressWeightsMode.INT8_ASYM, nncf.CompressWeightsMode.INT8_SYM], ids=str)
+ASYM, SYM = nncf.CompressWeightsMode.INT8_ASYM, nncf.CompressWeightsMode.INT8_SYM
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_masked_first", "dtype"),
+    [
+        *((mode, is_masked_first, torch.float32) for mode in (ASYM, SYM) for is_masked_first in (False, True)),
+        (ASYM, False, torch.bfloat16),
+        (SYM, True, torch.float16),
+    ],
+    ids=str,
+)
 def test_int8_weights_keep_their_masks(
     mode: nncf.CompressWeightsMode,
     is_masked_first: bool,
+    dtype: torch.dtype,
     make_model: Any,
     batches: list[Any],
     compress: Any,
     tmp_path: Path,
 ) -> None:
-    model = make_model()
+    model = make_model(dtype=dtype)
     if is_masked_first:
         model = compress(sparsify_activations(model, batches, 0.5), mode)
     else:
@@ -87,7 +99,7 @@ def test_int8_weights_keep_their_masks(
     assert {call.constant.get_element_type().bitwidth for call in calls.values()} == {8}
     # torch rounds INT8 weights to fp16 and OpenVINO does not, and what is rounded otherwise may be masked otherwise: so
     # the reference is a dense torch model with OpenVINO's weights.
-    reference = make_model()
+    reference = make_model(dtype=dtype).float()
     with torch.no_grad():
         for name, call in calls.items():
             reference.get_submodule(name).weight.copy_(dequantize(call))
@@ -103,6 +115,22 @@ def test_int8_weights_keep_their_masks(
             s.threshold.copy_(masks_of(exported)[name].threshold)
         expected = reference(**batches[0]).logits
     np.testing.assert_allclose(logits_of(exported, batches[0]), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_model_of_16_bits_is_exported_and_computes_in_f32(
+    dtype: torch.dtype, make_model: Any, batches: list[Any], tmp_path: Path, snapshot: Any
+) -> None:
+    model, wide = make_model(dtype=dtype), make_model(dtype=dtype).float()
+    sparsify_activations(model, batches, 0.5)
+    backend_of(wide).replace_masks(expected_masks(model))
+    before, logits = snapshot(model), model(**batches[0]).logits
+    exported = read(export_model(model, tmp_path))
+    assert snapshot(model) == before
+    assert model(**batches[0]).logits.equal(logits)
+    assert masks_of(exported) == expected_masks(model)
+    with torch.no_grad():
+        np.testing.assert_allclose(logits_of(exported, batches[0]), wide(**batches[0]).logits, atol=2e-3)
 
 
 def test_optimum_loads_and_generates_what_torch_does(make_model: Any, batches: list[Any], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ As a program, it prints a model's peak memory: so it imports neither torch nor N
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,6 @@ class Decoder:
     def output(self, index: int) -> np.ndarray:
         """Return an output of the last tokens."""
         return self._request.get_output_tensor(index).data
-
-
-def compile_decoders(core: ov.Core, models: Mapping[str, Path], threads: int) -> dict[tuple[str, str], Decoder]:
-    """Compile each model once for each precision hint: which one is best is only known when both have run."""
-    return {
-        (name, precision): Decoder(core, xml, make_settings(precision, threads))
-        for name, xml in models.items()
-        for precision in list_precisions(core)
-    }
 
 
 def find_unknown_inputs(names: Iterable[str]) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from actsparse.commands.bench.decoder import compile_decoders, make_core, name_processor
+from actsparse.commands.bench.apart import compile_decoders
+from actsparse.commands.bench.decoder import make_core, name_processor
 from actsparse.commands.bench.prepare import find_source, prepare_dense
 from actsparse.commands.bench.results import Quantiles
 from actsparse.commands.bench.sparse import make_sparse
@@ -122,7 +123,7 @@ def compare_decoding(model: str, targets: Mapping[str, Any], text: Text, calibra
             make_sparse(core, dense.xml, tokens.calibration, target, is_exact=False, target=models[name])
         say("timing how fast they decode, turn by turn")
         times = time_decoding(
-            compile_decoders(core, models, threads),
+            compile_decoders(core, models, extension_path(), threads, say),
             tokens.measured,
             num_prompt_tokens=CONTEXT_TOKENS,
             num_discarded=DISCARDED_TOKENS,

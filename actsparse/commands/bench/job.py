@@ -13,8 +13,9 @@ import openvino as ov
 
 from actsparse.algorithms import ZEROS
 from actsparse.commands.bench import tokens as bench_tokens
-from actsparse.commands.bench.decoder import compile_decoders, list_precisions, make_core, name_processor
-from actsparse.commands.bench.memory import measure_memory, measure_peak_memory, require_memory
+from actsparse.commands.bench.apart import PREFILL_TOKENS, compile_decoders, run_apart
+from actsparse.commands.bench.decoder import list_precisions, make_core, name_processor
+from actsparse.commands.bench.memory import measure_memory, require_memory
 from actsparse.commands.bench.prepare import (
     SEED,
     SHAPES,
@@ -253,7 +254,9 @@ def _measure_point(bench: _Bench, target: Any, xml: Path) -> Point:
     gc.collect()
     bench.say(f"compiling dense and sparse for {' and '.join(bench.precisions)}")
     timings = time_models(
-        compile_decoders(bench.core, {"dense": bench.dense.xml, "sparse": xml}, bench.threads),
+        compile_decoders(
+            bench.core, {"dense": bench.dense.xml, "sparse": xml}, bench.extension, bench.threads, bench.say
+        ),
         bench.tokens.measured,
         num_tokens=job.num_tokens,
         batch_sizes=job.batch_sizes,
@@ -264,11 +267,11 @@ def _measure_point(bench: _Bench, target: Any, xml: Path) -> Point:
     bench.say("measuring peak memory, each model in its own process")
     precision = best_precision(timings["dense"])
     measure_peak = partial(
-        measure_peak_memory,
+        run_apart,
         extension=bench.extension,
         threads=bench.threads,
         vocabulary=int(bench.dense.config["vocab_size"]),
-        max_length=bench.dense.max_length,
+        prefill=min(PREFILL_TOKENS, bench.dense.max_length // 2),
     )
     if precision not in bench.dense_peaks:
         bench.dense_peaks[precision] = measure_peak(bench.dense.xml, precision=precision)

@@ -1,9 +1,6 @@
 """Memory: how much there is, how fast it is copied and read, and what a model takes at its peak."""
 
 import ctypes
-import json
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +14,6 @@ _COPY_BYTES = 1 << 28
 _COPIES = 8
 # More than the third-level caches of nearly all processors, the half that is read too.
 _READ_BYTES = 1 << 30
-_PREFILL_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -97,30 +93,3 @@ def measure_copy_bandwidth(threads: int) -> float:
             list(pool.map(lambda part: np.copyto(*part), parts))
             seconds.append(time.perf_counter() - start)
     return 2 * _COPY_BYTES / min(seconds)
-
-
-def measure_peak_memory(
-    xml: Path, *, extension: Path, precision: str, threads: int, vocabulary: int, max_length: int
-) -> int:
-    """
-    Load a model in a new process, read 512 tokens, decode 16 more, and take that process's peak.
-
-    :param precision: f32 or bf16.
-    :raises ActsparseError: If the process fails.
-    """
-    job = {
-        "xml": str(xml),
-        "extension": str(extension),
-        "precision": precision,
-        "threads": threads,
-        "vocabulary": vocabulary,
-        "prefill": min(_PREFILL_TOKENS, max_length // 2),
-    }
-    # Without the working folder on its path: a module there is not the library of the same name.
-    command = [sys.executable, "-P", "-m", "actsparse.commands.bench.decoder", json.dumps(job)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        msg = f"the memory of {xml.name} cannot be measured: {reason}"
-        raise ActsparseError(msg)
-    return int(done.stdout.split()[-1])

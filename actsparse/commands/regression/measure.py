@@ -12,7 +12,8 @@ import numpy as np
 import openvino as ov
 
 from actsparse.backend import backend_of
-from actsparse.commands.bench.decoder import compile_decoders, list_precisions, make_core
+from actsparse.commands.bench.apart import compile_decoders
+from actsparse.commands.bench.decoder import make_core
 from actsparse.commands.bench.decoding import CONTEXT_TOKENS, DISCARDED_TOKENS, TIMED_TOKENS
 from actsparse.commands.bench.timing import time_decoding
 from actsparse.commands.regression.case import Case
@@ -201,7 +202,7 @@ def _measure_decode_ratio(model: CaseModel, dense: ov.Model, sparse: ov.Model, f
     paths = {side: folder / f"{side}-timed.xml" for side in (DENSE, SPARSE)}
     for path, timed in zip(paths.values(), (dense, sparse), strict=True):
         ov.save_model(timed, path, compress_to_fp16=False)
-    decoders = compile_decoders(core, paths, count_cores())
+    decoders = compile_decoders(core, paths, extension_path(), count_cores(), model.say)
     times = time_decoding(decoders, tokens, num_prompt_tokens=CONTEXT_TOKENS, num_discarded=DISCARDED_TOKENS)
-    best = {side: min(float(np.median(times[side, hint])) for hint in list_precisions(core)) for side in paths}
+    best = {side: min(float(np.median(found)) for (name, _), found in times.items() if name == side) for side in paths}
     return best[DENSE] / best[SPARSE]

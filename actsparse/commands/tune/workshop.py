@@ -13,8 +13,8 @@ import openvino as ov
 
 from actsparse.algorithms import get_algorithm
 from actsparse.calibration import Settings
-from actsparse.commands.bench.decoder import Decoder, list_precisions, make_settings, name_processor
-from actsparse.commands.bench.memory import measure_peak_memory
+from actsparse.commands.bench.apart import PREFILL_TOKENS, compile_decoders, run_apart
+from actsparse.commands.bench.decoder import make_settings, name_processor
 from actsparse.commands.bench.prepare import DenseModel, Source, prepare_dense
 from actsparse.commands.bench.timing import CONTEXT_TOKENS, DISCARDED_TOKENS, time_decoding, time_first_token
 from actsparse.commands.common import CALIBRATION_LENGTH, THRESHOLDS_NAME, point_key, recover_on_text
@@ -203,13 +203,13 @@ class Workshop:
         def measure() -> dict[str, int]:
             with self._saved([candidate]) as (path,):
                 dense = self.dense(candidate.weights)
-                peak = measure_peak_memory(
+                peak = run_apart(
                     path,
                     extension=extension_path(),
                     precision=precision,
                     threads=self._threads,
                     vocabulary=int(dense.config["vocab_size"]),
-                    max_length=dense.max_length,
+                    prefill=min(PREFILL_TOKENS, dense.max_length // 2),
                 )
                 return {"disk": path.stat().st_size + path.with_suffix(".bin").stat().st_size, "peak": peak}
 
@@ -233,11 +233,8 @@ class Workshop:
 
     def _time(self, paths: Sequence[Path]) -> list[Speed]:
         tokens = self._timed_tokens()
-        decoders = {
-            (number, precision): Decoder(self._core, path, make_settings(precision, self._threads))
-            for number, path in enumerate(paths)
-            for precision in list_precisions(self._core)
-        }
+        models = dict(enumerate(paths))
+        decoders = compile_decoders(self._core, models, extension_path(), self._threads, self._say)
         decoded = time_decoding(decoders, tokens, num_prompt_tokens=CONTEXT_TOKENS, num_discarded=DISCARDED_TOKENS)
         first = time_first_token(decoders, tokens, (PROMPT_TOKENS,), PROMPTS)[PROMPT_TOKENS]
         speeds = []

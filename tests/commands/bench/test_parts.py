@@ -11,12 +11,12 @@ import pytest
 
 from actsparse.commands.bench import memory as memory_module
 from actsparse.commands.bench import prepare as prepare_module
-from actsparse.commands.bench.decoder import Decoder, find_unknown_inputs, make_settings
+from actsparse.commands.bench.apart import CrashError, compile_decoders, run_apart
+from actsparse.commands.bench.decoder import Decoder, find_unknown_inputs, make_core, make_settings
 from actsparse.commands.bench.memory import (
     MemorySpeed,
     available_memory,
     measure_memory,
-    measure_peak_memory,
     require_memory,
 )
 from actsparse.commands.bench.prepare import SHAPES, count_parameters, find_source, make_random_model, prepare_dense
@@ -185,8 +185,8 @@ def test_memory_is_copied_and_read_at_some_speed() -> None:
 def measure_tiny() -> Callable[[], int]:
     """Measure the tiny model's peak memory."""
     dense, extension = prepare_dense(find_source("tiny"), "int8", lambda _: None), extension_path()
-    settings = {"precision": "f32", "threads": 1, "vocabulary": 512, "max_length": 256}
-    return lambda: measure_peak_memory(dense.xml, extension=extension, **settings)
+    settings: dict[str, Any] = {"precision": "f32", "threads": 1, "vocabulary": 512, "prefill": 128}
+    return lambda: run_apart(dense.xml, extension=extension, **settings)
 
 
 def test_the_process_whose_memory_is_measured_imports_neither_torch_nor_nncf(
@@ -204,6 +204,37 @@ def test_the_process_whose_memory_is_measured_imports_neither_torch_nor_nncf(
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in said[0].splitlines()}
     assert {"numpy", "openvino", "actsparse"} <= imported
     assert not imported & {"torch", "nncf", "transformers", "rich"}
+
+
+def test_a_model_that_ends_its_process_is_told_and_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dense, extension = prepare_dense(find_source("tiny"), "int8", lambda _: None), extension_path()
+    core, said = make_core(extension), []
+    run = subprocess.run
+
+    def run_and_die(command: list[str], **settings: Any) -> Any:
+        killed = [command[0], "-c", "import os, signal; os.kill(os.getpid(), signal.SIGFPE)"]
+        return run(killed if "sparse.xml" in command[-1] else command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", run_and_die)
+    monkeypatch.setattr(f"{compile_decoders.__module__}.list_precisions", lambda _core: ("f32", "bf16"))
+    sparse = tmp_path / "sparse.xml"
+    ov.save_model(core.read_model(dense.xml), sparse)
+    decoders = compile_decoders(core, {"dense": dense.xml, "sparse": sparse}, extension, 1, said.append)
+    assert list(decoders) == [("dense", "f32"), ("dense", "bf16"), ("sparse", "f32")]
+    assert said == [
+        "sparse is not timed with bf16: OpenVINO was ended by SIGFPE when it ran sparse.xml with bf16 on 1 threads"
+    ]
+    with pytest.raises(CrashError, match="SIGFPE"):
+        run_apart(sparse, extension=extension, precision="f32", threads=1)
+
+
+def test_f16_weights_are_timed_on_one_thread_whatever_openvino_makes_of_them() -> None:
+    # Where processors compute in bf16, OpenVINO 2026.4 divides by zero.
+    dense, extension = prepare_dense(find_source("tiny"), "f16", lambda _: None), extension_path()
+    decoders = compile_decoders(make_core(extension), {"dense": dense.xml}, extension, 1, lambda _: None)
+    times = time_decoding(decoders, np.zeros((1, 20), np.int64), num_prompt_tokens=8, num_discarded=5)
+    assert all(len(found) == 7 for found in times.values())
+    assert ("dense", "f32") in times
 
 
 def test_a_module_in_the_working_folder_is_not_taken_for_a_library(
