@@ -11,6 +11,7 @@ from nncf.common.logging import nncf_logger
 from torch import nn
 
 from actsparse.errors import ActsparseError, nearest, shorten_message
+from actsparse.torch.experts import split_experts
 from actsparse.torch.offload import require_weights
 
 Model = TypeVar("Model")
@@ -58,6 +59,9 @@ def compress_weights(model: Model, weights: str, example_input: Any = None, *, g
     :raises ActsparseError: If weights are offloaded, or NNCF cannot compress them.
     """
     require_weights(model, "compressing weights")
+    if isinstance(model, nn.Module):
+        # NNCF leaves what experts have together alone.
+        split_experts(model)
     options: dict[str, Any] = {"mode": WEIGHT_MODES[weights]}
     if weights.startswith("int4"):
         fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)

@@ -16,11 +16,12 @@ from actsparse import TargetScope, remove_sparsifiers, sparsify_activations
 from actsparse.backend import backend_of
 from actsparse.errors import ActsparseError, OutputError
 from actsparse.mask import Mask
-from actsparse.openvino import export_model, find_masks
+from actsparse.openvino import accelerate, export_model, find_masks
 from actsparse.openvino.layers import named_calls
 from actsparse.openvino.linear import Linear
 from actsparse.openvino.masks import masks_of
 from actsparse.openvino.runner import Runner
+from actsparse.torch.compression import compress_int8
 from actsparse.torch.insertion import named_sparsifiers
 
 pytestmark = pytest.mark.slow
@@ -131,6 +132,33 @@ def test_a_model_of_16_bits_is_exported_and_computes_in_f32(
     assert masks_of(exported) == expected_masks(model)
     with torch.no_grad():
         np.testing.assert_allclose(logits_of(exported, batches[0]), wide(**batches[0]).logits, atol=2e-3)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe"])
+def test_mixtures_of_experts_are_exported_and_accelerated(
+    architecture: str, make_model: Any, make_batches: Any, tmp_path: Path
+) -> None:
+    batches = make_batches(4, batch_size=2, length=48)
+    model = sparsify_activations(make_model(architecture), batches, 0.5)
+    exported = read(export_model(model, tmp_path))
+    assert masks_of(exported) == expected_masks(model)
+    with torch.no_grad():
+        np.testing.assert_allclose(logits_of(exported, batches[0]), model(**batches[0]).logits, atol=1e-3)
+    compressed = read(export_model(compress_int8(model, "asym", batches[0]), tmp_path))
+    expected = logits_of(compressed, batches[0])
+    acceleration = accelerate(compressed, exact=True)
+    assert not acceleration.kept
+    assert {name for site in acceleration.masked for name in site.layers} == expected_masks(model).keys()
+    np.testing.assert_allclose(logits_of(compressed, batches[0]), expected, atol=1e-3)
+
+
+def test_experts_are_compressed_before_they_are_masked_too(make_model: Any, make_batches: Any, tmp_path: Path) -> None:
+    batches = make_batches(4, batch_size=2, length=48)
+    model = compress_int8(make_model("mixtral"), "asym", batches[0])
+    exported = read(export_model(sparsify_activations(model, batches, 0.5), tmp_path))
+    assert {
+        call.constant.get_element_type().bitwidth for group in named_calls(exported).values() for call in group
+    } == {8}
 
 
 def test_optimum_loads_and_generates_what_torch_does(make_model: Any, batches: list[Any], tmp_path: Path) -> None:
