@@ -78,7 +78,8 @@ def run(example: Example, monkeypatch: pytest.MonkeyPatch, files: Path) -> str |
 
 @pytest.mark.real_model
 def test_examples_run_in_order_and_a_failed_gate_deploys_nothing(tmp_path, monkeypatch, capsys, files):
-    assert {example.name for example in RUNS} == {path.name for path in EXAMPLES.glob("*.py")}
+    # The server runs with openvino-genai's tests, on the model that is deployed there.
+    assert {example.name for example in RUNS} == {path.name for path in EXAMPLES.glob("*.py")} - {"serve.py"}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("actsparse.texts.token_batches", partial(shorter_batches, token_batches))
     tiny = load_model(str(files / "model")).model

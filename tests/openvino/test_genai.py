@@ -1,12 +1,20 @@
 """openvino-genai on both of its backends: the same tokens as optimum-intel, or a refusal that says why."""
 
+import json
+import runpy
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx
 import openvino as ov
 import pytest
+import uvicorn
 from openvino._offline_transformations import paged_attention_transformation
 
 from actsparse import sparsify_activations
@@ -81,6 +89,58 @@ def test_every_way_to_generate_gives_the_same_tokens(deployed: Path) -> None:
     lookup = genai.LLMPipeline(deployed, "CPU", ATTENTION_BACKEND="PA", prompt_lookup=True, **properties)
     settings = make_settings(num_assistant_tokens=4, max_ngram_size=3)
     assert [str(lookup.generate(prompt, settings)) for prompt in PROMPTS] == expected
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[httpx.Client]:
+    """Serve an application on the loopback, on a port of the system's choice."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def read_stream(client: httpx.Client, url: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    with client.stream("POST", url, json=request | {"stream": True}) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line)["choices"][0] for line in lines]
+
+
+@pytest.mark.real_model
+def test_the_serving_example_answers_eight_at_once_as_each_alone(deployed: Path) -> None:
+    expected = generate_by_optimum(deployed)
+    serve = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "serve.py"))
+    app = serve["make_app"](serve["Engine"](deployed, **SETTINGS), "masked")
+    with serving(app) as client, ThreadPoolExecutor(8) as pool:
+
+        def complete(prompt: str) -> Any:
+            request = {"prompt": prompt, "max_tokens": NEW_TOKENS}
+            return client.post("/v1/completions", json=request).raise_for_status().json()
+
+        answers = [*pool.map(complete, [*PROMPTS, *PROMPTS])]
+        assert [answer["choices"][0]["text"] for answer in answers] == [*expected, *expected]
+        assert {answer["choices"][0]["finish_reason"] for answer in answers} == {"length"}
+        assert len({answer["id"] for answer in answers}) == 8
+        assert answers[0]["usage"] == {"completion_tokens": NEW_TOKENS}
+        pieces = read_stream(client, "/v1/completions", {"prompt": PROMPTS[0], "max_tokens": NEW_TOKENS})
+        assert "".join(piece["text"] for piece in pieces) == expected[0]
+        assert len(pieces) > 4
+        assert pieces[-1]["finish_reason"] == "length"
+        chat = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": NEW_TOKENS}
+        whole = client.post("/v1/chat/completions", json=chat).json()["choices"][0]["message"]["content"]
+        assert "".join(p["delta"]["content"] for p in read_stream(client, "/v1/chat/completions", chat)) == whole != ""
+        for wrong in ({}, {"prompt": 1}, {"prompt": "x", "max_tokens": 0}):
+            assert client.post("/v1/completions", json=wrong).status_code == 422
+        assert client.get("/v1/models").json()["data"][0]["id"] == "masked"
 
 
 @pytest.mark.real_model
