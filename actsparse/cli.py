@@ -1,6 +1,8 @@
 """The command line: parse, call, print. Nothing is computed here."""
 
+import contextlib
 import faulthandler
+import logging
 import os
 import sys
 import time
@@ -407,10 +409,13 @@ def main() -> None:
     """Run the command line: a user's mistake is one line and exit code 2, an interruption is 130."""
     # Libraries below must not talk over the tables; their errors are caught and shortened.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # That there is a CUDA toolkit and no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     stand_in_for_home()
     accept_any_text()
-    # Where a library ends the process, say at least what was at work.
-    faulthandler.enable()
+    # Where a library ends the process, say at least what was at work: on a standard error that is a file.
+    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
+        faulthandler.enable()
     try:
         require_encodable(sys.argv[1:])
         code = app(standalone_mode=False)
