@@ -147,7 +147,8 @@ def _copy_to_export(model: nn.Module) -> nn.Module:
     shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()}
     shared |= {id(tensor): tensor.detach() for tensor in model.buffers()}
     copied = copy.deepcopy(model, shared).eval()
-    for module in copied.modules():
+    modules: list[Any] = [*copied.modules()]
+    for module in modules:
         # Of NNCF, what turns its weights back into floating point.
         if getattr(module, "result_dtype", None) in HALVES:
             module.result_dtype = torch.float32

@@ -48,8 +48,8 @@ class TwinCalibration:
             msg = f"{missing} of the OpenVINO model is no layer that the torch model of its configuration calls"
             raise ScopeError(msg)
         order = {name: number for number, name in enumerate(called)}
-        ordered = [sorted(layers, key=lambda layer: order[layer.name]) for layers in (found.all, found.of_blocks)]
-        return Layers(found.graph, *ordered)
+        every, of_blocks = (sorted(x, key=lambda layer: order[layer.name]) for x in (found.all, found.of_blocks))
+        return replace(found, all=every, of_blocks=of_blocks)
 
     def gate_functions(self, matched: Sequence[Layer], layers: Sequence[Layer]) -> dict[str, str]:
         """Find the modules that gate feed-forward networks."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from actsparse.errors import SourceError
 from actsparse.models import load_model
@@ -107,7 +107,7 @@ def train_sentencepiece(*, has_prefix: bool) -> Tokenizer:
     return tokenizer
 
 
-def write(path: Path, tokenizer: Tokenizer, change: Callable[[Any], None] = lambda _: None, **fields: str) -> Path:
+def write(path: Path, tokenizer: Tokenizer, change: Callable[[Any], None] = lambda _: None, **fields: Any) -> Path:
     """
     Write a GGUF file with a tokenizer and nothing else, as llama.cpp's converter does.
 
@@ -141,7 +141,7 @@ def write(path: Path, tokenizer: Tokenizer, change: Callable[[Any], None] = lamb
     return path
 
 
-def require_equal(built: PreTrainedTokenizerBase, original: Tokenizer, text: str) -> None:
+def require_equal(built: Any, original: Tokenizer, text: str) -> None:
     ids = built(text, add_special_tokens=False)["input_ids"]
     expected: Any = original.encode(text, add_special_tokens=False)
     assert built.convert_ids_to_tokens(ids) == expected.tokens
@@ -199,13 +199,12 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(byte_level: tuple[Any, Tokenizer]
     ],
     ids=str,
 )
-def test_special_tokens_are_those_of_the_file(fields: dict[str, str], begins: bool, tmp_path: Path) -> None:
+def test_special_tokens_are_those_of_the_file(fields: dict[str, Any], begins: bool, tmp_path: Path) -> None:
     original = train_sentencepiece(has_prefix=True) if "model" in fields else train(fields["pre"])
-    silent = build_gguf_tokenizer(write(tmp_path / "silent.gguf", original, **fields), "x")
+    silent: Any = build_gguf_tokenizer(write(tmp_path / "silent.gguf", original, **fields), "x")
     assert (silent.bos_token, silent.eos_token, silent.pad_token) == ("<s>", "</s>", None)
     assert silent.model_max_length == 512
     first, last = silent.bos_token_id, silent.eos_token_id
-    assert silent("in 1984")["input_ids"][:1] == ([first] if begins else silent("in 1984")["input_ids"][:1])
     assert (silent("in")["input_ids"][0] == first) is begins
 
     def say(writer: Any) -> None:
@@ -213,7 +212,7 @@ def test_special_tokens_are_those_of_the_file(fields: dict[str, str], begins: bo
         writer.add_add_eos_token(True)
         writer.add_pad_token_id(original.token_to_id("</s>"))
 
-    said = build_gguf_tokenizer(write(tmp_path / "said.gguf", original, say, **fields), "x")
+    said: Any = build_gguf_tokenizer(write(tmp_path / "said.gguf", original, say, **fields), "x")
     assert (said("in")["input_ids"][0] == first) is not begins
     assert said("in")["input_ids"][-1] == last
     assert said("in", "to")["input_ids"].count(last) == 2
@@ -229,7 +228,7 @@ def test_special_tokens_are_those_of_the_file(fields: dict[str, str], begins: bo
     ],
     ids=str,
 )
-def test_an_unknown_tokenizer_is_refused_with_the_way_out(fields: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_an_unknown_tokenizer_is_refused_with_the_way_out(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", train("gpt-2"), **fields)
     with pytest.raises(SourceError, match=r"known are gpt-2, smollm, .* SentencePiece's.*--tokenizer FOLDER") as caught:
         load_model(str(path))

@@ -123,8 +123,8 @@ class Linear4bit(nn.Linear):
         super().__init__(size, size)
         self.weight = nn.Parameter(torch.zeros(size * size // 2, 1, dtype=torch.uint8), requires_grad=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.bias
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input + self.bias
 
 
 class Packed(nn.Module):
