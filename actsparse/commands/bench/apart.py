@@ -26,18 +26,19 @@ class CrashError(ActsparseError):
 
 
 def run_apart(
-    xml: Path, *, extension: Path, precision: str, threads: int, vocabulary: int = 2, prefill: int = 32
+    xml: Path, *, extension: Path | None, precision: str, threads: int, vocabulary: int = 2, prefill: int = 32
 ) -> int:
     """
     Run a model in a process of its own: read a prompt, then decode a few tokens.
 
+    :param extension: The library that it needs, if it needs one.
     :param precision: f32 or bf16.
     :param prefill: How many tokens the prompt has.
     :return: The process's peak memory, in bytes.
     :raises CrashError: If a signal ends the process.
     :raises ActsparseError: If it fails.
     """
-    job = {"xml": str(xml), "extension": str(extension), "precision": precision, "threads": threads}
+    job = {"xml": str(xml), "extension": str(extension or ""), "precision": precision, "threads": threads}
     job |= {"vocabulary": vocabulary, "prefill": prefill}
     # Without the working folder on its path: a module there is not the library of the same name.
     command = [sys.executable, "-P", "-m", decoder.__name__, json.dumps(job)]
@@ -54,7 +55,7 @@ def run_apart(
 
 
 def compile_decoders(
-    core: ov.Core, models: Mapping[Name, Path], extension: Path, threads: int, say: Say
+    core: ov.Core, models: Mapping[Name, Path], extension: Path | None, threads: int, say: Say
 ) -> dict[tuple[Name, str], Decoder]:
     """
     Compile each model once for each precision hint: which one is best is only known when both have run.

@@ -20,9 +20,10 @@ INPUTS = {"input_ids", "attention_mask", "position_ids", "beam_idx"}
 
 
 def make_core(extension: Path | str) -> ov.Core:
-    """Make an OpenVINO core that knows the extension's operations."""
+    """Make an OpenVINO core that knows the extension's operations; without a path, one that does not."""
     core = ov.Core()
-    core.add_extension(str(extension))
+    if extension:
+        core.add_extension(str(extension))
     return core
 
 

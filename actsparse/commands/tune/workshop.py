@@ -63,8 +63,10 @@ class Workshop:
         self._folder, self._num_batches, self._windows = prepare_folder(folder), num_batches, windows
         self._core, self._threads = ov.Core(), count_cores()
         self.no_kernel = ""
+        self._extension: Path | None = None
         try:
-            self._core.add_extension(str(extension_path()))
+            self._extension = extension_path()
+            self._core.add_extension(str(self._extension))
         except BuildError as error:
             self.no_kernel = str(error)
         self._dense: dict[str, DenseModel] = {}
@@ -205,7 +207,7 @@ class Workshop:
                 dense = self.dense(candidate.weights)
                 peak = run_apart(
                     path,
-                    extension=extension_path(),
+                    extension=self._extension,
                     precision=precision,
                     threads=self._threads,
                     vocabulary=int(dense.config["vocab_size"]),
@@ -234,7 +236,7 @@ class Workshop:
     def _time(self, paths: Sequence[Path]) -> list[Speed]:
         tokens = self._timed_tokens()
         models = dict(enumerate(paths))
-        decoders = compile_decoders(self._core, models, extension_path(), self._threads, self._say)
+        decoders = compile_decoders(self._core, models, self._extension, self._threads, self._say)
         decoded = time_decoding(decoders, tokens, num_prompt_tokens=CONTEXT_TOKENS, num_discarded=DISCARDED_TOKENS)
         first = time_first_token(decoders, tokens, (PROMPT_TOKENS,), PROMPTS)[PROMPT_TOKENS]
         speeds = []
